@@ -1,0 +1,59 @@
+"""A command as a user would run it, and small environments that borrow the big packages of the running one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: object, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command with output captured, in the surroundings of a user who set no Python or verl variable."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") and not name.startswith(("VERL_USE_", "AEM_"))
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+    if check:
+        assert done.returncode == 0, f"{command} failed\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+class Environment:
+    """A new virtual environment that also sees, after its own packages, those of the running environment.
+
+    The borrowed folder is appended to sys.path by a .pth file, so .pth files inside that folder (such as the one of an
+    editable verl-aem in the running environment) are not read: our modules come from this environment or not at all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False)
+        self.folder = folder
+        self.python = folder / "bin" / "python"
+        self.packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+        (self.packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def install(self, *what: object) -> None:
+        """`--ignore-installed` keeps pip from looking at a verl-aem in the borrowed folder, let alone removing it."""
+        options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
+        run(sys.executable, "-m", "pip", "--python", self.python, "install", *options, *what, cwd=self.folder)
+
+    def add_other_recipe(self, folder: Path) -> None:
+        """A regular package `recipe`, as verl-project's rl-insight ships one."""
+        (folder / "recipe").mkdir(parents=True, exist_ok=True)
+        (folder / "recipe" / "__init__.py").write_text("")
+        (folder / "recipe" / "neighbour.py").write_text("NAME = 'neighbour'\n")

