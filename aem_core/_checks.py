@@ -1,0 +1,153 @@
+"""Validation shared by the public functions.
+
+What the host knows (types, shapes, dtypes, devices, settings) is always checked: it costs nothing. What only the device
+knows (the values inside a tensor) is checked by the `*_values` functions, which wait for the device; the public
+functions skip those under `validate=False`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from aem_core.errors import AEMValueError
+
+if TYPE_CHECKING:
+    from aem_core.responses import Responses
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LABEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
+MASK_DTYPES = (torch.bool, *LABEL_DTYPES, *FLOAT_DTYPES)
+
+# Half-precision logits around 100 are 0.5 apart, so a peaked distribution's entropy, logsumexp(z) - sum(p z), can come
+# out that far below 0 although the true value is not negative. A log-probability can exceed 0 for the same reason.
+ROUNDING_NATS = 0.5
+
+
+def invalid(argument: str, got: str, expected: str, fix: str) -> AEMValueError:
+    return AEMValueError(f"{argument}: got {got}; expected {expected}. {fix}")
+
+
+def describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def dtype_names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def require_tensor(name: str, value: object, rank: int, dtypes: Sequence[torch.dtype], fix: str) -> None:
+    expected = f"a tensor with {rank} dimension{'s' if rank > 1 else ''} and a dtype among {dtype_names(dtypes)}"
+    if not isinstance(value, Tensor) or value.dim() != rank or value.dtype not in dtypes:
+        raise invalid(name, describe(value), expected, fix)
+
+
+def require_shape(name: str, value: Tensor, shape: Sequence[int], device: torch.device, fix: str) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise invalid(name, describe(value), f"shape {tuple(shape)}", fix)
+    if value.device != device:
+        raise invalid(name, describe(value), f"device {device}", "Move one of them with `.to(device)`.")
+
+
+def require_mask(mask_BT: object, shape: tuple[int, int] | None = None, name: str = "mask_BT") -> None:
+    require_tensor(name, mask_BT, 2, MASK_DTYPES, "Pass one row a sequence and one column a response token.")
+    if shape is not None and isinstance(mask_BT, Tensor) and tuple(mask_BT.shape) != shape:
+        raise invalid(name, describe(mask_BT), f"shape {shape}", "It must have the shape given as `shape`.")
+
+
+def require_tokens(name: str, value_BT: Tensor, responses: Responses) -> None:
+    """One floating-point value a token, in the batch that `responses` describes."""
+    require_tensor(name, value_BT, 2, FLOAT_DTYPES, "Pass one value a response token.")
+    fix = "It must have the shape of the mask or of the `shape` from which `responses` was built."
+    require_shape(name, value_BT, responses.shape, responses.device, fix)
+
+
+def require_per_response(name: str, value_N: Tensor, responses: Responses) -> None:
+    require_tensor(name, value_N, 1, FLOAT_DTYPES, "Pass one value a response.")
+    fix = f"`responses` holds {len(responses)} responses; pass one value for each, in their order."
+    require_shape(name, value_N, (len(responses),), responses.device, fix)
+
+
+def require_labels(name: str, label: Tensor, count: int, device: torch.device, unit: str) -> None:
+    fix = f"Pass one integer label a {unit}, {count} in all."
+    require_tensor(name, label, 1, LABEL_DTYPES, fix)
+    require_shape(name, label, (count,), device, fix)
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise invalid(name, describe(value), f"one of {', '.join(map(repr, choices))}", f"Set `{name}` to one of them.")
+
+
+def require_setting(name: str, value: object, fix: str) -> None:
+    """A finite number that is not negative. A tensor is refused: reading it would wait for the device."""
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or number < 0:
+        raise invalid(name, describe(value), "a finite number that is not negative", fix)
+
+
+def require_seed(name: str, value: object) -> None:
+    seed = -1
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor):
+        seed = operator.index(value)
+    if not 0 <= seed < 2**63:
+        fix = f"Set `{name}` to a seed, or to None to leave the coefficients where they belong."
+        raise invalid(name, describe(value), "None or an integer in [0, 2^63)", fix)
+
+
+def check_mask_values(mask_BT: Tensor, name: str = "mask_BT") -> None:
+    bad_BT = (mask_BT != 0) & (mask_BT != 1)
+    if bad_BT.any():
+        row, column = (int(i) for i in bad_BT.nonzero()[0])
+        got = f"{mask_BT[row, column].item()} at row {row}, column {column} ({int(bad_BT.sum())} such values)"
+        raise invalid(name, got, "only 0 and 1", "Pass the mask of the model's own tokens, not weights or counts.")
+
+
+def check_token_values(
+    name: str,
+    value_M: Tensor,
+    responses: Responses,
+    fix: str,
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+) -> None:
+    """Finite and within [lowest, highest] on every token of a response; `value_M` holds those tokens only."""
+    if not _all_within(value_M, lowest, highest):
+        bad_M = ~value_M.isfinite() | (value_M < lowest) | (value_M > highest)
+        first = int(bad_M.nonzero()[0])
+        row, column = divmod(int(responses.token_M[first]), responses.shape[1])
+        response = int(responses.response_M[first])
+        place = f"row {row}, column {column}, which is in response {response}"
+        got = f"{value_M[first].item()} at {place} ({int(bad_M.sum())} such tokens)"
+        raise invalid(name, got, _expectation(lowest, highest), fix)
+
+
+def check_response_values(name: str, value_N: Tensor, fix: str, lowest: float) -> None:
+    if not _all_within(value_N, lowest, math.inf):
+        bad_N = ~value_N.isfinite() | (value_N < lowest)
+        first = int(bad_N.nonzero()[0])
+        got = f"{value_N[first].item()} at response {first} ({int(bad_N.sum())} such responses)"
+        raise invalid(name, got, _expectation(lowest, math.inf), fix)
+
+
+def _all_within(value: Tensor, lowest: float, highest: float) -> bool:
+    """Whether all values are finite and within the bounds, in one pass; which one is not is asked only afterwards."""
+    if value.numel() == 0:
+        return True
+    low, high = (float(extreme) for extreme in value.aminmax())  # both NaN if any value is
+    return math.isfinite(low) and math.isfinite(high) and lowest <= low and high <= highest
+
+
+def _expectation(lowest: float, highest: float) -> str:
+    parts = ["finite values"]
+    parts += [f"at least {lowest:g}"] if lowest > -math.inf else []
+    parts += [f"at most {highest:g}"] if highest < math.inf else []
+    return ", ".join(parts) + " on the responses"

@@ -1,0 +1,260 @@
+"""Which tokens of a batch belong to which response.
+
+A response is the complete message of the model that triggers one transition of the environment. A row of the batch may
+hold one response (a row for each turn) or many (a whole conversation in one row, the environment's tokens masked out).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aem_core import _checks as checks
+
+__all__ = ["Responses", "find_responses"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Responses:
+    """The responses of a batch of B rows and T tokens; made by `find_responses` or `Responses.from_spans`.
+
+    Responses are numbered 0 … N−1 by row, and within a row by their start. M is the number of response tokens.
+
+    Attributes:
+        index_BT: int64, the number of the response that a token belongs to; −1 off a response.
+        row_N: int64, the row that a response stands in.
+        length_N: int64, the number of a response's tokens; at least 1.
+        span_N: int64, which of its row's spans (in the order given) a response came from; with `find_responses`, which
+            of its row's runs. A caller maps what it knows about a turn through `(row_N, span_N)`.
+        token_M: int64, where each response token stands: row · T + column. Ascending from response to response.
+        response_M: int64, the number of the response that each of these tokens belongs to.
+
+    Example:
+        >>> responses = find_responses(torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]]))
+        >>> responses
+        Responses(2 responses, 3 tokens, shape=(2, 4), device=cpu)
+        >>> responses.index_BT.tolist()
+        [[0, 0, -1, 1], [-1, -1, -1, -1]]
+    """
+
+    index_BT: Tensor
+    row_N: Tensor
+    length_N: Tensor
+    span_N: Tensor
+    token_M: Tensor
+    response_M: Tensor
+
+    @classmethod
+    def from_spans(
+        cls,
+        spans: Sequence[Sequence[tuple[int, int]]],
+        shape: tuple[int, int],
+        mask_BT: Tensor | None = None,
+        *,
+        validate: bool = True,
+    ) -> Responses:
+        """Responses from recorded spans, each cut down to the tokens that a mask keeps.
+
+            response = [start, stop) ∩ {t : mask_t = 1}
+
+        Source: ours. arXiv 2605.00425 does not say what becomes of a masked token inside a response: here it takes no
+        part, and a span of which nothing is left is no response. Tokens of the mask outside every span are off a
+        response too.
+
+        Args:
+            spans: for each of the B rows its spans (start, stop), half-open, counted in response tokens, in any order.
+            shape: (B, T).
+            mask_BT: (B, T), 0 or 1, of any dtype; None keeps every token of the spans.
+            validate: check the mask's values. The spans are checked always.
+
+        Returns:
+            The responses, on the mask's device, or on the CPU without a mask. Building them waits for a GPU.
+
+        Raises:
+            AEMValueError: spans that overlap, are empty, reversed, out of range or not pairs of integers, their number
+                of rows; a mask of another shape or with values other than 0 and 1.
+
+        Example:
+            >>> mask = torch.tensor([[1, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
+            >>> responses = Responses.from_spans([[(0, 2), (2, 5)], [(0, 3), (3, 6)]], shape=(2, 6), mask_BT=mask)
+            >>> responses.index_BT.tolist()
+            [[0, 0, 1, -1, 1, -1], [-1, -1, -1, 2, 2, 2]]
+            >>> responses.row_N.tolist(), responses.span_N.tolist(), responses.length_N.tolist()
+            ([0, 0, 1], [0, 1, 1], [2, 2, 3])
+        """
+        shape = _checked_shape(shape)
+        row, ordinal, start, stop = _flat_spans(spans, shape)
+        device = torch.device("cpu")
+        if mask_BT is not None:
+            checks.require_mask(mask_BT, shape)
+            device = mask_BT.device
+            if validate:
+                checks.check_mask_values(mask_BT)
+        # One host tensor, so that one copy carries all spans to the device.
+        row_S, ordinal_S, start_S, stop_S = torch.tensor([row, ordinal, start, stop], dtype=torch.int64).to(device)
+        token_M, span_M = _expand_spans(row_S * shape[1] + start_S, stop_S - start_S)
+        if mask_BT is not None:
+            kept_M = (mask_BT != 0).reshape(-1)[token_M]
+            token_M, span_M = token_M[kept_M], span_M[kept_M]
+        length_S = torch.bincount(span_M, minlength=len(row))
+        kept_S = length_S > 0
+        response_M = (kept_S.cumsum(0) - 1)[span_M]
+        return _responses(shape, row_S[kept_S], length_S[kept_S], ordinal_S[kept_S], token_M, response_M)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        rows, tokens = self.index_BT.shape
+        return rows, tokens
+
+    @property
+    def device(self) -> torch.device:
+        """The device that all of its tensors are on."""
+        return self.index_BT.device
+
+    def to(self, device: torch.device | str) -> Responses:
+        """The same responses on another device."""
+        return Responses(
+            index_BT=self.index_BT.to(device),
+            row_N=self.row_N.to(device),
+            length_N=self.length_N.to(device),
+            span_N=self.span_N.to(device),
+            token_M=self.token_M.to(device),
+            response_M=self.response_M.to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self)} responses, {len(self.token_M)} tokens"
+        return f"Responses({counts}, shape={self.shape}, device={self.device})"
+
+
+def find_responses(response_mask_BT: Tensor, *, validate: bool = True) -> Responses:
+    """Takes every maximal run of ones in a row for one response.
+
+        responses of a row = maximal [start, stop) with mask_t = 1 for all start ≤ t < stop
+
+    Source: ours, for data without recorded spans. Two messages of the model with nothing in between, or with a masked
+    token inside, cannot be told from their mask: where the spans are known, use `Responses.from_spans`.
+
+    Args:
+        response_mask_BT: (B, T), 0 or 1, bool, integer or floating point.
+        validate: check that the mask is binary; without it everything but 0 counts as 1.
+
+    Returns:
+        The responses, on the mask's device. Building them waits for a GPU.
+
+    Raises:
+        AEMValueError: not a matrix, or values other than 0 and 1.
+
+    Example:
+        >>> responses = find_responses(torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]]))
+        >>> responses.index_BT.tolist()
+        [[-1, 0, 0, -1, 1], [2, 2, 2, 2, 2]]
+        >>> responses.row_N.tolist(), responses.span_N.tolist(), responses.length_N.tolist()
+        ([0, 0, 1], [0, 1, 0], [2, 1, 5])
+    """
+    checks.require_mask(response_mask_BT, name="response_mask_BT")
+    if validate:
+        checks.check_mask_values(response_mask_BT, name="response_mask_BT")
+    on_BT = response_mask_BT != 0
+    first_BT = on_BT.clone()
+    first_BT[:, 1:] &= ~on_BT[:, :-1]
+    token_M = on_BT.reshape(-1).nonzero().squeeze(1)
+    response_M = (first_BT.reshape(-1).cumsum(0) - 1)[token_M]
+    row_N = first_BT.nonzero()[:, 0]
+    length_N = torch.bincount(response_M, minlength=len(row_N))
+    return _responses(tuple(on_BT.shape), row_N, length_N, _rank_in_row(row_N, len(on_BT)), token_M, response_M)
+
+
+def select_tokens(value_BT: Tensor, responses: Responses) -> Tensor:
+    """The values on response tokens alone, so that nothing computed from them can depend on the others."""
+    return value_BT.detach().reshape(-1).index_select(0, responses.token_M)
+
+
+def _responses(
+    shape: tuple[int, ...], row_N: Tensor, length_N: Tensor, span_N: Tensor, token_M: Tensor, response_M: Tensor
+) -> Responses:
+    index_BT = token_M.new_full(shape, -1)
+    index_BT.view(-1).scatter_(0, token_M, response_M)
+    return Responses(index_BT, row_N, length_N, span_N, token_M, response_M)
+
+
+def _rank_in_row(row_N: Tensor, rows: int) -> Tensor:
+    count_B = torch.bincount(row_N, minlength=rows)
+    earlier_B = count_B.cumsum(0) - count_B
+    return torch.arange(len(row_N), device=row_N.device) - earlier_B[row_N]
+
+
+def _expand_spans(start_S: Tensor, length_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Every position of every span, and the span that it belongs to."""
+    span_M = torch.arange(len(start_S), device=start_S.device).repeat_interleave(length_S)
+    before_S = length_S.cumsum(0) - length_S
+    offset_M = torch.arange(len(span_M), device=start_S.device) - before_S[span_M]
+    return start_S[span_M] + offset_M, span_M
+
+
+def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    try:
+        rows, tokens = (operator.index(size) for size in shape)
+        if rows >= 0 and tokens >= 0:
+            return rows, tokens
+    except (TypeError, ValueError):
+        pass
+    raise checks.invalid("shape", repr(shape), "two sizes (B, T), not negative", "Pass the shape of the token tensors.")
+
+
+def _flat_spans(
+    spans: Sequence[Sequence[tuple[int, int]]], shape: tuple[int, int]
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Row, ordinal, start and stop of every span, by row and start; in plain Python, for the spans arrive as lists."""
+    rows, tokens = shape
+    try:
+        count = len(spans)
+    except TypeError:
+        raise checks.invalid(
+            "spans", checks.describe(spans), "a sequence of rows", "Pass a list for each row."
+        ) from None
+    if count != rows:
+        fix = "Pass a list for each row, an empty one for a row without responses."
+        raise checks.invalid("spans", f"spans for {count} rows", f"{rows} rows, as in shape={shape}", fix)
+    flat: tuple[list[int], list[int], list[int], list[int]] = ([], [], [], [])
+    for row, row_spans in enumerate(spans):
+        reached = 0
+        for start, stop, ordinal in sorted(_row_spans(row, row_spans, tokens)):
+            if start < reached:
+                got = f"span {ordinal} of row {row}, ({start}, {stop}), which overlaps one that ends at {reached}"
+                fix = "Spans are half-open: a span may start where the one before it stops."
+                raise checks.invalid("spans", got, "spans that do not overlap", fix)
+            reached = stop
+            for column, value in zip(flat, (row, ordinal, start, stop), strict=True):
+                column.append(value)
+    return flat
+
+
+def _row_spans(row: int, row_spans: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, int, int]]:
+    """(start, stop, ordinal) of a row's spans, each checked on its own."""
+    try:
+        pairs = list(row_spans)
+    except TypeError:
+        got = f"{checks.describe(row_spans)} for row {row}"
+        raise checks.invalid("spans", got, "a sequence of (start, stop)", "Pass a list for each row.") from None
+    checked: list[tuple[int, int, int]] = []
+    for ordinal, pair in enumerate(pairs):
+        try:
+            start, stop = (operator.index(bound) for bound in pair)
+        except (TypeError, ValueError):
+            got = f"{checks.describe(pair)} as span {ordinal} of row {row}"
+            raise checks.invalid("spans", got, "two integers (start, stop)", "Pass token positions.") from None
+        if not 0 <= start < stop <= tokens:
+            got = f"({start}, {stop}) as span {ordinal} of row {row}"
+            fix = "Count from the row's first response token, without the prompt, and leave empty spans out."
+            raise checks.invalid("spans", got, f"0 <= start < stop <= {tokens}, the T of `shape`", fix)
+        checked.append((start, stop, ordinal))
+    return checked

@@ -1,0 +1,146 @@
+"""The vectorised functions against a plain reading of the formulas: lists, loops and `math`, one response at a time.
+
+Not covered: whether the formulas themselves are the paper's; the golden tests hold those.
+"""
+
+import math
+import random
+
+import pytest
+import torch
+
+from aem_core import Responses, aem, find_responses, relative_surprisal, response_entropies, response_log_probs
+
+
+def reference_runs(mask_row):
+    runs, run = [], []
+    for token, value in enumerate(mask_row):
+        if value:
+            run.append(token)
+        elif run:
+            runs.append(run)
+            run = []
+    return [*runs, run] if run else runs
+
+
+def reference_aem(advantage, entropy, tokens_of, labels, lam, min_range, sign):
+    """`tokens_of`: for each response its row and its tokens; `labels`: for each response its set."""
+    means = [sum(entropy[row][token] for token in tokens) / len(tokens) for row, tokens in tokens_of]
+    alphas = []
+    for mean, label in zip(means, labels, strict=True):
+        members = [other for other, other_label in zip(means, labels, strict=True) if other_label == label]
+        low, high = min(members), max(members)
+        if high - low < min_range:
+            alphas.append(1.0)
+            continue
+        weights = [math.exp(sign * lam * (other - low) / (high - low)) for other in members]
+        alphas.append(math.exp(sign * lam * (mean - low) / (high - low)) / (sum(weights) / len(weights)))
+    result = [list(row) for row in advantage]
+    for alpha, (row, tokens) in zip(alphas, tokens_of, strict=True):
+        for token in tokens:
+            result[row][token] *= alpha
+    return result, alphas, means
+
+
+def random_spans(rng, tokens):
+    spans, start = [], 0
+    while (start := start + rng.randint(0, 3)) < tokens:
+        stop = min(tokens, start + rng.randint(1, 5))
+        spans.append((start, stop))
+        start = stop
+    rng.shuffle(spans)
+    return spans
+
+
+class Batch:
+    """A ragged batch as lists; some groups have a narrow range of entropies, so that the guard is met too."""
+
+    def __init__(self, seed):
+        rng = random.Random(seed)
+        self.rows, self.tokens = rng.randint(1, 9), rng.randint(1, 24)
+        self.mask = [[int(rng.random() < 0.7) for _ in range(self.tokens)] for _ in range(self.rows)]
+        self.group = [rng.choice([-5, 2, 11]) for _ in range(self.rows)]
+        self.trajectory = [rng.randint(0, 2) for _ in range(self.rows)]
+        width = {-5: 0.02, 2: 1.0, 11: 4.0}
+        self.entropy = [[1 + width[group] * rng.random() for _ in range(self.tokens)] for group in self.group]
+        self.log_prob = [[-5 * rng.random() for _ in range(self.tokens)] for _ in range(self.rows)]
+        self.advantage = [[rng.gauss(0, 1) for _ in range(self.tokens)] for _ in range(self.rows)]
+        self.spans = [random_spans(rng, self.tokens) for _ in range(self.rows)]
+        self.lam = rng.choice([0.3, 1.0, 2.5])
+        self.direction = rng.choice(["forward", "reversed"])
+
+    def labels(self, scope, tokens_of):
+        keys = {
+            "group": self.group,
+            "trajectory": list(zip(self.group, self.trajectory, strict=True)),
+            "batch": [0] * self.rows,
+        }[scope]
+        return [keys[row] for row, _ in tokens_of]
+
+
+@pytest.mark.parametrize("scope", ["group", "trajectory", "batch"])
+@pytest.mark.parametrize("spans", [False, True], ids=["runs", "spans"])
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_aem_against_loops(scope, spans, seed, dtype):
+    batch = Batch(seed)
+    mask_BT = torch.tensor(batch.mask)
+    if spans:
+        cut = [
+            [[token for token in range(*span) if batch.mask[row][token]] for span in sorted(batch.spans[row])]
+            for row in range(batch.rows)
+        ]
+        responses = Responses.from_spans(batch.spans, (batch.rows, batch.tokens), mask_BT)
+    else:
+        cut = [reference_runs(row) for row in batch.mask]
+        responses = find_responses(mask_BT)
+    tokens_of = [(row, tokens) for row in range(batch.rows) for tokens in cut[row] if tokens]
+    sign = -1 if batch.direction == "forward" else 1
+    expected, alphas, means = reference_aem(
+        batch.advantage, batch.entropy, tokens_of, batch.labels(scope, tokens_of), batch.lam, 0.1, sign
+    )
+    rescaled_BT, stats = aem(
+        torch.tensor(batch.advantage, dtype=dtype),
+        torch.tensor(batch.entropy, dtype=dtype),
+        responses,
+        torch.tensor(batch.group),
+        lam=batch.lam,
+        scope=scope,
+        trajectory_B=torch.tensor(batch.trajectory),
+        direction=batch.direction,
+    )
+    assert len(responses) == len(tokens_of)
+    assert responses.length_N.tolist() == [len(tokens) for _, tokens in tokens_of]
+    tolerance = {"rtol": 0, "atol": 1e-12 if dtype == torch.float64 else 2e-5}
+    torch.testing.assert_close(rescaled_BT, torch.tensor(expected, dtype=dtype), **tolerance)
+    torch.testing.assert_close(stats.alpha_N, torch.tensor(alphas, dtype=dtype), **tolerance)
+    torch.testing.assert_close(stats.entropy_N, torch.tensor(means, dtype=dtype), **tolerance)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_sums_against_loops(seed):
+    batch = Batch(seed)
+    tokens_of = [(row, run) for row in range(batch.rows) for run in reference_runs(batch.mask[row])]
+    log_probs = [sum(batch.log_prob[row][token] for token in tokens) for row, tokens in tokens_of]
+    entropies = [sum(batch.entropy[row][token] for token in tokens) for row, tokens in tokens_of]
+    responses = find_responses(torch.tensor(batch.mask))
+    log_prob_BT = torch.tensor(batch.log_prob, dtype=torch.float64)
+    entropy_BT = torch.tensor(batch.entropy, dtype=torch.float64)
+    assert response_log_probs(log_prob_BT, responses).tolist() == pytest.approx(log_probs)
+    assert (response_entropies(entropy_BT, responses) * responses.length_N).tolist() == pytest.approx(entropies)
+    expected = [-log_prob - entropy for log_prob, entropy in zip(log_probs, entropies, strict=True)]
+    assert relative_surprisal(log_prob_BT, entropy_BT, responses).tolist() == pytest.approx(expected)
+
+
+def test_the_batches_meet_the_guard_and_pass_it():
+    """Guards the tests above against inputs that would make them trivial."""
+    guarded, modulated = 0, 0
+    for seed in range(12):
+        batch = Batch(seed)
+        entropy_BT = torch.tensor(batch.entropy)
+        responses = find_responses(torch.tensor(batch.mask))
+        _, stats = aem(entropy_BT, entropy_BT, responses, torch.tensor(batch.group))
+        guarded += int(stats.guarded_G.sum())
+        modulated += int((~stats.guarded_G).sum())
+    assert guarded >= 5
+    assert modulated >= 5
