@@ -1,0 +1,1 @@
+"""verl agent loops and the environments they play."""

@@ -1,0 +1,62 @@
+"""A benchmark's tasks as the parquet files that verl reads: one row a task, one file a split.
+
+python -m agent_loops.dataset agent_loops.webshop.WebShop DIRECTORY data_dir=…
+"""
+
+from __future__ import annotations
+
+import os
+import pydoc
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from agent_loops.environment import Benchmark, Task
+
+
+def write_parquet(benchmark: Benchmark, directory: Path) -> dict[str, int]:
+    """Write `<split>.parquet` for every split of the benchmark; returns the number of tasks of each.
+
+    The agent loop makes its own prompts, so `prompt` holds only a word of what is played; the task itself is plain data
+    in `extra_info.task`. A file appears whole or not at all.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for split in benchmark.task_set.splits:
+        tasks = benchmark.task_set.tasks(split)
+        table = pa.Table.from_pylist([_row(benchmark.name, split, index, task) for index, task in enumerate(tasks)])
+        partial = directory / f".{split}.{os.getpid()}.parquet"
+        pq.write_table(table, partial)
+        partial.replace(directory / f"{split}.parquet")
+        counts[split] = len(tasks)
+    return counts
+
+
+def _row(name: str, split: str, index: int, task: Task) -> dict[str, Any]:
+    return {
+        "data_source": name,
+        "agent_name": "environment",
+        "prompt": [{"role": "user", "content": f"{name} {split} {index}"}],
+        "ability": "agent",
+        "reward_model": {"style": "environment", "ground_truth": ""},
+        "extra_info": {"index": index, "split": split, "task": task},
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """The command line: what makes the benchmark, the directory to write to, and the benchmark's arguments."""
+    if len(arguments) < 2 or not all("=" in argument for argument in arguments[2:]):
+        raise SystemExit(__doc__)
+    target, directory, *settings = arguments
+    make = pydoc.locate(target)
+    if not callable(make):
+        raise SystemExit(f"{target} is not to be found: expected a benchmark such as agent_loops.webshop.WebShop")
+    counts = write_parquet(make(**dict(setting.split("=", 1) for setting in settings)), Path(directory))  # type: ignore
+    print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,164 @@
+"""One episode of an environment as a conversation: prompts out, responses in. No tokens and no asyncio here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from agent_loops.actions import ParsedAction, parse_action
+from agent_loops.environment import Environment, Observation, Task
+
+LAYOUTS = ("turns",)
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    """How an environment is played. The defaults are verl-agent's for WebShop.
+
+    Attributes:
+        prompt: a template: `<environment>/<name>` of this package (`webshop/full`) or a path to a `.jinja` file.
+        layout: `turns`: each turn is its own prompt with a short history, and its own row.
+        max_turns: the agent is cut off after so many.
+        history_length: how many past (observation, action) pairs a prompt shows.
+        max_prompt_characters: the history is dropped from a prompt that would be longer.
+        won_reward, lost_reward: the trajectory's outcome reward.
+        invalid_penalty: taken from the turn whose response breaks the format.
+        require_think: whether a response without `<think>…</think>` breaks the format.
+        fallback_characters: how much of a response without action tags is executed.
+        step_seconds: an environment that takes longer for one step has failed.
+    """
+
+    prompt: str = "webshop/full"
+    layout: str = "turns"
+    max_turns: int = 15
+    history_length: int = 2
+    max_prompt_characters: int = 13_000
+    won_reward: float = 10.0
+    lost_reward: float = 0.0
+    invalid_penalty: float = 0.1
+    require_think: bool = True
+    fallback_characters: int = 20
+    step_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"episode.layout={self.layout!r}: expected one of {list(LAYOUTS)}")
+        for name, least in (("max_turns", 1), ("history_length", 0), ("fallback_characters", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected at least {least}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> EpisodeSettings:
+        known = {one.name for one in dataclasses.fields(cls)}
+        unknown = sorted(set(config) - known)
+        if unknown:
+            raise ValueError(f"episode.{unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
+        return cls(**config)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn that was played: what the agent saw, what it did, and what that turn alone is due."""
+
+    observation: Observation
+    action: ParsedAction
+    reward: float
+    penalty: float
+
+
+@dataclass
+class Episode:
+    """Play one task: `reset`, then `prompt` and `step` in turn until `done`."""
+
+    environment: Environment
+    settings: EpisodeSettings
+    turns: list[Turn] = field(default_factory=list)
+    observation: Observation | None = None
+    done: bool = False
+    won: bool = False
+    score: float = 0.0
+    instruction: str = ""
+
+    def reset(self, task: Task) -> None:
+        self.observation = self.environment.reset(task)
+        self.instruction = str(self.observation.info.get("instruction", ""))
+
+    def prompt(self, shorter: int = 0) -> str:
+        """The user message of the coming turn.
+
+        Args:
+            shorter: 0: the configured history, unless the text passes `max_prompt_characters`; 1: no history; each
+                step beyond halves what is shown of the observation. The task's words are always kept.
+        """
+        if shorter == 0:
+            text = self._render(self.settings.history_length)
+            return text if len(text) <= self.settings.max_prompt_characters else self._render(0)
+        return self._render(0, halvings=shorter - 1)
+
+    def step(self, response: str) -> Turn:
+        """Execute the action in a response; returns the turn, and updates `done`, `won` and `score`."""
+        assert self.observation is not None, "reset the episode first"
+        action = parse_action(
+            response,
+            require_think=self.settings.require_think,
+            fallback_characters=self.settings.fallback_characters,
+        )
+        result = self.environment.step(action.text)
+        turn = Turn(self.observation, action, result.reward, 0.0 if action.valid else -self.settings.invalid_penalty)
+        self.turns.append(turn)
+        self.observation = result.observation
+        self.won = bool(result.info.get("won", False))
+        self.score = float(result.info.get("score", float(self.won)))
+        self.done = result.terminated or result.truncated or len(self.turns) >= self.settings.max_turns
+        return turn
+
+    @property
+    def outcome_reward(self) -> float:
+        return self.settings.won_reward if self.won else self.settings.lost_reward
+
+    def _render(self, history_length: int, halvings: int = 0) -> str:
+        assert self.observation is not None, "reset the episode first"
+        past: Sequence[Turn] = self.turns[len(self.turns) - history_length :] if history_length else ()
+        first = len(self.turns) - len(past)
+        return load_template(self.settings.prompt).render(
+            instruction=self.instruction,
+            observation=_cut(_body(self.observation), halvings),
+            actions=list(self.observation.actions),
+            history=[
+                {"number": first + place + 1, "observation": _body(turn.observation), "action": turn.action.text}
+                for place, turn in enumerate(past)
+            ],
+            turns_taken=len(self.turns),
+            max_turns=self.settings.max_turns,
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def load_template(name: str) -> jinja2.Template:
+    """A prompt template by `<environment>/<name>` or by path; an undefined variable in it is an error."""
+    path = Path(name)
+    if path.suffix != ".jinja":
+        folder, _, stem = name.partition("/")
+        path = Path(__file__).parent / folder / "prompts" / f"{stem}.jinja"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"episode.prompt={name!r}: no template {path.name} in {path.parent.name}; "
+            "expected `<environment>/<name>` or a path that ends in .jinja"
+        )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(path.read_text(encoding="utf-8"))
+
+
+def _cut(text: str, halvings: int) -> str:
+    return text if not halvings else text[: len(text) >> halvings] + " [...]"
+
+
+def _body(observation: Observation) -> str:
+    """The observation without the task's words, which the prompt shows apart, where the environment offers it so."""
+    return str(observation.info.get("body", observation.text))

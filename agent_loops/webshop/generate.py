@@ -1,0 +1,251 @@
+"""A made-up catalogue in WebShop's file format: small, free of scraped text, and the same for a seed everywhere.
+
+Every title is a feature, a material and a kind of product ("slim oak lamp"). Several products share a title and differ
+in price, colours and sizes, so a goal asks to find the title, to choose among its products, and to set the options.
+
+    python -m agent_loops.webshop.generate DIR [--seed 0] [--n-goals 4000] …
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import string
+import tempfile
+from dataclasses import asdict, dataclass
+from itertools import product as combinations
+from pathlib import Path
+from random import Random
+from typing import Any
+
+FEATURES = (
+    *("slim", "foldable", "portable", "washable", "padded"),
+    *("elegant", "colorful", "comfortable", "fashionable", "decorative"),
+)
+MATERIALS = ("oak", "bamboo", "steel", "cotton", "leather", "glass", "marble", "wool")
+KINDS = {
+    "lamp": "lighting",
+    "table": "furniture",
+    "chair": "furniture",
+    "basket": "storage",
+    "mirror": "decor",
+    "clock": "decor",
+    "tray": "kitchen",
+    "bowl": "kitchen",
+    "bag": "travel",
+    "frame": "decor",
+    "stool": "furniture",
+    "box": "storage",
+}
+COLOURS = ("red", "blue", "green", "black", "white")
+SIZES = ("small", "medium", "large", "wide", "tall")
+_PLURALS = {"box": "boxes"}
+_FORMAT = 1
+ITEMS_FILE = "items_shuffle_generated.json"
+ATTRIBUTES_FILE = "items_ins_v2_generated.json"
+GOALS_FILE = "goals.json"
+PARAMETERS_FILE = "generated.json"
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What decides a generated catalogue.
+
+    Attributes:
+        seed: of every choice and of the order.
+        n_titles: different titles, at most 960 (10 features, 8 materials, 12 kinds).
+        variants: products that share a title.
+        n_goals: goals, all worded differently.
+        colours_offered: colours a product comes in, of 5.
+        sizes_offered: sizes a product comes in, of 5, where it has sizes.
+        sized_share: share of the titles whose products have sizes.
+        prices: whole dollars; products that share a title get different ones.
+    """
+
+    seed: int = 0
+    n_titles: int = 120
+    variants: int = 3
+    n_goals: int = 4000
+    colours_offered: int = 3
+    sizes_offered: int = 3
+    sized_share: float = 0.5
+    prices: tuple[int, ...] = (15, 25, 35, 45, 55, 65, 75, 85, 95)
+
+    def __post_init__(self) -> None:
+        limits = (
+            ("n_titles", 1, len(FEATURES) * len(MATERIALS) * len(KINDS)),
+            ("variants", 1, len(set(self.prices))),
+            ("n_goals", 1, 10**9),
+            ("colours_offered", 1, len(COLOURS)),
+            ("sizes_offered", 1, len(SIZES)),
+            ("sized_share", 0, 1),
+        )
+        for name, low, high in limits:
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} is out of range: choose between {low} and {high}")
+
+
+def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) -> Path:
+    """Writes a made-up catalogue, unless the directory holds the one of these parameters already.
+
+    Args:
+        directory: made if needed.
+        seed: decides every choice.
+        **parameters: the other fields of `Parameters`.
+
+    Returns:
+        The directory, for `load_catalogue` and `WebShop`.
+
+    Raises:
+        ValueError: a parameter is out of range, or there are not as many goals as `n_goals` asks for.
+        FileExistsError: the directory holds a catalogue that this function did not write.
+    """
+    directory = Path(directory)
+    chosen = Parameters(seed=seed, **parameters)
+    # Through JSON, so that it compares equal with what is read back.
+    written = json.loads(json.dumps({"format": _FORMAT, **asdict(chosen)}))
+    marker = directory / PARAMETERS_FILE
+    files = (ITEMS_FILE, ATTRIBUTES_FILE, GOALS_FILE)
+    if marker.is_file():
+        if json.loads(marker.read_text(encoding="utf-8")) == written and all((directory / f).is_file() for f in files):
+            return directory
+        marker.unlink()  # until the new files are complete, no marker vouches for them
+    elif directory.is_dir() and any(directory.glob("items_shuffle*.json")):
+        raise FileExistsError(f"{directory} holds a catalogue that was not generated here: choose another directory")
+    items, attributes, goals = _compose(chosen)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, content in zip((*files, PARAMETERS_FILE), (items, attributes, goals, written), strict=True):
+        _write(directory / name, content)
+    return directory
+
+
+def _compose(parameters: Parameters) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:
+    rng = Random(parameters.seed)
+    titles = rng.sample(list(combinations(FEATURES, MATERIALS, KINDS)), parameters.n_titles)
+    sized = set(rng.sample(range(len(titles)), round(parameters.sized_share * len(titles))))
+    items: list[dict[str, Any]] = []
+    attributes: dict[str, Any] = {}
+    goals: dict[str, dict[str, Any]] = {}
+    for number, (feature, material, kind) in enumerate(titles):
+        for price in rng.sample(sorted(set(parameters.prices)), parameters.variants):
+            asin = _new_asin(rng, attributes)
+            options = {"color": _some(rng, COLOURS, parameters.colours_offered)}
+            if number in sized:
+                options["size"] = _some(rng, SIZES, parameters.sizes_offered)
+            item = _item(asin, feature, material, kind, price, options)
+            items.append(item)
+            words = rng.sample((feature, material), 2)
+            attributes[asin] = {
+                "attributes": words,
+                "instruction": f"Find me {', '.join(words)} {item['query']}",
+                "instruction_attributes": words,
+            }
+            for goal in _goals_for(item, attributes[asin], price, options):
+                goals.setdefault(goal["instruction_text"], goal)
+    if len(goals) < parameters.n_goals:
+        raise ValueError(
+            f"n_goals={parameters.n_goals}, but these products give only {len(goals)} differently worded goals: "
+            "raise n_titles or variants, or lower n_goals"
+        )
+    rng.shuffle(items)
+    return items, attributes, rng.sample(list(goals.values()), parameters.n_goals)
+
+
+def _item(
+    asin: str, feature: str, material: str, kind: str, price: int, options: dict[str, list[str]]
+) -> dict[str, Any]:
+    category = KINDS[kind]
+    return {
+        "name": f"{feature} {material} {kind}",
+        "asin": asin,
+        "category": "garden",
+        "query": _PLURALS.get(kind, f"{kind}s"),
+        "product_category": " \u203a ".join(("Home", category.capitalize(), kind.capitalize())),
+        "pricing": f"${price}",
+        "small_description": [f"made of {material}", f"{feature} design"],
+        "full_description": f"a {feature} {kind} made of {material}",
+        "customization_options": {
+            name.capitalize(): [{"value": value, "is_selected": False} for value in values]
+            for name, values in options.items()
+        },
+        "images": [""],
+        "average_rating": "",
+        "page": 1,
+    }
+
+
+def _goals_for(
+    item: dict[str, Any], attributes: dict[str, Any], price: int, options: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    names = sorted(options)
+    wish = attributes["instruction"]
+    goals = []
+    for values in combinations(*(options[name] for name in names)):
+        wanted = dict(zip(names, values, strict=True))
+        text = ", and ".join(f"{name}: {value}" for name, value in wanted.items())
+        for limit in range(price // 10 * 10 + 20, price // 10 * 10 + 50, 10):
+            goals.append(
+                {
+                    "asin": item["asin"],
+                    "category": item["category"],
+                    "query": item["query"],
+                    "name": item["name"],
+                    "product_category": item["product_category"],
+                    "instruction_text": f"{wish} with {text}, and price lower than {limit:.2f} dollars",
+                    "attributes": attributes["instruction_attributes"],
+                    "price_upper": float(limit),
+                    "goal_options": wanted,
+                    "weight": 1.0,
+                }
+            )
+    return goals
+
+
+def _new_asin(rng: Random, taken: dict[str, Any]) -> str:
+    while True:
+        asin = "B0" + "".join(rng.choices(string.ascii_uppercase + string.digits, k=8))
+        if asin not in taken:
+            return asin
+
+
+def _some(rng: Random, values: tuple[str, ...], count: int) -> list[str]:
+    chosen = set(rng.sample(values, count))
+    return [value for value in values if value in chosen]
+
+
+def _write(path: Path, content: Any) -> None:
+    """Writes JSON so that the file is either complete or absent, also where two processes write at once."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: a directory, and an option for each parameter."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agent_loops.webshop.generate", description="Write a made-up WebShop catalogue."
+    )
+    parser.add_argument("directory", type=Path)
+    defaults = asdict(Parameters())
+    for name, default in defaults.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(default, tuple):
+            parser.add_argument(option, type=int, nargs="+", default=list(default))
+        else:
+            parser.add_argument(option, type=type(default), default=default)
+    chosen = vars(parser.parse_args(arguments))
+    directory = chosen.pop("directory")
+    chosen["prices"] = tuple(chosen["prices"])
+    generate_catalogue(directory, **chosen)
+    print(f"{directory}: {chosen['n_titles'] * chosen['variants']} products, {chosen['n_goals']} goals")
+
+
+if __name__ == "__main__":
+    main()

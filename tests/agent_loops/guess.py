@@ -1,0 +1,57 @@
+"""A guessing game with every fault an environment can have: the loop's tests play it."""
+
+from __future__ import annotations
+
+import time
+
+from agent_loops.environment import Observation, Step
+
+
+class GuessTasks:
+    splits = ("train", "validation")
+
+    def tasks(self, split: str) -> list[dict]:
+        first = 0 if split == "train" else 100
+        return [{"secret": (first + number) % 10} for number in range(32 if split == "train" else 4)]
+
+
+class GuessEnvironment:
+    thread_safe = True
+
+    def __init__(self, fault: str):
+        self._fault = fault
+        self.closed = False
+
+    def reset(self, task: dict) -> Observation:
+        if self._fault == "reset":
+            raise OSError("the game file is gone")
+        self._secret = task["secret"]
+        return Observation("Guess a digit.", ["guess[<digit>]"], {"instruction": "find the secret digit"})
+
+    def step(self, action: str) -> Step:
+        if self._fault == "step":
+            raise RuntimeError("the game crashed")
+        if self._fault == "slow":
+            time.sleep(5)
+        digits = [letter for letter in action if letter.isdigit()]
+        won = bool(digits) and int(digits[0]) == self._secret
+        text = "correct" if won else "higher" if digits and int(digits[0]) < self._secret else "lower"
+        return Step(Observation(text), reward=float(won), terminated=won, info={"won": won, "score": float(won)})
+
+    def close(self) -> None:
+        self.closed = True
+        if self._fault == "close":
+            raise RuntimeError("cannot close")
+
+
+class GuessBenchmark:
+    name = "guess"
+    task_set = GuessTasks()
+
+    def __init__(self, fault: str = "", thread_safe: bool = True):
+        self._fault = fault
+        self.made: list[GuessEnvironment] = []
+
+    def make(self) -> GuessEnvironment:
+        self.made.append(GuessEnvironment(self._fault))
+        return self.made[-1]

@@ -1,0 +1,109 @@
+"""The generated catalogue: its shape, its goals, and that nothing but its parameters decides it."""
+
+import json
+import os
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from agent_loops.webshop import Catalogue, load_catalogue
+from agent_loops.webshop.generate import generate_catalogue
+from agent_loops.webshop.oracle import best_reward
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ("items_shuffle_generated.json", "items_ins_v2_generated.json", "goals.json", "generated.json")
+SMALL = {"n_titles": 10, "variants": 2, "n_goals": 60}
+
+
+def digests(directory: Path) -> list[str]:
+    return [sha256((directory / name).read_bytes()).hexdigest() for name in FILES]
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "77"])
+def test_other_processes_write_the_same_bytes(generated_dir: Path, tmp_path: Path, hash_seed: str) -> None:
+    subprocess.run(
+        [sys.executable, "-W", "error", "-m", "agent_loops.webshop.generate", str(tmp_path / "again")],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
+    )
+    assert digests(tmp_path / "again") == digests(generated_dir)
+
+
+def test_products_and_goals(generated: Catalogue) -> None:
+    assert (len(generated.products), len(generated.goals)) == (360, 4000)
+    assert len({product.title for product in generated.products}) == 120
+    assert all(len(product.title.split()) == 3 for product in generated.products)
+    assert all(len(asin) == 10 and asin.startswith("B0") for asin in generated.by_asin)
+    assert len(generated.by_asin) == 360
+    sized = sum("size" in product.options for product in generated.products)
+    assert sized == 180
+    assert {len(values) for product in generated.products for values in product.options.values()} == {3}
+    by_title: dict[str, list[float]] = {}
+    for product in generated.products:
+        by_title.setdefault(product.title, []).append(product.price)
+    assert all(len(set(prices)) == 3 for prices in by_title.values())
+
+
+def test_goals_are_worded_differently_and_can_be_won(generated: Catalogue) -> None:
+    assert len({goal.instruction for goal in generated.goals}) == len(generated.goals)
+    assert all(best_reward(generated.by_asin[goal.asin], goal) == 1.0 for goal in generated.goals)
+
+
+def test_wording(generated: Catalogue) -> None:
+    goal = next(goal for goal in generated.goals if "size" in goal.options)
+    text = f"Find me {', '.join(goal.attributes)} {goal.query} with color: {goal.options['color']}, and size: "
+    assert goal.instruction == f"{text}{goal.options['size']}, and price lower than {goal.price_upper:.2f} dollars"
+
+
+def test_seeds_differ(tmp_path: Path) -> None:
+    assert digests(generate_catalogue(tmp_path / "a", **SMALL)) != digests(
+        generate_catalogue(tmp_path / "b", 1, **SMALL)
+    )
+
+
+def test_a_second_call_leaves_the_files_alone_and_other_parameters_replace_them(tmp_path: Path) -> None:
+    directory = generate_catalogue(tmp_path, **SMALL)
+    before = [(directory / name).stat().st_mtime_ns for name in FILES]
+    generate_catalogue(tmp_path, **SMALL)
+    assert [(directory / name).stat().st_mtime_ns for name in FILES] == before
+    generate_catalogue(tmp_path, **{**SMALL, "variants": 3})
+    assert len(load_catalogue(tmp_path).products) == 30
+    assert sorted(path.name for path in directory.iterdir()) == sorted(FILES)
+
+
+def test_an_interrupted_writing_is_done_again(tmp_path: Path) -> None:
+    expected = digests(generate_catalogue(tmp_path, **SMALL))
+    (tmp_path / "goals.json").unlink()
+    assert digests(generate_catalogue(tmp_path, **SMALL)) == expected
+
+
+def test_another_catalogue_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "items_shuffle_1000.json").write_text("[]")
+    with pytest.raises(FileExistsError, match="choose another directory"):
+        generate_catalogue(tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n_titles": 0}, "n_titles=0 is out of range: choose between 1 and 960"),
+        ({"variants": 99}, "variants=99"),
+        ({"sized_share": 1.5}, "sized_share=1.5"),
+        ({"n_titles": 1, "n_goals": 4000}, "raise n_titles"),
+    ],
+)
+def test_parameters_out_of_range(tmp_path: Path, parameters: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate_catalogue(tmp_path, **parameters)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_have_the_benchmarks_fields(generated_dir: Path, real_dir: Path) -> None:
+    for own, real in (("items_shuffle_generated.json", "items_shuffle_1000.json"), ("goals.json", "goals.json")):
+        first_own = json.loads((generated_dir / own).read_text())[0]
+        first_real = json.loads((real_dir / real).read_text())[0]
+        assert first_own.keys() == first_real.keys()

@@ -1,0 +1,110 @@
+"""Terms and ranking. The values are Lucene's rules worked out by hand; the transcripts test the whole."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_loops.webshop.analysis import stem, terms
+from agent_loops.webshop.search import SearchIndex, rounded_length
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The men's T-shirts", ["men", "t", "shirt"]),
+        ("40.00 dollars", ["40.00", "dollar"]),
+        ("size:m 3.5mm", ["size:m", "3.5mm"]),
+        ("1\u20442 cup", ["1\u20442", "cup"]),
+        ("I \u2661 \u2764\ufe0f it \u2606", ["i", "\u2661", "\u2764\ufe0f"]),
+        ("us quick", ["us", "quick"]),
+        ("_ __ a_b", ["a_b"]),
+        ("\u6f22\u5b57", ["\u6f22", "\u5b57"]),
+        ("| [SEP] -- \x00", ["sep"]),
+        ("the of to", []),
+        ("", []),
+    ],
+)
+def test_terms(text: str, expected: list[str]) -> None:
+    assert terms(text) == expected
+
+
+def test_a_long_word_is_cut() -> None:
+    assert [len(term) for term in terms("7" * 600)] == [255, 255, 90]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [("possibly", "possibl"), ("technologies", "technolog"), ("technology", "technolog"), ("ably", "abli")],
+)
+def test_stems_follow_the_later_rules_of_porter(word: str, expected: str) -> None:
+    assert stem(word) == expected
+
+
+def test_lengths_are_rounded_to_four_significant_bits_above_24() -> None:
+    # Lucene's SmallFloat: 24 exact values, then 24 + x, where x keeps its four highest bits.
+    assert [rounded_length(n) for n in range(41)] == list(range(41))
+    assert [rounded_length(n) for n in (41, 42, 43, 55, 56, 57, 59, 60)] == [40, 42, 42, 54, 56, 56, 56, 60]
+    assert rounded_length(1000) == 24 + (0b1111010000 & 0b1111000000)
+
+
+def test_scores_rank_by_bm25() -> None:
+    documents = ["red lamp", "red red lamp on a table", "blue lamp", "table"]
+    found = SearchIndex(documents).search("red table")
+
+    def score(text: str) -> float:
+        words = [terms(document) for document in documents]
+        mean = sum(map(len, words)) / len(words)
+        total = 0.0
+        for term in ("red", "tabl"):
+            containing = sum(term in document for document in words)
+            idf = math.log(1 + (len(words) - containing + 0.5) / (containing + 0.5))
+            tf = terms(text).count(term)
+            total += idf * tf / (tf + 0.9 * (0.6 + 0.4 * len(terms(text)) / mean))
+        return total
+
+    ranked = sorted(range(4), key=lambda number: -score(documents[number]))
+    assert list(found) == [number for number in ranked if score(documents[number]) > 0]
+    assert list(found) == [1, 3, 0]
+
+
+def test_equal_scores_keep_document_order_and_50_is_the_limit() -> None:
+    index = SearchIndex(["lamp"] * 300 + ["lamp lamp"])
+    assert index.search("lamp") == (300, *range(49))
+    assert index.search("lamp", limit=3) == (300, 0, 1)
+
+
+def test_a_repeated_query_word_counts_twice() -> None:
+    index = SearchIndex(["oak", "pine pine", "oak pine"])
+    assert index.search("oak oak oak pine")[:2] == (2, 0)
+    assert index.search("oak pine pine pine")[:2] == (2, 1)
+
+
+def test_nothing_is_found_for_words_that_stand_nowhere() -> None:
+    index = SearchIndex(["red lamp"])
+    assert index.search("") == index.search("the of") == index.search("zebra") == index.search("\ud800") == ()
+
+
+@given(st.text(max_size=80))
+def test_no_text_breaks_a_search(text: str) -> None:
+    index = SearchIndex([text, "red lamp"])
+    assert set(index.search(text)) <= {0, 1}
+    if terms(text):
+        assert 0 in index.search(text)
+
+
+@pytest.mark.parametrize("piece", ["_", "a'", "1,", "\U0001f600\u200d", "e\u0301", "a_", "\U0001f1e6", "a "])
+def test_long_texts_are_split_in_linear_time(piece: str) -> None:
+    started = time.perf_counter()
+    terms(piece * (100_000 // len(piece)))
+    assert time.perf_counter() - started < 5  # a quadratic scan takes minutes
+
+
+def test_the_few_best_of_many_are_those_of_a_full_sort() -> None:
+    rng = np.random.default_rng(0)
+    documents = [" ".join(rng.choice(["red", "blue", "oak", "lamp"], size=n)) for n in rng.integers(1, 30, size=2000)]
+    index = SearchIndex(documents)
+    assert index.search("red oak", limit=20) == index.search("red oak", limit=2000)[:20]
