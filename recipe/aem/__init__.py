@@ -1,0 +1,1 @@
+"""AEM and its neighbours inside verl: the seam, the settings, the machine without a GPU, the demo."""

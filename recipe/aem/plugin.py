@@ -1,0 +1,31 @@
+"""Everything this package adds to verl, registered in every process that imports verl.
+
+Loaded through the entry point `verl.plugins` (see `verl_aem`) or `VERL_USE_EXTERNAL_MODULES=recipe.aem.plugin`. It
+imports nothing heavy: each part waits for the module of verl that it extends, so a process pays only for what it uses.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import wrapt
+
+from recipe.aem import cpu, seam
+
+if cpu.selected():
+    cpu.install()
+
+
+def _register_agent_loop(_: Any) -> None:
+    """`agent_name: environment` in a dataset, or `rollout.agent.default_agent_loop=environment`."""
+    if (
+        "agent_loops.loop" not in sys.modules
+    ):  # else it is the one that is importing verl's module, and registers itself
+        import agent_loops.loop  # noqa: F401
+
+
+wrapt.register_post_import_hook(seam.register_estimator, "verl.trainer.ppo.core_algos")
+wrapt.register_post_import_hook(seam.wrap_trainer, "verl.trainer.ppo.v1.trainer_base")
+wrapt.register_post_import_hook(seam.refuse_legacy_trainer, "verl.trainer.ppo.ray_trainer")
+wrapt.register_post_import_hook(_register_agent_loop, "verl.experimental.agent_loop.agent_loop")

@@ -1,0 +1,206 @@
+"""The estimator on batches of V1 rows: padding, several rows a trajectory, spans, bases. The wrap: test_seam.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("verl", reason="verl is not installed")
+
+from recipe.aem.advantage import SideInfo, modulated_advantages
+from recipe.aem.settings import AemSettings
+
+# one group of two trajectories (2 rows and 1 row), another of two single rows, and a padding row that carries a copy of
+# the first row's fields, as verl makes it
+KEYS = ["u_0_0", "u_0_1", "u_1_0", "v_0_0", "v_1_0", "padff_0_0"]
+GROUPS = ["u", "u", "u", "v", "v", "padff"]
+PADDING = [False] * 5 + [True]
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+REWARD = torch.zeros(6, 4)
+for _row, _reward in enumerate((10.0, 10.0, 0.0, 10.0, 0.0, 0.0)):
+    REWARD[_row, -1] = _reward
+ENTROPY = torch.tensor(
+    [
+        [0.2, 0.4, 0.6, math.nan],
+        [1.0, 1.2, math.nan, math.nan],
+        [0.5, 0.5, 0.5, 0.5],
+        [0.3, 0.3, 0.3, 9.0],
+        [0.32, 9.0, 9.0, 9.0],
+        [99.0, 99.0, 99.0, 99.0],
+    ]
+)
+
+
+def extra(length, **changes):
+    return {"response_spans": [[0, length]], "turn_penalties": [0.0], **changes}
+
+
+def side(settings=None, extra_fields=None, **changes):
+    fields = {
+        "settings": settings or AemSettings(),
+        "keys": KEYS,
+        "is_padding": PADDING,
+        "extra_fields": extra_fields or [extra(n) for n in (3, 2, 4, 3, 1, 3)],
+        "entropy_BT": ENTROPY,
+        "values_BT": None,
+        "step": 1,
+        "metrics": {},
+    }
+    return SideInfo(**{**fields, **changes})
+
+
+def alpha(entropies, lam=1.0):
+    low, high = min(entropies), max(entropies)
+    if high - low < 0.1:
+        return [1.0] * len(entropies)
+    weights = [math.exp(-lam * (h - low) / (high - low)) for h in entropies]
+    return [w * len(weights) / sum(weights) for w in weights]
+
+
+def test_alpha_times_verls_grpo_by_hand():
+    given = side()
+    advantage, returns = modulated_advantages(given, REWARD, MASK, GROUPS, {})
+    # GRPO over the two trajectories: ±(10 − 5) / (7.07107 + 1e-6) = ±0.707107
+    base = 5 / (math.sqrt(50) + 1e-6)
+    first = alpha([0.4, 1.1, 0.5])
+    assert torch.allclose(advantage[0, :3], torch.tensor(first[0] * base))
+    assert torch.allclose(advantage[1, :2], torch.tensor(first[1] * base))
+    assert torch.allclose(advantage[2], torch.tensor(-first[2] * base))
+    # the second group spans 0.02 nats: guarded
+    assert torch.allclose(advantage[3, :3], torch.tensor(base)) and torch.allclose(advantage[4, 0], torch.tensor(-base))
+    assert advantage[MASK == 0].eq(0).all() and returns.shape == advantage.shape
+    assert given.metrics["aem/groups/guarded"] == 0.5
+    assert given.metrics["aem/alpha/max"] == pytest.approx(max(first))
+    assert given.metrics["timing_s/aem"] > 0
+
+
+@pytest.mark.parametrize("base", ["grpo", "rloo", "opo", "reinforce_plus_plus", "grpo_rows", "gpg", "grpo_passk"])
+def test_strength_zero_gives_the_base_back_bit_for_bit(base):
+    config = {"norm_adv_by_std_in_grpo": True, "gamma": 1.0}
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create(config)
+    plain = modulated_advantages(side(AemSettings(base, lam=0.0)), REWARD, MASK, GROUPS, config)[0]
+    guarded = modulated_advantages(side(AemSettings(base, min_range=1e9)), REWARD, MASK, GROUPS, config)[0]
+    assert torch.equal(plain, guarded) and plain.abs().sum() > 0
+    modulated = modulated_advantages(side(AemSettings(base)), REWARD, MASK, GROUPS, config)[0]
+    assert torch.equal(modulated.sign(), plain.sign()) and not torch.equal(modulated, plain)
+
+
+def test_padding_rows_change_nothing():
+    settings = AemSettings(scope="batch")
+    with_padding = modulated_advantages(side(settings), REWARD, MASK, GROUPS, {})[0]
+    cut = side(settings, [extra(n) for n in (3, 2, 4, 3, 1)])
+    cut.keys, cut.is_padding, cut.entropy_BT = KEYS[:5], PADDING[:5], ENTROPY[:5]
+    without = modulated_advantages(cut, REWARD[:5], MASK[:5], GROUPS[:5], {})[0]
+    assert torch.equal(with_padding[:5], without) and with_padding[5].eq(0).all()
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    order = [5, 3, 1, 0, 4, 2]
+    expected = modulated_advantages(side(), REWARD, MASK, GROUPS, {})[0]
+    mixed = side(
+        keys=[KEYS[i] for i in order],
+        is_padding=[PADDING[i] for i in order],
+        extra_fields=[extra((3, 2, 4, 3, 1, 3)[i]) for i in order],
+        entropy_BT=ENTROPY[order],
+    )
+    got = modulated_advantages(mixed, REWARD[order], MASK[order], [GROUPS[i] for i in order], {})[0]
+    assert torch.allclose(got, expected[order], atol=1e-6)
+
+
+def test_loops_without_spans_fall_back_to_runs_of_the_mask():
+    recorded = modulated_advantages(side(), REWARD, MASK, GROUPS, {})[0]
+    found = modulated_advantages(side(extra_fields=[{}, None, {}, {}, {}, {}]), REWARD, MASK, GROUPS, {})[0]
+    assert torch.equal(recorded, found)
+    mixed = [extra(3), {}, extra(4), {}, {}, {}]
+    assert torch.equal(recorded, modulated_advantages(side(extra_fields=mixed), REWARD, MASK, GROUPS, {})[0])
+
+
+def test_two_responses_in_one_row_get_two_coefficients():
+    fields = [extra(n) for n in (3, 2, 4, 3, 1, 3)]
+    fields[2] = {"response_spans": [[0, 2], [2, 4]], "turn_penalties": [0.0, 0.0]}
+    entropy = ENTROPY.clone()
+    entropy[2] = torch.tensor([0.1, 0.1, 1.5, 1.5])
+    advantage = modulated_advantages(side(extra_fields=fields, entropy_BT=entropy), REWARD, MASK, GROUPS, {})[0]
+    expected = alpha([0.4, 1.1, 0.1, 1.5])
+    base = -5 / (math.sqrt(50) + 1e-6)
+    assert torch.allclose(advantage[2], torch.tensor([expected[2], expected[2], expected[3], expected[3]]) * base)
+
+
+def test_an_invalid_turns_penalty_moves_that_turns_advantage_only_under_grpo_rows():
+    fined = [extra(n) for n in (3, 2, 4, 3, 1, 3)]
+    fined[1] = extra(2, turn_penalties=[-0.1])
+    rows = AemSettings("grpo_rows", lam=0.0)
+    clean = modulated_advantages(side(rows), REWARD, MASK, GROUPS, {})[0]
+    moved = modulated_advantages(side(rows, fined), REWARD, MASK, GROUPS, {})[0]
+    assert clean[0, 0] == clean[1, 0] and moved[1, 0] < moved[0, 0]
+    trajectories = AemSettings("grpo", lam=0.0)
+    assert torch.equal(
+        modulated_advantages(side(trajectories), REWARD, MASK, GROUPS, {})[0],
+        modulated_advantages(side(trajectories, fined), REWARD, MASK, GROUPS, {})[0],
+    )
+
+
+def test_a_filtered_trajectory_is_outside_alpha_and_inside_the_baseline():
+    mask = MASK.clone()
+    mask[2] = 0
+    advantage = modulated_advantages(side(), REWARD, mask, GROUPS, {})[0]
+    base = 5 / (math.sqrt(50) + 1e-6)
+    first = alpha([0.4, 1.1])
+    assert torch.allclose(advantage[0, 0], torch.tensor(first[0] * base)) and advantage[2].eq(0).all()
+
+
+def test_tokens_that_rejection_sampling_masked_do_not_count():
+    mask = MASK.clone()
+    mask[0, 2] = 0
+    advantage = modulated_advantages(side(), REWARD, mask, GROUPS, {})[0]
+    first = alpha([0.3, 1.1, 0.5])
+    assert torch.allclose(advantage[0, 0], torch.tensor(first[0] * 5 / (math.sqrt(50) + 1e-6)))
+    assert advantage[0, 2] == 0
+
+
+def test_gae_is_verls_own_row_by_row():
+    from verl.trainer.ppo.core_algos import compute_gae_advantage_return
+
+    values = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    config = {"gamma": 0.9, "lam": 0.8}
+    live = slice(0, 5)
+    expected, expected_returns = compute_gae_advantage_return(REWARD[live], values[live], MASK[live], 0.9, 0.8)
+    from omegaconf import OmegaConf
+
+    got, returns = modulated_advantages(
+        side(AemSettings("gae", lam=0.0), values_BT=values), REWARD, MASK, GROUPS, OmegaConf.create(config)
+    )
+    assert torch.allclose(got[live][MASK[live] == 1], expected[MASK[live] == 1])
+    assert torch.equal(returns[live], expected_returns)
+
+
+def test_the_shuffle_changes_with_the_step_and_repeats_with_the_run():
+    settings = AemSettings(shuffle=7, scope="batch")
+    runs = [modulated_advantages(side(settings, step=step), REWARD, MASK, GROUPS, {})[0] for step in (1, 1, 2, 3, 4)]
+    assert torch.equal(runs[0], runs[1]) and any(not torch.equal(runs[0], later) for later in runs[2:])
+
+
+def test_a_batch_of_padding_alone_is_no_error():
+    alone = side(
+        keys=KEYS[5:],
+        is_padding=[True],
+        extra_fields=[extra(3)],
+        entropy_BT=ENTROPY[5:],
+        settings=AemSettings("grpo_rows"),
+    )
+    assert modulated_advantages(alone, REWARD[5:], MASK[5:], GROUPS[5:], {})[0].eq(0).all()
+
+
+def test_a_batch_that_changed_under_way_is_an_error():
+    with pytest.raises(ValueError, match="the batch changed between the old-policy pass and the advantage"):
+        modulated_advantages(side(), REWARD[:, :3], MASK[:, :3], GROUPS, {})
+
+
+def test_spans_beyond_the_row_are_an_error_not_a_clip():
+    fields = [extra(n) for n in (3, 2, 9, 3, 1, 3)]
+    with pytest.raises(ValueError, match="span"):
+        modulated_advantages(side(extra_fields=fields), REWARD, MASK, GROUPS, {})

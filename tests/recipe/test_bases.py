@@ -1,0 +1,134 @@
+"""Base advantages where a trajectory spans several rows, against verl's own estimators and by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipe.aem.bases import Rows, grpo_rows, once_a_trajectory
+
+core_algos = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
+
+
+def rloo(reward, mask, groups):
+    return core_algos.compute_rloo_outcome_advantage(reward, mask, index=groups)[0]
+
+
+def batch(turns_a: int, turns_b: int, tokens: int = 3, rewards=(1.0, 0.0)):
+    """Two trajectories of one group, with verl's copied reward on the last token of every row."""
+    rows = turns_a + turns_b
+    reward = torch.zeros(rows, tokens)
+    reward[:turns_a, -1], reward[turns_a:, -1] = rewards
+    facts = Rows(
+        group_B=["g"] * rows,
+        trajectory_B=["a"] * turns_a + ["b"] * turns_b,
+        order_B=[*range(turns_a), *range(turns_b)],
+    )
+    return reward, torch.ones(rows, tokens, dtype=torch.long), facts
+
+
+def test_rloo_of_three_rows_against_one_is_plus_and_minus_one():
+    # leave-one-out of rewards 1 and 0 is 1 − 0 and 0 − 1; over the four rows it would be +0.33 and −1
+    reward, mask, rows = batch(3, 1)
+    advantage = once_a_trajectory(reward, mask, rows, rloo)
+    assert advantage[:3].eq(1.0).all() and advantage[3].eq(-1.0).all()
+    assert torch.allclose(rloo(reward, mask, rows.group_B)[0, 0], torch.tensor(1 / 3))
+
+
+def test_grpo_is_verls_own_bit_for_bit():
+    """verl broadcasts the last row's advantage itself (trainer/ppo/v1/utils.py): the same rows, the same bits."""
+    import numpy as np
+    from verl import DataProto
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    generator = torch.Generator().manual_seed(0)
+    turns, keys, groups = (3, 1, 2, 4, 1, 5), [], []
+    for session, count in enumerate(turns):
+        keys += [f"u{session // 3}_{session}_{index}" for index in range(count)]
+        groups += [f"u{session // 3}"] * count
+    rows = len(keys)
+    reward, mask = torch.zeros(rows, 4), torch.ones(rows, 4, dtype=torch.long)
+    outcome = torch.rand(len(turns), generator=generator)
+    reward[:, -1] = outcome.repeat_interleave(torch.tensor(turns))
+    mask[:, 3] = torch.randint(0, 2, (rows,), generator=generator)
+    data = DataProto.from_dict(
+        {"token_level_rewards": reward, "response_mask": mask}, non_tensors={"uid": np.array(groups, dtype=object)}
+    )
+    expected = compute_advantage_for_multi_trajectories(data, keys, "grpo", config={}).batch["advantages"]
+
+    names = [key.rsplit("_", 2) for key in keys]
+    facts = Rows(groups, [f"{uid}_{session}" for uid, session, _ in names], [int(index) for *_, index in names])
+    ours = once_a_trajectory(
+        reward, mask, facts, lambda r, m, g: core_algos.compute_grpo_outcome_advantage(r, m, index=np.array(g))[0]
+    )
+    assert torch.equal(ours, expected)
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    reward, mask, rows = batch(3, 2)
+    reward[2, -1] = 5.0  # only the last row of a trajectory is read
+    order = [4, 2, 0, 3, 1]
+    mixed = Rows(
+        [rows.group_B[i] for i in order], [rows.trajectory_B[i] for i in order], [rows.order_B[i] for i in order]
+    )
+    expected = once_a_trajectory(reward, mask, rows, rloo)
+    assert torch.equal(once_a_trajectory(reward[order], mask[order], mixed, rloo), expected[order])
+    assert expected[0, 0] == 5.0
+
+
+def test_a_trajectory_masked_whole_has_no_advantage_but_counts_in_the_baseline():
+    reward, mask, rows = batch(2, 1, rewards=(0.0, 1.0))
+    mask[2] = 0
+    advantage = once_a_trajectory(reward, mask, rows, rloo)
+    assert advantage[2].eq(0).all() and advantage[:2].eq(-1.0).all()
+
+
+def test_a_masked_last_row_does_not_silence_its_trajectory():
+    reward, mask, rows = batch(2, 1)
+    mask[1] = 0
+    advantage = once_a_trajectory(reward, mask, rows, rloo)
+    assert advantage[0].eq(1.0).all() and advantage[1].eq(0).all()
+
+
+def test_opo_weighs_a_trajectory_by_all_its_tokens():
+    # baseline = Σ length · R / Σ length = (9·1 + 3·0) / 12 = 0.75
+    reward, mask, rows = batch(3, 1)
+    advantage = once_a_trajectory(
+        reward, mask, rows, lambda r, m, g: core_algos.compute_opo_outcome_advantage(r, m, index=g)[0]
+    )
+    assert torch.allclose(advantage[0, 0], torch.tensor(0.25)) and torch.allclose(advantage[3, 0], torch.tensor(-0.75))
+
+
+def test_grpo_rows_by_hand():
+    # rewards 10, 9.9 and 0, 0: μ = 4.975; σ² = (5.025² + 4.925² + 2·4.975²) / 3 = 99.0075 / 3 = 33.0025, σ = 5.744780
+    advantage = grpo_rows(torch.tensor([10.0, 9.9, 0.0, 0.0]), torch.tensor([5, 5, 5, 5]))
+    assert torch.allclose(advantage, torch.tensor([0.874707, 0.857300, -0.866004, -0.866004]), atol=1e-5)
+
+
+def test_a_penalty_moves_its_own_turn():
+    clean = grpo_rows(torch.tensor([10.0, 10.0, 0.0]), torch.zeros(3, dtype=torch.long))
+    fined = grpo_rows(torch.tensor([10.0, 9.9, 0.0]), torch.zeros(3, dtype=torch.long))
+    assert clean[0] == clean[1] and fined[1] < fined[0]
+
+
+def test_a_group_of_one_turn_keeps_its_reward_as_verl_does():
+    assert torch.allclose(grpo_rows(torch.tensor([3.0]), torch.tensor([0])), torch.tensor([3.0]))
+
+
+def test_equal_rewards_give_exactly_nothing():
+    assert grpo_rows(torch.full((7,), 9.9), torch.zeros(7, dtype=torch.long)).abs().max() < 1e-6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-10, 10, width=32)), min_size=1, max_size=20))
+def test_grpo_rows_equals_a_plain_loop(turns):
+    expected = []
+    for group, reward in turns:
+        same = [r for g, r in turns if g == group]
+        mean = sum(same) / len(same) if len(same) > 1 else 0.0
+        std = (sum((r - mean) ** 2 for r in same) / (len(same) - 1)) ** 0.5 if len(same) > 1 else 1.0
+        expected.append((reward - mean) / (std + 1e-6))
+    ours = grpo_rows(torch.tensor([r for _, r in turns]), torch.tensor([g for g, _ in turns]))
+    assert torch.allclose(ours, torch.tensor(expected), rtol=1e-4, atol=1e-4)

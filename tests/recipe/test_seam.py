@@ -1,0 +1,162 @@
+"""The wrap of verl's trainer, with a fake TransferQueue; the real engine runs in tests/e2e."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import NonTensorStack, TensorDict
+
+pytest.importorskip("verl", reason="verl is not installed")
+
+import verl_aem
+from recipe.aem import seam
+from recipe.aem.settings import SettingsError
+
+verl_aem.load()
+
+from verl.trainer.ppo import core_algos  # noqa: E402
+from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
+
+KEYS = ["u_0_0", "u_0_1", "u_1_0", "padff_0_0"]
+LENGTHS = (3, 2, 4, 1)
+
+
+class FakeQueue:
+    """The two calls of TransferQueue that the advantage step makes, over nested columns."""
+
+    def __init__(self, with_entropy: bool = True):
+        def column(values):
+            return torch.nested.as_nested_tensor([torch.as_tensor(v) for v in values], layout=torch.jagged)
+
+        self.columns = {
+            "response_mask": column([[1] * n for n in LENGTHS[:3]] + [[0]]),
+            "rm_scores": column([[0.0, 0.0, 10.0], [0.0, 10.0], [0.0, 0.0, 0.0, 0.0], [0.0]]),
+            "old_log_probs": column([[-1.0] * n for n in LENGTHS]),
+            "uid": NonTensorStack("u", "u", "u", "padff"),
+            "extra_fields": NonTensorStack(*[{"response_spans": [[0, n]]} for n in (*LENGTHS[:3], 3)]),
+        }
+        if with_entropy:
+            self.columns["entropy"] = column([[0.2] * 3, [1.0] * 2, [0.5] * 4, [9.0]])
+        self.asked: list[list[str]] = []
+
+    def kv_batch_get(self, keys, partition_id, select_fields):
+        self.asked.append(select_fields)
+        chosen = {name: self.columns[name] for name in select_fields if name in self.columns}
+        return TensorDict(chosen, batch_size=len(keys))
+
+    def kv_batch_put(self, keys, partition_id, fields):
+        self.columns.update({name: fields[name] for name in fields.keys()})  # noqa: SIM118
+        return batch()
+
+
+def batch():
+    tags = [{}, {}, {}, {"is_padding": True}]
+    return SimpleNamespace(keys=KEYS, partition_id="train", tags=tags, __len__=lambda: 4)
+
+
+class Batch(SimpleNamespace):
+    def __len__(self):
+        return len(self.keys)
+
+
+def compute(monkeypatch, estimator, queue=None, **aem):
+    queue = queue or FakeQueue()
+    monkeypatch.setattr(trainer_base, "tq", queue)
+    monkeypatch.setitem(__import__("sys").modules, "transfer_queue", queue)
+    trainer = trainer_base.PPOTrainer.__new__(trainer_base.PPOTrainer.__subclasses__()[0])
+    trainer.global_steps = 1
+    trainer.config = OmegaConf.create(
+        {
+            "algorithm": {
+                "adv_estimator": estimator, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False, "aem": aem,
+                "norm_adv_by_std_in_grpo": True,
+            },
+            "actor_rollout_ref": {"rollout": {"n": 2}},
+        }
+    )  # fmt: skip
+    metrics: dict = {}
+    given = Batch(keys=KEYS, partition_id="train", tags=batch().tags)
+    trainer._compute_advantage(given, metrics)
+    return queue.columns["advantages"].to_padded_tensor(0.0), metrics, queue
+
+
+def test_aem_modulates_what_verl_writes_back(monkeypatch):
+    base, _, _ = compute(monkeypatch, "grpo")
+    modulated, metrics, queue = compute(monkeypatch, "aem")
+    assert queue.asked[0] == ["entropy", "extra_fields", "response_mask"]
+    weight = np.exp([0.0, -1.0, -0.375])
+    alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
+    assert torch.allclose(modulated[:3], base[:3] * alpha[:, None], atol=1e-6)
+    assert modulated[3].eq(0).all()
+    assert metrics["aem/groups/modulated"] == 1.0 and "timing_s/aem" in metrics
+
+
+def test_strength_zero_is_verls_grpo_bit_for_bit(monkeypatch):
+    base, _, _ = compute(monkeypatch, "grpo")
+    same, _, _ = compute(monkeypatch, "aem", lam=0.0)
+    assert torch.equal(base, same)
+
+
+def test_other_estimators_are_called_straight_through(monkeypatch):
+    original = trainer_base.PPOTrainer._compute_advantage.__wrapped__
+    for name in ("grpo", "rloo", "opo"):
+        with_wrap, metrics, queue = compute(monkeypatch, name)
+        monkeypatch.setattr(trainer_base.PPOTrainer, "_compute_advantage", original)
+        without, _, _ = compute(monkeypatch, name)
+        monkeypatch.undo()
+        assert torch.equal(with_wrap, without)
+        assert not any(key.startswith("aem/") for key in metrics)
+        assert not any("entropy" in fields for fields in queue.asked)
+
+
+def test_a_batch_without_entropies_is_refused(monkeypatch):
+    with pytest.raises(RuntimeError, match="the batch holds no entropy"):
+        compute(monkeypatch, "aem", queue=FakeQueue(with_entropy=False))
+
+
+def test_the_side_information_does_not_outlive_the_call(monkeypatch):
+    compute(monkeypatch, "aem")
+    assert seam._SIDE.get() is None
+
+
+def test_outside_the_wrapped_trainer_the_estimator_names_the_missing_hook():
+    estimator = core_algos.get_adv_estimator_fn("aem")
+    with pytest.raises(RuntimeError, match=r"PPOTrainer\._compute_advantage.*never falls back"):
+        estimator(token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1))
+
+
+def test_the_legacy_trainers_refuse_before_they_start():
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+
+    config = OmegaConf.create({"algorithm": {"adv_estimator": "aem"}})
+    with pytest.raises(SettingsError, match=r"does not run on RayPPOTrainer.*trainer\.use_v1=True"):
+        RayPPOTrainer(config, None, {}, None)
+
+
+def test_a_bad_setting_stops_the_trainer_before_it_starts():
+    config = OmegaConf.create(
+        {
+            "algorithm": {"adv_estimator": "aem", "aem": {"scope": "row"}},
+            "critic": {"enable": None},
+            "actor_rollout_ref": {"rollout": {"agent": {"default_agent_loop": "single_turn_agent"}}},
+        }
+    )
+    cls = trainer_base.PPOTrainer.__subclasses__()[0]
+    with pytest.raises(SettingsError, match=r"algorithm\.aem\.scope='row'"):
+        cls(config)
+
+
+def test_a_benchmark_that_cannot_be_opened_stops_the_trainer_before_it_starts(tmp_path):
+    custom = {"benchmark": {"target": "agent_loops.webshop.WebShop", "data_dir": str(tmp_path / "nowhere")}}
+    config = OmegaConf.create(
+        {
+            "algorithm": {"adv_estimator": "grpo"},
+            "actor_rollout_ref": {"rollout": {"agent": {"default_agent_loop": "environment"}, "custom": custom}},
+        }
+    )
+    with pytest.raises(Exception, match="nowhere"):
+        trainer_base.PPOTrainer.__subclasses__()[0](config)
