@@ -78,7 +78,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         return rows.outputs(episode, fault, AgentLoopMetrics(num_preempted=-1, **metrics))
 
     async def _prompt_ids(self, episode: Episode) -> list[int]:
-        """The coming turn's prompt, made shorter until verl has nothing to cut: it would cut the head, with the task."""
+        """The coming turn's prompt, made shorter until verl has nothing to cut: it would cut the task away."""
         ids: list[int] = []
         for shorter in range(_PROMPT_ATTEMPTS):
             ids = list(await self.ct_build_initial_tokens([{"role": "user", "content": episode.prompt(shorter)}]))

@@ -29,7 +29,7 @@ class Demonstration:
 def demonstrate(
     benchmark: Benchmark, tasks: Sequence[Task], settings: EpisodeSettings, policy: Policy
 ) -> Iterator[list[Demonstration]]:
-    """Play each task with `policy`; yields the turns of the episodes that were won."""
+    """Play each task with `policy`; yields the turns of each episode, won or not."""
     for task in tasks:
         episode = Episode(benchmark.make(), settings)
         episode.reset(task)
@@ -39,8 +39,7 @@ def demonstrate(
             response = f"<action>{policy(episode, task)}</action>"
             turns.append(Demonstration(prompt, response))
             episode.step(response)
-        if episode.won:
-            yield turns
+        yield turns
 
 
 def clone(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from agent_loops.environment import Observation, Task
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.webshop import Oracle, WebShop
 from agent_loops.webshop.generate import generate_catalogue
+from recipe.aem.demo.cloning import Policy
 
 N_VALIDATION = 500
 SETTINGS = EpisodeSettings(prompt="webshop/compact", max_turns=8, require_think=False)
@@ -20,7 +21,7 @@ def open_shop(directory: Path, seed: int = 0) -> WebShop:
     return WebShop(generate_catalogue(directory, seed=seed), n_validation=N_VALIDATION)
 
 
-def oracle_policy(shop: WebShop) -> Callable[[Episode, Task], str]:
+def careful_policy(shop: WebShop) -> Policy:
     """The oracle's actions, spelt as the page spells what is clicked: a small model copies, it cannot lower a case."""
     oracle = Oracle(shop.catalogue)
 
@@ -28,6 +29,33 @@ def oracle_policy(shop: WebShop) -> Callable[[Episode, Task], str]:
         assert episode.observation is not None
         action = oracle.act(task, episode.observation, [turn.action.text for turn in episode.turns])
         return as_shown(action, episode.observation)
+
+    return act
+
+
+def hurried_policy(shop: WebShop, seed: int = 0, first_hit: float = 0.5, early_buy: float = 0.7) -> Policy:
+    """The oracle in a hurry: it often takes the first product of the page whatever its price, and mostly buys before it
+    has set the last option. Who imitates it, however well, keeps these habits; reward alone can tell that they are bad.
+
+    Args:
+        shop: the benchmark.
+        seed: of the moods.
+        first_hit: how often the first product of the results is taken.
+        early_buy: how often a second option is skipped.
+    """
+    careful, mood = careful_policy(shop), random.Random(seed)
+
+    def act(episode: Episode, task: Task) -> str:
+        assert episode.observation is not None
+        action = careful(episode, task)
+        page = episode.observation.info["page"]
+        if page == "results" and mood.random() < first_hit:
+            ids = [name for name in episode.observation.info["clickables"] if name.startswith("b0")]
+            return as_shown(f"click[{ids[0]}]", episode.observation) if ids else action
+        options_set = sum(turn.observation.info["page"] == "item" for turn in episode.turns)
+        if page == "item" and options_set and action != "click[Buy Now]" and mood.random() < early_buy:
+            return "click[Buy Now]"
+        return action
 
     return act
 
