@@ -16,9 +16,12 @@ N_VALIDATION = 500
 SETTINGS = EpisodeSettings(prompt="webshop/compact", max_turns=8, require_think=False)
 
 
-def open_shop(directory: Path, seed: int = 0) -> WebShop:
-    """The generated catalogue, written to `directory` where it is not there yet."""
-    return WebShop(generate_catalogue(directory, seed=seed), n_validation=N_VALIDATION)
+def open_shop(directory: Path) -> WebShop:
+    """The generated catalogue, written to `directory` where it is not there yet.
+
+    Products of one title differ in price alone, which the results show: what is to be learned can be seen.
+    """
+    return WebShop(generate_catalogue(directory, colours_offered=5, sizes_offered=5), n_validation=N_VALIDATION)
 
 
 def careful_policy(shop: WebShop) -> Policy:

@@ -1,0 +1,115 @@
+"""`python -m recipe.aem.demo`: warm-start a small agent, train it with AEM through verl, show what it learned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from agent_loops.dataset import write_parquet
+from recipe.aem.demo import summary
+from recipe.aem.demo.shopping import open_shop
+from recipe.aem.demo.training import Metrics, TrainingFailed, train
+from recipe.aem.demo.warm_start import warm_start
+
+# this small model is local; nothing is to be looked up on a hub, nor reported anywhere
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bash scripts/demo.sh", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="where everything goes")
+    parser.add_argument("--seed", type=int, default=0, help="of cloning, sampling and the order of the goals")
+    parser.add_argument("--steps", type=int, default=30, help="training steps")
+    parser.add_argument("overrides", nargs="*", help="settings of verl or AEM, such as algorithm.aem.lam=0")
+    options = parser.parse_args()
+    console = Console()
+    output = options.output.resolve() / f"seed{options.seed}"
+    output.mkdir(parents=True, exist_ok=True)
+    os.environ.update(QUIET)
+
+    shop = open_shop(output.parent / "shop")
+    tasks = output.parent / "tasks"
+    write_parquet(shop, tasks)
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("1/2 warm start", total=1.0, note="")
+        model = output / "warm_start"
+        warm = warm_start(
+            shop, model, options.seed, lambda what, share: bars.update(bar, completed=share, note=what.ljust(28))
+        )
+        bars.update(bar, completed=1.0, note="done".ljust(28))
+
+        bar = bars.add_task("2/2 training with AEM", total=options.steps, note="starting verl and vLLM".ljust(28))
+        history: list[tuple[int, Metrics]] = []
+        began, first_seen = time.perf_counter(), []
+
+        def on_metrics(step: int, values: Metrics) -> None:
+            first_seen.append(time.perf_counter() - began)
+            history.append((step, values))
+            success = [values[summary.SUCCESS] for _, values in history if summary.SUCCESS in values]
+            note = f"step {step}, success {success[-1]:.1%}" if success else f"step {step}"
+            bars.update(bar, completed=step, note=note.ljust(28))
+
+        try:
+            peak = train(
+                "webshop_demo",
+                [
+                    f"trainer.total_training_steps={options.steps}",
+                    f"trainer.save_freq={options.steps}",
+                    f"trainer.default_local_dir={output / 'checkpoints'}",
+                    f"data.seed={options.seed}",
+                    f"actor_rollout_ref.rollout.seed={options.seed}",
+                    *options.overrides,
+                ],
+                environment={
+                    "WEBSHOP_DATA": str(output.parent / "shop"),
+                    "WEBSHOP_PARQUET": str(tasks),
+                    "AEM_MODEL": str(model),
+                },
+                log=output / "verl.log",
+                metrics=output / "metrics.jsonl",
+                on_metrics=on_metrics,
+            )
+        except TrainingFailed as error:
+            bars.stop()
+            console.print(str(error), markup=False, highlight=False)
+            return 1
+
+    figures = summary.summarise(history, warm, peak, first_seen[0])
+    (output / "result.json").write_text(json.dumps(figures, indent=1) + "\n")
+    summary.picture(history, figures, output / "learning.png")
+    console.print(summary.table(figures))
+    before, after = figures["success"]
+    careful = max(figures["cloned"]["careful"].values())
+    console.print(
+        f"It began as a clone of a shopper in a hurry: {before:.1%} success on goals that cloning never saw. After "
+        f"{figures['steps']} steps with nothing but rewards it has {after:.1%}. Perfect demonstrations, had there been "
+        f"any, would have given a clone with {careful:.1%}.",
+        highlight=False,
+    )
+    shown = Path(os.path.relpath(output))
+    console.print(f"picture     {shown / 'learning.png'}", highlight=False)
+    console.print(f"figures     {shown / 'result.json'}, {shown / 'metrics.jsonl'}", highlight=False)
+    console.print(f"checkpoint  {shown / 'checkpoints' / f'global_step_{options.steps}'}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,171 @@
+"""The parquet files that verl reads: rows, columns, the command line, and verl's own reader on them.
+
+Not covered: the tasks of a benchmark themselves (tests/agent_loops/webshop); verl's loader workers and its sampling.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+
+import pyarrow.parquet as pq
+import pytest
+from guess import GuessBenchmark
+
+from agent_loops import dataset
+
+
+class Tasks:
+    """Splits by name; what a task is differs from benchmark to benchmark."""
+
+    def __init__(self, **splits):
+        self._splits = splits
+
+    @property
+    def splits(self):
+        return tuple(self._splits)
+
+    def tasks(self, split):
+        return self._splits[split]
+
+
+class Benchmark:
+    name = "made-up"
+
+    def __init__(self, **splits):
+        self.task_set = Tasks(**splits)
+
+    def make(self):
+        raise AssertionError("writing the tasks needs no environment")
+
+
+def read(path):
+    return pq.read_table(path).to_pylist()
+
+
+def test_one_file_a_split_and_one_row_a_task(tmp_path):
+    assert dataset.write_parquet(GuessBenchmark(), tmp_path) == {"train": 32, "validation": 4}
+    assert {path.name for path in tmp_path.iterdir()} == {"train.parquet", "validation.parquet"}
+    assert len(read(tmp_path / "train.parquet")) == 32 and len(read(tmp_path / "validation.parquet")) == 4
+
+
+def test_a_row_has_the_columns_that_verl_reads(tmp_path):
+    dataset.write_parquet(GuessBenchmark(), tmp_path)
+    row = read(tmp_path / "validation.parquet")[3]
+    assert row == {
+        "data_source": "guess",
+        "agent_name": "environment",
+        "prompt": [{"role": "user", "content": "guess validation 3"}],
+        "ability": "agent",
+        "reward_model": {"style": "environment", "ground_truth": ""},
+        "extra_info": {"index": 3, "split": "validation", "task": {"secret": 3}},
+    }
+
+
+def test_the_rows_keep_the_order_of_the_task_set(tmp_path):
+    dataset.write_parquet(Benchmark(train=[5, 3, 9]), tmp_path)
+    rows = read(tmp_path / "train.parquet")
+    assert [(row["extra_info"]["index"], row["extra_info"]["task"]) for row in rows] == [(0, 5), (1, 3), (2, 9)]
+
+
+@pytest.mark.parametrize("tasks", [[500, 501], ["game/a.z8", "game/b.z8"], [{"game": "a", "seed": 1}], [[1, 2], [3]]])
+def test_a_task_comes_back_as_it_was(tmp_path, tasks):
+    dataset.write_parquet(Benchmark(train=tasks), tmp_path)
+    back = [row["extra_info"]["task"] for row in read(tmp_path / "train.parquet")]
+    assert back == tasks and [type(one) for one in back] == [type(one) for one in tasks]
+    assert json.loads(json.dumps(back)) == back
+
+
+def test_a_missing_directory_is_made_and_old_files_are_replaced(tmp_path):
+    directory = tmp_path / "a" / "b"
+    dataset.write_parquet(Benchmark(train=[1, 2, 3]), directory)
+    dataset.write_parquet(Benchmark(train=[4]), directory)
+    assert [row["extra_info"]["task"] for row in read(directory / "train.parquet")] == [4]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    dataset.write_parquet(Benchmark(train=[1]), tmp_path)
+    seen: list[str] = []
+
+    def broken(table, where):
+        where.write_bytes(b"half")
+        seen.append(where.name)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(dataset.pq, "write_table", broken)
+    with pytest.raises(OSError, match="no space left"):
+        dataset.write_parquet(Benchmark(train=[2]), tmp_path)
+    (name,) = seen
+    assert name.startswith(".") and str(os.getpid()) in name, "a reader's *.parquet must not match it"
+    monkeypatch.undo()
+    assert [row["extra_info"]["task"] for row in read(tmp_path / "train.parquet")] == [1]
+
+
+def test_the_command_line(tmp_path, capsys):
+    dataset.main(["guess.GuessBenchmark", str(tmp_path / "out")])
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 32 train tasks, 4 validation tasks\n"
+    assert len(read(tmp_path / "out" / "train.parquet")) == 32
+
+
+def test_the_command_line_gives_the_benchmark_its_arguments(tmp_path, monkeypatch):
+    given: list[dict] = []
+
+    def make(**arguments):
+        given.append(arguments)
+        return GuessBenchmark()
+
+    monkeypatch.setattr("guess.GuessBenchmark", make)
+    dataset.main(["guess.GuessBenchmark", str(tmp_path), "data_dir=/a=b", "fault="])
+    assert given == [{"data_dir": "/a=b", "fault": ""}]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["guess.GuessBenchmark"], ["guess.GuessBenchmark", "out", "data_dir"]], ids=["0", "1", "no ="]
+)
+def test_wrong_usage_shows_the_right_one(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=r"python -m agent_loops\.dataset .* DIRECTORY"):
+        dataset.main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["guess.Nothing", "no_such_module.Benchmark"])
+def test_a_benchmark_that_is_not_there_is_named(target, tmp_path):
+    with pytest.raises(SystemExit, match=f"{target} is not to be found: expected a benchmark such as"):
+        dataset.main([target, str(tmp_path)])
+
+
+def test_the_webshop_is_written_with_its_own_arguments(tmp_path):
+    """`n_validation` arrives as text from the command line, as a number from hydra."""
+    pytest.importorskip("rapidfuzz")
+    from agent_loops.webshop.generate import generate_catalogue
+
+    data = generate_catalogue(tmp_path / "shop")
+    dataset.main(["agent_loops.webshop.WebShop", str(tmp_path / "out"), f"data_dir={data}", "n_validation=500"])
+    rows = read(tmp_path / "out" / "validation.parquet")
+    assert len(rows) == 500 and type(rows[0]["extra_info"]["task"]) is int
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("verl"), reason="verl is not installed")
+@pytest.mark.parametrize("tasks", [[500, 501, 502], [{"secret": 1}, {"secret": 2}, {"secret": 3}]])
+def test_verls_dataset_hands_the_task_to_the_loop(tmp_path, monkeypatch, tasks):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    import datasets
+    from omegaconf import OmegaConf
+    from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    dataset.write_parquet(Benchmark(train=tasks), tmp_path)
+    config = OmegaConf.create(
+        {"cache_dir": str(tmp_path / "copy"), "filter_overlong_prompts": False, "return_raw_chat": True}
+    )
+    rows = RLHFDataset(str(tmp_path / "train.parquet"), tokenizer=None, config=config)
+    assert len(rows) == 3
+    row = rows[1]
+    assert row["extra_info"]["task"] == tasks[1] and type(row["extra_info"]["task"]) is type(tasks[1])
+    assert (row["index"], row["agent_name"], row["data_source"]) == (1, "environment", "made-up")
+    assert row["raw_prompt"] == [{"role": "user", "content": "made-up train 1"}]
+    together = collate_fn([rows[0], rows[2]])
+    assert [one["task"] for one in together["extra_info"]] == [tasks[0], tasks[2]]
+    assert list(together["agent_name"]) == ["environment"] * 2
