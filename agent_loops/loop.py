@@ -47,35 +47,52 @@ class EnvironmentAgentLoop(AgentLoopBase):
         benchmark, pool, settings = await asyncio.to_thread(open_benchmark, self.rollout_config.custom)
         rows = _Rows(kwargs)
         metrics = {"generate_sequences": 0.0, "tool_calls": 0.0}
-        episode: Episode | None = None
-        fault = ""
+        episode = Episode(benchmark.make(), settings)
         try:
-            episode = Episode(benchmark.make(), settings)
-            await pool.call(settings.step_seconds, episode.reset, kwargs["extra_info"]["task"])
-        except Exception as error:  # any fault of foreign code: reported in the row, never raised into verl
-            fault = _describe(error, "reset")
-        while not fault and episode is not None and not episode.done:
-            prompt_ids = await self._prompt_ids(episode)  # a prompt that cannot fit is the user's setting: it raises
-            started = time.perf_counter()
-            output = await self.server_manager.generate(
-                request_id=uuid4().hex, prompt_ids=prompt_ids, sampling_params=dict(sampling_params)
-            )
-            metrics["generate_sequences"] += time.perf_counter() - started
-            response_ids = list(output.token_ids)[: self.rollout_config.response_length]
-            response = self.tokenizer.decode(response_ids, skip_special_tokens=True)  # type: ignore[attr-defined]
-            anchor = episode.observation.text if episode.observation is not None else ""
-            started = time.perf_counter()
-            try:
-                turn = await pool.call(settings.step_seconds, episode.step, response)
-            except Exception as error:  # as above
-                fault, turn = _describe(error, f"turn {len(episode.turns)}"), None
-            metrics["tool_calls"] += time.perf_counter() - started
-            rows.add(prompt_ids, response_ids, output, turn, anchor)
-        if episode is not None:
+            fault = await self._play(episode, kwargs["extra_info"]["task"], pool, rows, sampling_params, metrics)
+        finally:  # a cancelled episode ends here too
             _close_quietly(episode)
         if not rows.rows:
             rows.add_placeholder(await self.ct_build_initial_tokens(list(kwargs["raw_prompt"])), self._end_token())
         return rows.outputs(episode, fault, AgentLoopMetrics(num_preempted=-1, **metrics))
+
+    async def _play(
+        self,
+        episode: Episode,
+        task: Any,
+        pool: EnvironmentPool,
+        rows: _Rows,
+        sampling_params: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> str:
+        """Play to the end; returns the environment's fault, or an empty string."""
+        seconds = episode.settings.step_seconds
+        try:
+            await pool.call(seconds, episode.reset, task)
+        except Exception as error:  # any fault of foreign code: reported in the row, never raised into verl
+            return _describe(error, "reset")
+        while not episode.done:
+            # a prompt that cannot fit is for the user to mend, and so is not a fault: it raises
+            prompt_ids = await self._prompt_ids(episode)
+            started = time.perf_counter()
+            output = await self.server_manager.generate(
+                request_id=uuid4().hex, prompt_ids=prompt_ids, sampling_params=dict(sampling_params)
+            )
+            generated = time.perf_counter()
+            response_ids = list(output.token_ids)[: self.rollout_config.response_length]
+            response = self.tokenizer.decode(response_ids, skip_special_tokens=True)  # type: ignore[attr-defined]
+            anchor = episode.observation.text if episode.observation is not None else ""
+            turn, fault = None, ""
+            try:
+                turn = await pool.call(seconds, episode.step, response)
+            except Exception as error:  # as above
+                fault = _describe(error, f"turn {len(episode.turns)}")
+            metrics["generate_sequences"] += generated - started
+            metrics["tool_calls"] += time.perf_counter() - generated
+            rows.add(prompt_ids, response_ids, output, turn, anchor)
+            if fault:
+                return fault
+        return ""
 
     async def _prompt_ids(self, episode: Episode) -> list[int]:
         """The coming turn's prompt, made shorter until verl has nothing to cut: it would cut the task away."""
@@ -133,12 +150,11 @@ class _Rows:
             }
         )
 
-    def outputs(self, episode: Episode | None, fault: str, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
-        won = episode is not None and episode.won and not fault
-        reward = episode.outcome_reward if episode is not None and not fault else 0.0
+    def outputs(self, episode: Episode, fault: str, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
+        reward = 0.0 if fault else episode.outcome_reward
         info = {
-            "acc": float(won),
-            "task_score": float(episode.score) if episode is not None and not fault else 0.0,
+            "acc": float(episode.won and not fault),
+            "task_score": 0.0 if fault else float(episode.score),
             "turns": float(len(self.rows)),
             "invalid_turns": float(sum(not row["extra_fields"]["turn_valid"][0] for row in self.rows)),
             "fault": float(bool(fault)),
