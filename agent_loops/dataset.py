@@ -29,8 +29,11 @@ def write_parquet(benchmark: Benchmark, directory: Path) -> dict[str, int]:
         tasks = benchmark.task_set.tasks(split)
         table = pa.Table.from_pylist([_row(benchmark.name, split, index, task) for index, task in enumerate(tasks)])
         partial = directory / f".{split}.{os.getpid()}.parquet"
-        pq.write_table(table, partial)
-        partial.replace(directory / f"{split}.parquet")
+        try:
+            pq.write_table(table, partial)
+            partial.replace(directory / f"{split}.parquet")
+        finally:
+            partial.unlink(missing_ok=True)
         counts[split] = len(tasks)
     return counts
 
@@ -54,7 +57,9 @@ def main(arguments: list[str]) -> None:
     make = pydoc.locate(target)
     if not callable(make):
         raise SystemExit(f"{target} is not to be found: expected a benchmark such as agent_loops.webshop.WebShop")
-    counts = write_parquet(make(**dict(setting.split("=", 1) for setting in settings)), Path(directory))  # type: ignore
+    given = dict(setting.split("=", 1) for setting in settings)
+    benchmark: Any = make(**{name: int(value) if value.isdecimal() else value for name, value in given.items()})
+    counts = write_parquet(benchmark, Path(directory))
     print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
 
 

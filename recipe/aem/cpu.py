@@ -42,8 +42,7 @@ def _process_group_without_duplicate(wrapped, instance, args, kwargs):
     except ValueError as error:
         if "uplicate device type" not in str(error):
             raise
-        kwargs["backend"] = "cpu:gloo"
-        return wrapped(*args, **kwargs)
+        return wrapped(*args[1:], **{**kwargs, "backend": "cpu:gloo"})
 
 
 def _engine_of_cuda(wrapped, instance, args, kwargs):

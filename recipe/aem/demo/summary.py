@@ -96,13 +96,21 @@ def picture(history: History, figures: Mapping[str, Any], file: Path) -> None:
     steps = [(step, values) for step, values in history if "aem/alpha/mean" in values]
     numbers = [step for step, _ in steps]
     right.plot(numbers, [values["aem/entropy/mean"] for _, values in steps], color="C0", label="response entropy")
-    right.set(xlabel="step", ylabel="nats a token", title="Entropy and α", ylim=(0, None))
+    right.set(xlabel="step", ylabel="nats a token", title="Entropy and α")
+    right.set_ylim(0, 1.25 * right.get_ylim()[1])  # room for the legend
     spread = right.twinx()
     low, high = ([values[f"aem/alpha/{name}"] for _, values in steps] for name in ("q05", "q95"))
     spread.fill_between(numbers, low, high, color="C3", alpha=0.15, label="α, 5 % to 95 %")
     spread.plot(numbers, [values["aem/alpha/q50"] for _, values in steps], color="C3", linewidth=1, label="α, median")
-    spread.set(ylabel="α", ylim=(0, 2.2))
+    spread.set(ylabel="α", ylim=(0, 2.5))
     lines = [axes.get_legend_handles_labels() for axes in (right, spread)]
-    right.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], loc="upper right", frameon=False)
+    right.legend(
+        lines[0][0] + lines[1][0],
+        lines[0][1] + lines[1][1],
+        ncols=3,
+        loc="upper center",
+        fontsize="small",
+        frameon=False,
+    )
     figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.utils.logging import disable_progress_bar
 
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 MARKUP = ("<action>search[", "<action>click[", "]</action>", "[SEP]")
@@ -93,6 +94,7 @@ def build_model(
 def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, directory: Path, facts: dict) -> None:
     """Write a Hugging Face model folder, with `facts` about how it came to be beside the weights."""
     directory.mkdir(parents=True, exist_ok=True)
+    disable_progress_bar()  # for one shard of a megabyte
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     (directory / "made_by.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
