@@ -1,0 +1,63 @@
+"""Looks into verl's processes from inside (VERL_USE_EXTERNAL_MODULES=probe); it changes nothing that is trained.
+
+In the trainer: every row of the batch as TransferQueue holds it when the update begins (`step_<n>.json`). In the FSDP
+worker: the rows that the policy loss `aem_probe` is given (`loss_<n>.jsonl`), before verl's own loss runs on them.
+Plain lists, so that the tests can check them without a tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import wrapt
+
+EXTRA = ("response_spans", "turn_penalties", "fault")
+
+
+def _folder() -> Path:
+    return Path(os.environ["AEM_PROBE_DIR"])
+
+
+def _save_batch(wrapped, trainer, args, kwargs):
+    import transfer_queue as tq
+
+    batch = args[0] if args else kwargs["batch"]
+    fields = ["uid", "rm_scores", "response_mask", "entropy", "old_log_probs", "extra_fields"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    columns = {name: [row.tolist() for row in data[name].unbind()] for name in fields[1:5]}
+    uids, extras = data.pop("uid").tolist(), data.pop("extra_fields").tolist()
+    rows = [
+        {
+            "key": key,
+            "is_padding": bool(tag.get("is_padding", False)),
+            "uid": uids[row],
+            **{name: values[row] for name, values in columns.items()},
+            "extra_fields": {name: extras[row][name] for name in EXTRA if name in (extras[row] or {})},
+        }
+        for row, (key, tag) in enumerate(zip(batch.keys, batch.tags, strict=True))
+    ]
+    (_folder() / f"step_{trainer.global_steps:03d}.json").write_text(json.dumps(rows))
+    return wrapped(*args, **kwargs)
+
+
+def _register_loss(core_algos) -> None:
+    vanilla = core_algos.get_policy_loss_fn("vanilla")
+
+    @core_algos.register_policy_loss("aem_probe")
+    def aem_probe(old_log_prob, log_prob, advantages, response_mask, *args, **kwargs):
+        # the worker does not know the step; the trainer's file of the running one is the newest
+        step = max(path.stem.removeprefix("step_") for path in _folder().glob("step_*.json"))
+        with (_folder() / f"loss_{step}.jsonl").open("a") as file:
+            for row in zip(old_log_prob.tolist(), response_mask.int().tolist(), advantages.tolist(), strict=True):
+                file.write(json.dumps(dict(zip(("old_log_probs", "response_mask", "advantages"), row, strict=True))))
+                file.write("\n")
+        return vanilla(old_log_prob, log_prob, advantages, response_mask, *args, **kwargs)
+
+
+wrapt.register_post_import_hook(
+    lambda module: wrapt.wrap_function_wrapper(module, "PPOTrainer._update_actor", _save_batch),
+    "verl.trainer.ppo.v1.trainer_base",
+)
+wrapt.register_post_import_hook(_register_loss, "verl.trainer.ppo.core_algos")

@@ -1,0 +1,65 @@
+"""The 7B script as it is, with the CPU machine file, the tiny model and two steps.
+
+It covers the script's own path: set-up (nothing to do here), tasks, the full prompt, the KL loss's reference model.
+Not covered: whether 7B fits on eight GPUs (tests/recipe composes and validates the settings), validation, learning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from by_hand import check_step
+from engine import ROOT, Run, run_engine
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def data(shop_data: Path) -> Path:
+    """WebShop's 1,000 products where they are; they cannot be shipped."""
+    for place in (os.environ.get("AEM_WEBSHOP_DATA"), ROOT.parent / "shared" / "data" / "webshop"):
+        if place and (Path(place) / "goals.json").is_file():
+            print(f"WebShop's own data: {place}")
+            return Path(place)
+    print("WebShop's own data are not here: the generated catalogue stands in")
+    return shop_data
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, data: Path, shopper: Path) -> Run:
+    script = [
+        *("bash", str(ROOT / "scripts" / "run_webshop_7b.sh"), "machine=cpu"),
+        "data.train_batch_size=2",
+        "data.max_response_length=32",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.custom.episode.max_turns=3",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=1",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=aem_probe",
+        "trainer.total_training_steps=2",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+    ]
+    env = {
+        "AEM_VENV": sys.prefix,
+        "AEM_MODEL": str(shopper),
+        "AEM_OUTPUT": str(folder / "webshop_7b"),
+        "WEBSHOP_DATA": str(data),
+    }
+    return run_engine("script", folder, script, env)
+
+
+def test_two_steps_of_the_script(run: Run, folder: Path):
+    assert sorted(run.metrics) == [1, 2]
+    for step, metrics in run.metrics.items():
+        check_step(run.probes, step, metrics)
+        assert math.isfinite(metrics["actor/pg_loss"])
+        assert math.isfinite(metrics["actor/kl_loss"])
+        rows = json.loads((run.probes / f"step_{step:03d}.json").read_text())
+        faults = {row["extra_fields"]["fault"] for row in rows if not row["is_padding"]}
+        assert faults == {""}
+    assert (folder / "webshop_7b" / "checkpoints" / "global_step_2" / "actor").is_dir()
