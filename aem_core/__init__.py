@@ -6,7 +6,7 @@ tokens of the batch (those of all responses), G groups. Entropies and log-probab
 Every function returns new, detached tensors in float32 or wider, changes none of its inputs, and works on whatever
 device they are on. What stands off a response (padding, NaN) never matters. Errors are `AEMError`s.
 
-Example:
+Examples:
     >>> import torch
     >>> responses = find_responses(torch.tensor([[1, 1, 0], [1, 0, 1]]))
     >>> entropy_BT = torch.tensor([[0.2, 0.4, 0.0], [0.9, 0.0, 1.1]])
@@ -16,8 +16,20 @@ Example:
     tensor([1.6302, 0.7701, 0.5997])
 """
 
-from aem_core.aem import AemStats, Direction, Scope, aem, modulation_coefficients, rescale_advantages
+from aem_core.aem import AemStats, Direction, Mean, Scope, aem, modulation_coefficients, rescale_advantages
+from aem_core.drift import Quadrant, entropy_drift, sign_quadrants
+from aem_core.empg import EmpgStats, empg
+from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_smoothing, epo_token_weights
 from aem_core.errors import AEMError, AEMValueError
+from aem_core.groups import (
+    Baseline,
+    GigpoStats,
+    Over,
+    discounted_returns,
+    gigpo,
+    gigpo_step_advantages,
+    grpo_advantages,
+)
 from aem_core.responses import Responses, find_responses
 from aem_core.surprisal import relative_surprisal, response_entropies, response_log_probs
 
@@ -25,14 +37,32 @@ __all__ = [
     "AEMError",
     "AEMValueError",
     "AemStats",
+    "Baseline",
     "Direction",
+    "EmpgStats",
+    "EntropyHistory",
+    "GigpoStats",
+    "Mean",
+    "Over",
+    "Quadrant",
     "Responses",
     "Scope",
     "aem",
+    "discounted_returns",
+    "empg",
+    "entropy_drift",
+    "epo_beta",
+    "epo_entropy",
+    "epo_smoothing",
+    "epo_token_weights",
     "find_responses",
+    "gigpo",
+    "gigpo_step_advantages",
+    "grpo_advantages",
     "modulation_coefficients",
     "relative_surprisal",
     "rescale_advantages",
     "response_entropies",
     "response_log_probs",
+    "sign_quadrants",
 ]

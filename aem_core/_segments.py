@@ -18,6 +18,16 @@ def segment_sum(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
     return value_M.new_zeros(count).index_add_(0, segment_M, value_M)
 
 
+def run_sum(value_M: Tensor, length_N: Tensor) -> Tensor:
+    """The sums of consecutive runs of `length_N` values, which together must be all of them.
+
+    Several times as fast as `segment_sum` for long runs, and on a GPU, where that one adds in any order, always the
+    same.
+    """
+    # unsafe=True skips the comparison of the lengths with the number of values, for which the host would have to wait.
+    return torch.segment_reduce(value_M, "sum", lengths=length_N, unsafe=True)
+
+
 def segment_min(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
     """+inf in a segment without elements."""
     return value_M.new_full((count,), torch.inf).scatter_reduce_(0, segment_M, value_M, "amin")

@@ -8,9 +8,10 @@ Three steps, each a function of its own, and `aem`, which is the three in one ca
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Int, Integer, Real
 from torch import Tensor
 
 from aem_core import _checks as checks
@@ -18,13 +19,15 @@ from aem_core._segments import dense_labels, segment_max, segment_min, segment_s
 from aem_core.responses import Responses, select_tokens
 from aem_core.surprisal import response_entropies
 
-__all__ = ["AemStats", "Direction", "Scope", "aem", "modulation_coefficients", "rescale_advantages"]
+__all__ = ["AemStats", "Direction", "Mean", "Scope", "aem", "modulation_coefficients", "rescale_advantages"]
 
 Direction = Literal["forward", "reversed"]
+Mean = Literal["response", "token"]
 Scope = Literal["group", "trajectory", "batch"]
 
-_DIRECTIONS = ("forward", "reversed")
-_SCOPES = ("group", "trajectory", "batch")
+_DIRECTIONS = get_args(Direction)
+_MEANS = get_args(Mean)
+_SCOPES = get_args(Scope)
 _LAM_FIX = "Set `lam` (λ) to 0 for the base advantages, 1 for the paper's; `direction` turns the sign round."
 _RANGE_FIX = "Set `min_range` in nats: 0.1 is the paper's, 0 switches the guard off."
 
@@ -42,7 +45,7 @@ class AemStats:
         range_N: max H̄ − min H̄ of its set, nats a token.
         guarded_N: bool, whether that range is below `min_range`, which makes α exactly 1 in the whole set.
 
-    Example:
+    Examples:
         >>> from aem_core import find_responses
         >>> responses = find_responses(torch.tensor([[1, 0, 1], [1, 0, 0]]))
         >>> entropy_BT = torch.tensor([[0.25, 0.0, 1.0], [0.5, 0.0, 0.0]])
@@ -53,19 +56,19 @@ class AemStats:
         ([0.75, 0.0], [False, True])
     """
 
-    alpha_N: Tensor
-    entropy_N: Tensor
-    scope_N: Tensor
-    range_N: Tensor
-    guarded_N: Tensor
+    alpha_N: Float[Tensor, " N"]
+    entropy_N: Float[Tensor, " N"]
+    scope_N: Int[Tensor, " N"]
+    range_N: Float[Tensor, " N"]
+    guarded_N: Bool[Tensor, " N"]
 
     @property
-    def range_G(self) -> Tensor:
+    def range_G(self) -> Float[Tensor, " G"]:
         """`range_N` with one value a set. Reading it waits for a GPU, since G has to be known on the host."""
         return self._one_a_set(self.range_N)
 
     @property
-    def guarded_G(self) -> Tensor:
+    def guarded_G(self) -> Bool[Tensor, " G"]:
         """`guarded_N` with one value a set. Reading it waits for a GPU, since G has to be known on the host."""
         return self._one_a_set(self.guarded_N)
 
@@ -75,14 +78,15 @@ class AemStats:
 
 
 def modulation_coefficients(
-    entropy_N: Tensor,
-    group_N: Tensor,
+    entropy_N: Float[Tensor, " N"],
+    group_N: Integer[Tensor, " N"],
     lam: float = 1.0,
     min_range: float = 0.1,
     *,
     direction: Direction = "forward",
+    weight_N: Real[Tensor, " N"] | None = None,
     validate: bool = True,
-) -> Tensor:
+) -> Float[Tensor, " N"]:
     """The factor of each response's advantage: above 1 where the policy was more certain than elsewhere in its group.
 
         H̃ = (H̄ − min_G H̄) / (max_G H̄ − min_G H̄)
@@ -93,7 +97,8 @@ def modulation_coefficients(
 
     Source: arXiv 2605.00425, method; λ = 1 and the guard at 0.1 are the paper's, "reversed" is an ablation of it. The
     paper does not say whether mean_G runs over responses or tokens: here each response counts once, whatever its
-    length. With `min_range=0` a group whose entropies are all equal, for which H̃ is 0/0, has α = 1.
+    length, unless `weight_N` says otherwise; then it is the weighted mean that is 1. With `min_range=0` a group whose
+    entropies are all equal, for which H̃ is 0/0, has α = 1.
 
     Args:
         entropy_N: (N,), mean token entropy of each response, nats a token.
@@ -101,16 +106,18 @@ def modulation_coefficients(
         lam: λ, strength; 0 gives α = 1 exactly.
         min_range: the smallest range of entropies, in nats, that is modulated.
         direction: "forward" raises the certain responses, "reversed" the uncertain ones.
-        validate: check the entropies (finite, not below 0 by more than 0.5 nats of rounding).
+        weight_N: (N,), what a response counts in mean_G, above 0; its number of tokens makes mean_G one over tokens.
+        validate: check the values: entropies finite, not below 0 by more than 0.5 nats of rounding; weights finite and
+            above 0.
 
     Returns:
         α, (N,); float32, or float64 for float64 input.
 
     Raises:
         AEMValueError: shapes, dtypes or devices do not fit; `lam` or `min_range` negative or not finite; an unknown
-            direction; bad entropies.
+            direction; bad entropies or weights.
 
-    Example:
+    Examples:
         >>> entropy_N = torch.tensor([0.2, 0.7, 1.2, 0.50, 0.55])
         >>> group_N = torch.tensor([3, 3, 3, 8, 8])
         >>> modulation_coefficients(entropy_N, group_N)
@@ -123,11 +130,15 @@ def modulation_coefficients(
         fix = "Pass mean token entropies in nats (`response_entropies`); negative ones suggest log-probabilities."
         checks.check_response_values("entropy_N", entropy_N, fix, lowest=-checks.ROUNDING_NATS)
     entropy_N = entropy_N.detach().to(working_dtype(entropy_N.dtype))
-    alpha_N, _, _ = _modulate(entropy_N, dense_labels(group_N), lam, min_range, direction)
+    if weight_N is not None:
+        weight_N = _checked_weights(weight_N, entropy_N, validate)
+    alpha_N, _, _ = _modulate(entropy_N, dense_labels(group_N), lam, min_range, direction, weight_N)
     return alpha_N
 
 
-def rescale_advantages(advantage_BT: Tensor, alpha_N: Tensor, responses: Responses, *, validate: bool = True) -> Tensor:
+def rescale_advantages(
+    advantage_BT: Float[Tensor, "B T"], alpha_N: Float[Tensor, " N"], responses: Responses, *, validate: bool = True
+) -> Float[Tensor, "B T"]:
     """Multiplies the advantages on each response's tokens by the response's factor.
 
         A'_t = α(r) · A_t on the tokens t of response r,    A'_t = A_t off a response
@@ -148,7 +159,7 @@ def rescale_advantages(advantage_BT: Tensor, alpha_N: Tensor, responses: Respons
     Raises:
         AEMValueError: shapes, dtypes or devices do not fit; bad values.
 
-    Example:
+    Examples:
         >>> from aem_core import find_responses
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1]]))
         >>> rescale_advantages(torch.tensor([[1.0, 1.0, 7.0, -1.0]]), torch.tensor([1.5, 0.5]), responses)
@@ -156,33 +167,34 @@ def rescale_advantages(advantage_BT: Tensor, alpha_N: Tensor, responses: Respons
     """
     checks.require_tokens("advantage_BT", advantage_BT, responses)
     checks.require_per_response("alpha_N", alpha_N, responses)
-    advantage_M = select_tokens(advantage_BT, responses)
     if validate:
         fix = "Look at the base estimator and its rewards; `aem` cannot repair an advantage that is not a number."
-        checks.check_token_values("advantage_BT", advantage_M, responses, fix)
+        checks.check_token_values("advantage_BT", select_tokens(advantage_BT, responses), responses, fix)
         fix = "A negative factor would turn the advantage's sign round; pass `modulation_coefficients`."
         checks.check_response_values("alpha_N", alpha_N, fix, lowest=0.0)
     dtype = working_dtype(advantage_BT.dtype)
     rescaled_BT = advantage_BT.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     alpha_M = alpha_N.detach().to(dtype).index_select(0, responses.response_M)
-    rescaled_BT.view(-1).scatter_(0, responses.token_M, advantage_M * alpha_M)
+    # In place, where α belongs and nowhere else: a factor of 1 elsewhere could change the bits of a NaN.
+    rescaled_BT.view(-1).scatter_reduce_(0, responses.token_M, alpha_M, "prod")
     return rescaled_BT
 
 
 def aem(
-    advantage_BT: Tensor,
-    entropy_BT: Tensor,
+    advantage_BT: Float[Tensor, "B T"],
+    entropy_BT: Float[Tensor, "B T"],
     responses: Responses,
-    group_B: Tensor,
+    group_B: Integer[Tensor, " B"],
     *,
     lam: float = 1.0,
     min_range: float = 0.1,
     scope: Scope = "group",
-    trajectory_B: Tensor | None = None,
+    trajectory_B: Integer[Tensor, " B"] | None = None,
     direction: Direction = "forward",
+    mean: Mean = "response",
     shuffle: int | None = None,
     validate: bool = True,
-) -> tuple[Tensor, AemStats]:
+) -> tuple[Float[Tensor, "B T"], AemStats]:
     """Modulates the advantages of a base estimator by response-level entropy, in one call.
 
         A' = α · A,    α = exp(−λ H̃) / mean exp(−λ H̃),    H̃ = (H̄ − min H̄) / (max H̄ − min H̄)
@@ -192,7 +204,10 @@ def aem(
 
     Source: arXiv 2605.00425, method. The defaults are the paper's; scopes "trajectory" and "batch", direction
     "reversed" and `shuffle` are its ablations. The paper does not say how coefficients are shuffled: here they are
-    permuted at random within each set, so that every set keeps its coefficients and only their places change.
+    permuted at random within each set, so that every set keeps its coefficients and only their places change. Nor does
+    it say what the mean runs over: `mean="token"` is the other reading. With data that hold no entropies,
+    `entropy_BT=-log_prob_BT` puts the length-normalised surprisal in their place: its expectation is the entropy, but
+    it carries each token's own sampling noise. That proxy is ours.
 
     Args:
         advantage_BT: (B, T), the base estimator's advantages.
@@ -206,6 +221,7 @@ def aem(
         trajectory_B: (B,), integer label of each row's trajectory, read with scope "trajectory" alone. A trajectory may
             span several rows; labels need to be unique only within a prompt group.
         direction: "forward" raises the certain responses, "reversed" the uncertain ones.
+        mean: "response": mean α is 1 over a set's responses; "token": over its response tokens.
         shuffle: None, or a seed for the shuffled coefficients. The same seed gives the same permutation on the same
             kind of device; pass another one at each step.
         validate: check values too, which waits for a GPU. Without it nothing here does; shapes, dtypes, devices and
@@ -218,7 +234,7 @@ def aem(
         AEMValueError: shapes, dtypes or devices do not fit; a setting out of range; entropies on a response that are
             not finite or negative by more than 0.5 nats of rounding; advantages on a response that are not finite.
 
-    Example:
+    Examples:
         >>> from aem_core import find_responses
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1], [1, 1, 0, 0]]))
         >>> advantage_BT = torch.tensor([[1.0, 1.0, 0.0, 1.0], [-1.0, -1.0, 0.0, 0.0]])
@@ -232,11 +248,13 @@ def aem(
     """
     checks.require_labels("group_B", group_B, responses.shape[0], responses.device, "row")
     _require_settings(lam, min_range, direction)
+    checks.require_choice("mean", mean, _MEANS)
     if shuffle is not None:
         checks.require_seed("shuffle", shuffle)
     scope_N = _scope_labels(responses, group_B, scope, trajectory_B)
     entropy_N = response_entropies(entropy_BT, responses, validate=validate)
-    alpha_N, range_N, guarded_N = _modulate(entropy_N, scope_N, lam, min_range, direction)
+    weight_N = responses.length_N.to(entropy_N.dtype) if mean == "token" else None
+    alpha_N, range_N, guarded_N = _modulate(entropy_N, scope_N, lam, min_range, direction, weight_N)
     if shuffle is not None:
         alpha_N = shuffle_within(alpha_N, scope_N, shuffle)
     rescaled_BT = rescale_advantages(advantage_BT, alpha_N, responses, validate=validate)
@@ -247,6 +265,16 @@ def _require_settings(lam: float, min_range: float, direction: str) -> None:
     checks.require_setting("lam", lam, _LAM_FIX)
     checks.require_setting("min_range", min_range, _RANGE_FIX)
     checks.require_choice("direction", direction, _DIRECTIONS)
+
+
+def _checked_weights(weight_N: Tensor, entropy_N: Tensor, validate: bool) -> Tensor:
+    fix = "Pass what each response counts in the mean, e.g. `responses.length_N`, or None."
+    checks.require_tensor("weight_N", weight_N, 1, (*checks.FLOAT_DTYPES, *checks.LABEL_DTYPES), fix)
+    checks.require_shape("weight_N", weight_N, entropy_N.shape, entropy_N.device, fix)
+    weight_N = weight_N.detach().to(entropy_N.dtype)
+    if validate:
+        checks.check_response_values("weight_N", weight_N, fix, lowest=torch.finfo(weight_N.dtype).tiny)
+    return weight_N
 
 
 def _scope_labels(responses: Responses, group_B: Tensor, scope: str, trajectory_B: Tensor | None) -> Tensor:
@@ -267,7 +295,7 @@ def _scope_labels(responses: Responses, group_B: Tensor, scope: str, trajectory_
 
 
 def _modulate(
-    entropy_N: Tensor, scope_N: Tensor, lam: float, min_range: float, direction: str
+    entropy_N: Tensor, scope_N: Tensor, lam: float, min_range: float, direction: str, count_N: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """α, and of each response's set the range of entropies and whether it is below `min_range`."""
     # There are at most N sets; using N slots spares asking the device how many there are.
@@ -280,7 +308,8 @@ def _modulate(
     unit_N = rise_N / torch.where(range_N > 0, range_N, 1.0)
     # A λ beyond the dtype would become inf, and inf · 0 is not a number.
     weight_N = torch.exp(-min(float(lam), torch.finfo(entropy_N.dtype).max) * unit_N)
-    size_N = segment_sum(torch.ones_like(weight_N), scope_N, slots)[scope_N]
-    mean_N = segment_sum(weight_N, scope_N, slots)[scope_N] / size_N
+    count_N = torch.ones_like(weight_N) if count_N is None else count_N
+    size_N = segment_sum(count_N, scope_N, slots)[scope_N]
+    mean_N = segment_sum(count_N * weight_N, scope_N, slots)[scope_N] / size_N
     guarded_N = range_N < float(min_range)
     return torch.where(guarded_N, 1.0, weight_N / mean_N), range_N, guarded_N

@@ -8,7 +8,7 @@ class AEMError(Exception):
 
     Subclasses take one message and nothing else, so that they survive pickling between processes.
 
-    Example:
+    Examples:
         >>> try:
         ...     raise AEMValueError("lam: got -1.0")
         ... except AEMError as error:
@@ -20,7 +20,7 @@ class AEMError(Exception):
 class AEMValueError(AEMError, ValueError):
     """An argument has the wrong type, shape or value; the message says which, what came and what was expected.
 
-    Example:
+    Examples:
         >>> issubclass(AEMValueError, ValueError)
         True
     """

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from aem_core import _checks as checks
+from aem_core._segments import run_sum
 
 __all__ = ["Responses", "find_responses"]
 
@@ -33,7 +35,7 @@ class Responses:
         token_M: int64, where each response token stands: row · T + column. Ascending from response to response.
         response_M: int64, the number of the response that each of these tokens belongs to.
 
-    Example:
+    Examples:
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]]))
         >>> responses
         Responses(2 responses, 3 tokens, shape=(2, 4), device=cpu)
@@ -41,19 +43,19 @@ class Responses:
         [[0, 0, -1, 1], [-1, -1, -1, -1]]
     """
 
-    index_BT: Tensor
-    row_N: Tensor
-    length_N: Tensor
-    span_N: Tensor
-    token_M: Tensor
-    response_M: Tensor
+    index_BT: Int[Tensor, "B T"]
+    row_N: Int[Tensor, " N"]
+    length_N: Int[Tensor, " N"]
+    span_N: Int[Tensor, " N"]
+    token_M: Int[Tensor, " M"]
+    response_M: Int[Tensor, " M"]
 
     @classmethod
     def from_spans(
         cls,
         spans: Sequence[Sequence[tuple[int, int]]],
         shape: tuple[int, int],
-        mask_BT: Tensor | None = None,
+        mask_BT: Shaped[Tensor, "B T"] | None = None,
         *,
         validate: bool = True,
     ) -> Responses:
@@ -78,7 +80,7 @@ class Responses:
             AEMValueError: spans that overlap, are empty, reversed, out of range or not pairs of integers, their number
                 of rows; a mask of another shape or with values other than 0 and 1.
 
-        Example:
+        Examples:
             >>> mask = torch.tensor([[1, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
             >>> responses = Responses.from_spans([[(0, 2), (2, 5)], [(0, 3), (3, 6)]], shape=(2, 6), mask_BT=mask)
             >>> responses.index_BT.tolist()
@@ -96,14 +98,15 @@ class Responses:
                 checks.check_mask_values(mask_BT)
         # One host tensor, so that one copy carries all spans to the device.
         row_S, ordinal_S, start_S, stop_S = torch.tensor([row, ordinal, start, stop], dtype=torch.int64).to(device)
-        token_M, span_M = _expand_spans(row_S * shape[1] + start_S, stop_S - start_S)
-        if mask_BT is not None:
-            kept_M = (mask_BT != 0).reshape(-1)[token_M]
-            token_M, span_M = token_M[kept_M], span_M[kept_M]
-        length_S = torch.bincount(span_M, minlength=len(row))
-        kept_S = length_S > 0
-        response_M = (kept_S.cumsum(0) - 1)[span_M]
-        return _responses(shape, row_S[kept_S], length_S[kept_S], ordinal_S[kept_S], token_M, response_M)
+        length_S = stop_S - start_S
+        token_M = _expand_spans(row_S * shape[1] + start_S, length_S, size=sum(stop) - sum(start))
+        if mask_BT is None:
+            return _responses(shape, row_S, length_S, ordinal_S, token_M)
+        kept_M = (mask_BT != 0).reshape(-1).index_select(0, token_M)
+        token_M = token_M.index_select(0, kept_M.nonzero().squeeze(1))
+        length_S = run_sum(kept_M.to(torch.float64), length_S).to(torch.int64)
+        kept_N = length_S.nonzero().squeeze(1)
+        return _responses(shape, row_S[kept_N], length_S[kept_N], ordinal_S[kept_N], token_M)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -135,7 +138,7 @@ class Responses:
         return f"Responses({counts}, shape={self.shape}, device={self.device})"
 
 
-def find_responses(response_mask_BT: Tensor, *, validate: bool = True) -> Responses:
+def find_responses(response_mask_BT: Shaped[Tensor, "B T"], *, validate: bool = True) -> Responses:
     """Takes every maximal run of ones in a row for one response.
 
         responses of a row = maximal [start, stop) with mask_t = 1 for all start ≤ t < stop
@@ -153,7 +156,7 @@ def find_responses(response_mask_BT: Tensor, *, validate: bool = True) -> Respon
     Raises:
         AEMValueError: not a matrix, or values other than 0 and 1.
 
-    Example:
+    Examples:
         >>> responses = find_responses(torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 1]]))
         >>> responses.index_BT.tolist()
         [[-1, 0, 0, -1, 1], [2, 2, 2, 2, 2]]
@@ -167,10 +170,11 @@ def find_responses(response_mask_BT: Tensor, *, validate: bool = True) -> Respon
     first_BT = on_BT.clone()
     first_BT[:, 1:] &= ~on_BT[:, :-1]
     token_M = on_BT.reshape(-1).nonzero().squeeze(1)
-    response_M = (first_BT.reshape(-1).cumsum(0) - 1)[token_M]
-    row_N = first_BT.nonzero()[:, 0]
-    length_N = torch.bincount(response_M, minlength=len(row_N))
-    return _responses(tuple(on_BT.shape), row_N, length_N, _rank_in_row(row_N, len(on_BT)), token_M, response_M)
+    first_N = first_BT.reshape(-1).index_select(0, token_M).nonzero().squeeze(1)
+    length_N = torch.diff(first_N, append=first_N.new_tensor([len(token_M)]))
+    rows, tokens = on_BT.shape
+    row_N = token_M[first_N] // tokens
+    return _responses((rows, tokens), row_N, length_N, _rank_in_row(row_N, rows), token_M)
 
 
 def select_tokens(value_BT: Tensor, responses: Responses) -> Tensor:
@@ -178,9 +182,9 @@ def select_tokens(value_BT: Tensor, responses: Responses) -> Tensor:
     return value_BT.detach().reshape(-1).index_select(0, responses.token_M)
 
 
-def _responses(
-    shape: tuple[int, ...], row_N: Tensor, length_N: Tensor, span_N: Tensor, token_M: Tensor, response_M: Tensor
-) -> Responses:
+def _responses(shape: tuple[int, int], row_N: Tensor, length_N: Tensor, span_N: Tensor, token_M: Tensor) -> Responses:
+    number_N = torch.arange(len(length_N), device=length_N.device)
+    response_M = number_N.repeat_interleave(length_N, output_size=len(token_M))
     index_BT = token_M.new_full(shape, -1)
     index_BT.view(-1).scatter_(0, token_M, response_M)
     return Responses(index_BT, row_N, length_N, span_N, token_M, response_M)
@@ -192,12 +196,11 @@ def _rank_in_row(row_N: Tensor, rows: int) -> Tensor:
     return torch.arange(len(row_N), device=row_N.device) - earlier_B[row_N]
 
 
-def _expand_spans(start_S: Tensor, length_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Every position of every span, and the span that it belongs to."""
-    span_M = torch.arange(len(start_S), device=start_S.device).repeat_interleave(length_S)
+def _expand_spans(start_S: Tensor, length_S: Tensor, size: int) -> Tensor:
+    """Every position of every span; `size` is their number."""
     before_S = length_S.cumsum(0) - length_S
-    offset_M = torch.arange(len(span_M), device=start_S.device) - before_S[span_M]
-    return start_S[span_M] + offset_M, span_M
+    jump_M = (start_S - before_S).repeat_interleave(length_S, output_size=size)
+    return torch.arange(size, device=start_S.device) + jump_M
 
 
 def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor
 
 from aem_core import _checks as checks
-from aem_core._segments import segment_sum, working_dtype
+from aem_core._segments import run_sum, working_dtype
 from aem_core.responses import Responses, select_tokens
 
 __all__ = ["relative_surprisal", "response_entropies", "response_log_probs"]
@@ -20,7 +21,9 @@ _LOG_PROB_FIX = (
 )
 
 
-def response_log_probs(log_prob_BT: Tensor, responses: Responses, *, validate: bool = True) -> Tensor:
+def response_log_probs(
+    log_prob_BT: Float[Tensor, "B T"], responses: Responses, *, validate: bool = True
+) -> Float[Tensor, " N"]:
     """The log-probability of each response as a whole.
 
         log π(a|s) = Σ_j log π(a_j | s, a_<j)
@@ -38,7 +41,7 @@ def response_log_probs(log_prob_BT: Tensor, responses: Responses, *, validate: b
     Raises:
         AEMValueError: shape, dtype or device do not fit `responses`; bad values on a response.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from aem_core import find_responses
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1]]))
@@ -48,7 +51,9 @@ def response_log_probs(log_prob_BT: Tensor, responses: Responses, *, validate: b
     return _log_prob_sums(log_prob_BT, responses, validate)
 
 
-def response_entropies(entropy_BT: Tensor, responses: Responses, *, validate: bool = True) -> Tensor:
+def response_entropies(
+    entropy_BT: Float[Tensor, "B T"], responses: Responses, *, validate: bool = True
+) -> Float[Tensor, " N"]:
     """The mean token entropy of each response.
 
         H̄ = (1/n) Σ_j h_j,    h_j = −Σ_v π(v | s, a_<j) log π(v | s, a_<j)
@@ -67,7 +72,7 @@ def response_entropies(entropy_BT: Tensor, responses: Responses, *, validate: bo
     Raises:
         AEMValueError: shape, dtype or device do not fit `responses`; bad values on a response.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from aem_core import find_responses
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1]]))
@@ -79,8 +84,8 @@ def response_entropies(entropy_BT: Tensor, responses: Responses, *, validate: bo
 
 
 def relative_surprisal(
-    log_prob_BT: Tensor, entropy_BT: Tensor, responses: Responses, *, validate: bool = True
-) -> Tensor:
+    log_prob_BT: Float[Tensor, "B T"], entropy_BT: Float[Tensor, "B T"], responses: Responses, *, validate: bool = True
+) -> Float[Tensor, " N"]:
     """How much more surprising each response was than the policy expected along its way.
 
         S(a|s) − Σ_j h_j = −Σ_j log π(a_j | s, a_<j) − Σ_j h_j
@@ -101,7 +106,7 @@ def relative_surprisal(
     Raises:
         AEMValueError: shape, dtype or device do not fit `responses`; bad values on a response.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from aem_core import find_responses
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1]]))
@@ -132,4 +137,4 @@ def _entropy_sums(entropy_BT: Tensor, responses: Responses, validate: bool) -> T
 
 
 def _sum_tokens(value_M: Tensor, responses: Responses) -> Tensor:
-    return segment_sum(value_M.to(working_dtype(value_M.dtype)), responses.response_M, len(responses))
+    return run_sum(value_M.to(working_dtype(value_M.dtype)), responses.length_N)

@@ -1,4 +1,4 @@
-"""`algorithm.aem`: the settings, and the combinations refused at start-up, each with its reason."""
+"""What a run's `config.algorithm` asks of this package, and what it refuses before a run starts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
-from aem_core import Direction, Scope
+from aem_core import Direction, Mean, Over, Scope
 
-ESTIMATOR = "aem"
+AEM, EMPG, GIGPO, GRPO_ROWS = "aem", "empg", "gigpo", "grpo_rows"
+ESTIMATORS = (AEM, EMPG, GIGPO, GRPO_ROWS)
+"""What this package registers as `algorithm.adv_estimator`."""
+MODULATORS = (AEM, EMPG)
+RESPONSE_BASES = (GIGPO, GRPO_ROWS)
+"""Bases that see every response with its own reward, and not a trajectory's one outcome."""
 GAE = "gae"
-ROW_BASES = ("grpo_rows",)
 TESTED_VERL = ("0.9.1",)
-SCOPES = get_args(Scope)
-DIRECTIONS = get_args(Direction)
+
+Proxy = Literal["entropy", "surprisal"]
 
 BROKEN_ON_V1 = {
     "gdpo": "verl's V1 batch has no `prompts` and no per-dimension rewards for it",
@@ -26,88 +30,212 @@ BROKEN_ON_V1 = {
 
 
 class SettingsError(ValueError):
-    """A setting that AEM cannot train with; the message names it and what to write instead."""
+    """A setting that this package cannot train with; the message names it and what to write instead."""
+
+
+class Block:
+    """A block of `config.algorithm` as a frozen dataclass, one field a key."""
+
+    name: ClassVar[str]
+    numbers: ClassVar[tuple[str, ...]] = ()
+    """Fields that are finite numbers >= 0."""
+    choices: ClassVar[Mapping[str, tuple]] = {}
+    switches: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_config(cls, algorithm: Mapping[str, Any]) -> Self:
+        """Read the block; one that is absent means the defaults, an unknown key is an error."""
+        given = dict(algorithm.get(cls.name) or {})
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else ""
+                raise SettingsError(f"algorithm.{cls.name}.{key} is not a setting (there are {', '.join(known)}){hint}")
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        for field in self.numbers:
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                self.refuse(field, "a finite number >= 0")
+        for field, allowed in self.choices.items():
+            if getattr(self, field) not in allowed:
+                self.refuse(field, f"one of {list(allowed)}")
+        for field in self.switches:
+            if not isinstance(getattr(self, field), bool):
+                self.refuse(field, "true or false")
+
+    def refuse(self, field: str, expected: str) -> None:
+        raise SettingsError(f"algorithm.{self.name}.{field}={getattr(self, field)!r}: expected {expected}")
 
 
 @dataclass(frozen=True)
-class AemSettings:
-    """One field a key of `algorithm.aem`; the defaults are the paper's (arXiv 2605.00425), but for `base_estimator`.
+class AemSettings(Block):
+    """`algorithm.aem`; the defaults are the paper's (arXiv 2605.00425), but for `base_estimator`.
 
     Attributes:
-        base_estimator: the advantage that is modulated: an estimator registered in verl, or `grpo_rows`.
+        base_estimator: the advantage that is modulated: an estimator registered in verl, `grpo_rows` or `gigpo`.
         lam: λ, the strength; 0 gives the base advantages back.
-        min_range: nats; a group whose response entropies span less keeps α = 1.
+        min_range: nats; a group whose response entropies span less keeps α = 1. 0 switches the guard off.
         scope: over which responses minimum, maximum and mean are taken.
         direction: `reversed` rewards uncertain responses instead (the paper's ablation).
+        mean: whether mean α is 1 over responses or over tokens.
         shuffle: a seed; α is then permuted among the responses of each group (the paper's ablation).
-        untested_verl: run although the installed verl is not one of the versions this release was tested with.
+        proxy: `surprisal` puts the length-normalised −log π in the entropy's place (ours; needs no entropies).
+        untested_verl: run although the installed verl is not one of the versions this release was tested with; holds
+            for every estimator of this package.
     """
+
+    name: ClassVar = AEM
+    numbers: ClassVar = ("lam", "min_range")
+    choices: ClassVar = {
+        "scope": get_args(Scope),
+        "direction": get_args(Direction),
+        "mean": get_args(Mean),
+        "proxy": get_args(Proxy),
+    }
+    switches: ClassVar = ("untested_verl",)
 
     base_estimator: str = "grpo"
     lam: float = 1.0
     min_range: float = 0.1
     scope: Scope = "group"
     direction: Direction = "forward"
+    mean: Mean = "response"
     shuffle: int | None = None
+    proxy: Proxy = "entropy"
     untested_verl: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lam", "min_range"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise SettingsError(f"algorithm.aem.{name}={value!r}: expected a finite number >= 0")
-        for name, allowed in (("scope", SCOPES), ("direction", DIRECTIONS)):
-            if getattr(self, name) not in allowed:
-                raise SettingsError(f"algorithm.aem.{name}={getattr(self, name)!r}: expected one of {list(allowed)}")
+        super().__post_init__()
         if self.shuffle is not None and (isinstance(self.shuffle, bool) or not isinstance(self.shuffle, int)):
-            raise SettingsError(f"algorithm.aem.shuffle={self.shuffle!r}: expected null or an integer seed")
+            self.refuse("shuffle", "null or an integer seed")
+
+
+@dataclass(frozen=True)
+class EmpgSettings(Block):
+    """`algorithm.empg`; the defaults are the project page's (arXiv 2509.09265), but for `base_estimator`.
+
+    Attributes:
+        base_estimator: as in `algorithm.aem`.
+        k: strength of the self-calibrating scaling.
+        k_future: strength of the future-clarity bonus's fall with the next step's entropy.
+        zeta: ζ, the bonus's weight.
+        scaling, bonus, recentre: the three parts, each switchable (the paper's ablation).
+    """
+
+    name: ClassVar = EMPG
+    numbers: ClassVar = ("k", "k_future", "zeta")
+    switches: ClassVar = ("scaling", "bonus", "recentre")
+
+    base_estimator: str = "grpo"
+    k: float = 1.0
+    k_future: float = 1.0
+    zeta: float = 0.1
+    scaling: bool = True
+    bonus: bool = True
+    recentre: bool = True
+
+
+@dataclass(frozen=True)
+class GigpoSettings(Block):
+    """`algorithm.gigpo` (arXiv 2505.10978), read where gigpo is the estimator or the base.
+
+    Attributes:
+        weight: w, of the step advantage.
+        gamma: discount of the step returns.
+        by_std: divide the episode and the step advantage by σ.
+        over: the statistics of the episode advantage, over responses (verl-agent's) or trajectories.
+    """
+
+    name: ClassVar = GIGPO
+    numbers: ClassVar = ("weight", "gamma")
+    choices: ClassVar = {"over": get_args(Over)}
+    switches: ClassVar = ("by_std",)
+
+    weight: float = 1.0
+    gamma: float = 0.95
+    by_std: bool = True
+    over: Over = "responses"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gamma > 1:
+            self.refuse("gamma", "a number in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run asks for: its estimator, and the blocks that it reads."""
+
+    estimator: str
+    aem: AemSettings
+    empg: EmpgSettings
+    gigpo: GigpoSettings
 
     @classmethod
-    def from_config(cls, algorithm: Mapping[str, Any]) -> AemSettings:
-        """Read `config.algorithm`; a block that is absent means the defaults, an unknown key is an error."""
-        given = dict(algorithm.get("aem") or {})
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else ""
-                raise SettingsError(f"algorithm.aem.{key} is not a setting (there are {', '.join(known)}){hint}")
-        return cls(**given)
+    def from_config(cls, algorithm: Mapping[str, Any]) -> Settings:
+        return cls(
+            estimator=str(algorithm["adv_estimator"]),
+            aem=AemSettings.from_config(algorithm),
+            empg=EmpgSettings.from_config(algorithm),
+            gigpo=GigpoSettings.from_config(algorithm),
+        )
+
+    @property
+    def base(self) -> str:
+        """The advantage that everything begins with."""
+        if self.estimator in MODULATORS:
+            return (self.aem if self.estimator == AEM else self.empg).base_estimator
+        return self.estimator
+
+    @property
+    def measure(self) -> Literal["entropy", "old_log_probs"] | None:
+        """The column of the batch that the modulation is made from."""
+        if self.estimator == AEM and self.aem.proxy == "surprisal":
+            return "old_log_probs"
+        return "entropy" if self.estimator in MODULATORS else None
 
 
-def check_config(config: Mapping[str, Any], registered: Collection[str], verl_version: str) -> AemSettings:
+def check_config(config: Mapping[str, Any], registered: Collection[str], verl_version: str) -> Settings:
     """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError`.
 
     Args:
-        config: verl's whole configuration.
+        config: verl's whole configuration; `algorithm.adv_estimator` is one of `ESTIMATORS`.
         registered: the names of verl's estimator registry.
         verl_version: the installed verl.
     """
     algorithm = config["algorithm"]
-    settings = AemSettings.from_config(algorithm)
-    base = settings.base_estimator
-    if base == ESTIMATOR:
-        raise SettingsError("algorithm.aem.base_estimator=aem: AEM modulates another estimator; use e.g. grpo")
-    if base in BROKEN_ON_V1:
-        reason = BROKEN_ON_V1[base]
-        raise SettingsError(f"algorithm.aem.base_estimator={base} does not run on verl's V1 trainer: {reason}")
-    if base not in registered and base not in ROW_BASES:
-        known = sorted((set(registered) | set(ROW_BASES)) - set(BROKEN_ON_V1) - {ESTIMATOR})
-        raise SettingsError(f"algorithm.aem.base_estimator={base!r} is not registered; known: {', '.join(known)}")
-    if base == GAE and not config["critic"].get("enable"):
-        raise SettingsError(
-            "algorithm.aem.base_estimator=gae needs values: set critic.enable=True "
-            "(verl turns the critic on by itself only for algorithm.adv_estimator=gae)"
-        )
+    settings = Settings.from_config(algorithm)
+    if settings.estimator in MODULATORS:
+        _check_base(settings.estimator, settings.base, registered, config)
     correction = algorithm.get("rollout_correction") or {}
-    if correction.get("bypass_mode", False):
+    if settings.measure == "entropy" and correction.get("bypass_mode", False):
+        instead = ", or algorithm.aem.proxy to surprisal" if settings.estimator == AEM else ""
         raise SettingsError(
-            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where AEM's entropies "
-            "come from; set it to False"
+            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where "
+            f"{settings.estimator}'s entropies come from; set it to False{instead}"
         )
-    if verl_version not in TESTED_VERL and not settings.untested_verl:
+    if verl_version not in TESTED_VERL and not settings.aem.untested_verl:
         raise SettingsError(
             f"verl {verl_version} is installed; this release was tested with {', '.join(TESTED_VERL)}. "
-            "Install that, or set algorithm.aem.untested_verl=True and compare the aem/* metrics with a known run"
+            "Install that, or set algorithm.aem.untested_verl=True and compare the metrics with a known run"
         )
     return settings
+
+
+def _check_base(estimator: str, base: str, registered: Collection[str], config: Mapping[str, Any]) -> None:
+    setting = f"algorithm.{estimator}.base_estimator"
+    if base in MODULATORS:
+        raise SettingsError(f"{setting}={base}: {estimator} modulates another estimator; use e.g. grpo")
+    if base in BROKEN_ON_V1:
+        raise SettingsError(f"{setting}={base} does not run on verl's V1 trainer: {BROKEN_ON_V1[base]}")
+    if base not in registered and base not in RESPONSE_BASES:
+        known = sorted((set(registered) | set(RESPONSE_BASES)) - set(BROKEN_ON_V1) - set(MODULATORS))
+        raise SettingsError(f"{setting}={base!r} is not registered; known: {', '.join(known)}")
+    if base == GAE and not config["critic"].get("enable"):
+        raise SettingsError(
+            f"{setting}=gae needs values: set critic.enable=True "
+            "(verl turns the critic on by itself only for algorithm.adv_estimator=gae)"
+        )

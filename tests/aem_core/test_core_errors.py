@@ -205,6 +205,15 @@ CASES = {
         lambda: modulation_coefficients(ENTROPY_N, GROUP_B, direction=-1),
         r"direction: got -1 \(int\)",
     ),
+    "mean is unknown": (lambda: run_aem(mean="row"), r"mean: got 'row' \(str\); expected one of 'response', 'token'"),
+    "weights are too few": (
+        lambda: modulation_coefficients(ENTROPY_N, GROUP_B, weight_N=torch.ones(1)),
+        r"weight_N: got .*\(1,\).*expected shape \(2,\)\. Pass what each response counts",
+    ),
+    "a weight is zero": (
+        lambda: modulation_coefficients(ENTROPY_N, GROUP_B, weight_N=torch.tensor([1, 0])),
+        r"weight_N: got 0\.0 at response 1 ",
+    ),
     "shuffle is a bool": (lambda: run_aem(shuffle=True), r"shuffle: got True \(bool\); expected None or an integer"),
     "shuffle is negative": (lambda: run_aem(shuffle=-3), r"shuffle: got -3 .*Set `shuffle` to a seed"),
     "shuffle is a float": (lambda: run_aem(shuffle=1.0), r"shuffle: got 1\.0"),

@@ -39,6 +39,14 @@ def test_coefficients_reversed():
     torch.testing.assert_close(alpha_N, ALPHA_N.flip(0), rtol=0, atol=2e-7)
 
 
+def test_coefficients_with_a_mean_over_tokens():
+    # Weights 1, e^-0.5 = 0.6065307, e^-1 = 0.3678794 as above, on 1, 2 and 5 tokens:
+    # mean (1 + 2 * 0.6065307 + 5 * 0.3678794) / 8 = 0.5065573.
+    expected_N = torch.tensor([1.9741104, 1.1973585, 0.7262346])
+    alpha_N = modulation_coefficients(ENTROPY_N, ONE_GROUP_N, weight_N=torch.tensor([1, 2, 5]))
+    torch.testing.assert_close(alpha_N, expected_N, rtol=0, atol=3e-7)
+
+
 def test_groups_are_normalised_apart_and_guarded_apart():
     # Group 4 is the one above. Group -1 has range 0.09 < 0.1: exactly 1. Group 9 has two values, H̃ = 0 and 1:
     # α = 2/(1+e^-1) = 1.4621172 and 2e^-1/(1+e^-1) = 0.5378828. Group 5 has one response, range 0: exactly 1.

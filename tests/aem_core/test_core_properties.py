@@ -48,6 +48,7 @@ def batches(draw):
         "lam": draw(lams),
         "direction": draw(directions),
         "scope": draw(scopes),
+        "mean": draw(st.sampled_from(["response", "token"])),
     }
     return mask_BT, inputs
 
@@ -140,7 +141,8 @@ def test_padding_changes_nothing(batch, columns, rows):
 @given(batches())
 def test_coefficients_average_one_in_each_modulated_set(batch):
     mask_BT, inputs = batch
-    _, stats = aem(responses=find_responses(mask_BT), **inputs)
+    responses = find_responses(mask_BT)
+    _, stats = aem(responses=responses, **inputs)
     for number, guarded in enumerate(stats.guarded_G.tolist()):
         members_N = stats.scope_N == number
         assert members_N.any()
@@ -148,7 +150,9 @@ def test_coefficients_average_one_in_each_modulated_set(batch):
         if guarded:
             assert stats.alpha_N[members_N].eq(1).all()
         else:
-            torch.testing.assert_close(stats.alpha_N[members_N].mean(), torch.tensor(1.0), rtol=0, atol=1e-6)
+            count_N = responses.length_N[members_N] if inputs["mean"] == "token" else torch.ones(int(members_N.sum()))
+            mean = (count_N * stats.alpha_N[members_N]).sum() / count_N.sum()
+            torch.testing.assert_close(mean, torch.tensor(1.0), rtol=0, atol=1e-6)
 
 
 @check
@@ -242,7 +246,10 @@ def test_aem_is_its_three_steps(batch):
     responses = find_responses(mask_BT)
     advantage_BT, entropy_BT, group_B = (inputs[name] for name in ("advantage_BT", "entropy_BT", "group_B"))
     entropy_N = response_entropies(entropy_BT, responses)
-    alpha_N = modulation_coefficients(entropy_N, group_B[responses.row_N], inputs["lam"], direction=inputs["direction"])
+    weight_N = responses.length_N if inputs["mean"] == "token" else None
+    alpha_N = modulation_coefficients(
+        entropy_N, group_B[responses.row_N], inputs["lam"], direction=inputs["direction"], weight_N=weight_N
+    )
     expected_BT = rescale_advantages(advantage_BT, alpha_N, responses)
     inputs["scope"] = "group"
     assert torch.equal(aem(responses=responses, **inputs)[0], expected_BT)

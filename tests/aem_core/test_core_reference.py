@@ -23,18 +23,20 @@ def reference_runs(mask_row):
     return [*runs, run] if run else runs
 
 
-def reference_aem(advantage, entropy, tokens_of, labels, lam, min_range, sign):
+def reference_aem(advantage, entropy, tokens_of, labels, lam, min_range, sign, mean):
     """`tokens_of`: for each response its row and its tokens; `labels`: for each response its set."""
     means = [sum(entropy[row][token] for token in tokens) / len(tokens) for row, tokens in tokens_of]
+    counts = [len(tokens) if mean == "token" else 1 for _, tokens in tokens_of]
     alphas = []
-    for mean, label in zip(means, labels, strict=True):
-        members = [other for other, other_label in zip(means, labels, strict=True) if other_label == label]
-        low, high = min(members), max(members)
+    for own, label in zip(means, labels, strict=True):
+        members = [place for place, other_label in enumerate(labels) if other_label == label]
+        low, high = min(means[place] for place in members), max(means[place] for place in members)
         if high - low < min_range:
             alphas.append(1.0)
             continue
-        weights = [math.exp(sign * lam * (other - low) / (high - low)) for other in members]
-        alphas.append(math.exp(sign * lam * (mean - low) / (high - low)) / (sum(weights) / len(weights)))
+        weights = [counts[place] * math.exp(sign * lam * (means[place] - low) / (high - low)) for place in members]
+        size = sum(counts[place] for place in members)
+        alphas.append(math.exp(sign * lam * (own - low) / (high - low)) / (sum(weights) / size))
     result = [list(row) for row in advantage]
     for alpha, (row, tokens) in zip(alphas, tokens_of, strict=True):
         for token in tokens:
@@ -68,6 +70,7 @@ class Batch:
         self.spans = [random_spans(rng, self.tokens) for _ in range(self.rows)]
         self.lam = rng.choice([0.3, 1.0, 2.5])
         self.direction = rng.choice(["forward", "reversed"])
+        self.mean = rng.choice(["response", "token"])
 
     def labels(self, scope, tokens_of):
         keys = {
@@ -97,7 +100,7 @@ def test_aem_against_loops(scope, spans, seed, dtype):
     tokens_of = [(row, tokens) for row in range(batch.rows) for tokens in cut[row] if tokens]
     sign = -1 if batch.direction == "forward" else 1
     expected, alphas, means = reference_aem(
-        batch.advantage, batch.entropy, tokens_of, batch.labels(scope, tokens_of), batch.lam, 0.1, sign
+        batch.advantage, batch.entropy, tokens_of, batch.labels(scope, tokens_of), batch.lam, 0.1, sign, batch.mean
     )
     rescaled_BT, stats = aem(
         torch.tensor(batch.advantage, dtype=dtype),
@@ -108,6 +111,7 @@ def test_aem_against_loops(scope, spans, seed, dtype):
         scope=scope,
         trajectory_B=torch.tensor(batch.trajectory),
         direction=batch.direction,
+        mean=batch.mean,
     )
     assert len(responses) == len(tokens_of)
     assert responses.length_N.tolist() == [len(tokens) for _, tokens in tokens_of]

@@ -21,7 +21,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_scripts_that_are_named_exist(page):
-    for script in re.findall(r"scripts/\w+\.sh", page.read_text(encoding="utf-8")):
+    for script in re.findall(r"scripts/[\w.]+\.sh", page.read_text(encoding="utf-8")):
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 
@@ -40,15 +40,24 @@ def test_the_readmes_python_runs():
     assert torch.equal(names["advantages"].sign(), base.sign()) and not torch.equal(names["advantages"], base)
 
 
+def documented_metrics(prefix):
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = set()
+    for name in re.findall(rf"`({prefix}/[^`*]+)`", text):
+        stem, braces, choices = name.partition("{")
+        names |= {stem + choice for choice in choices.removesuffix("}").split(",")} if braces else {name}
+    return names
+
+
 def test_every_metric_is_documented():
-    from aem_core import aem, find_responses
-    from recipe.aem.metrics import aem_metrics
+    from aem_core import aem, empg, find_responses, gigpo
+    from recipe.aem.metrics import aem_metrics, empg_metrics, gigpo_metrics
 
     responses = find_responses(torch.ones(2, 1))
-    _, stats = aem(torch.ones(2, 1), torch.tensor([[0.1], [0.9]]), responses, torch.tensor([0, 0]))
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    documented = set()
-    for name in re.findall(r"`(aem/[^`*]+)`", text):
-        prefix, braces, choices = name.partition("{")
-        documented |= {prefix + choice for choice in choices.removesuffix("}").split(",")} if braces else {name}
-    assert documented == set(aem_metrics(stats, torch.ones(2), torch.zeros(2, dtype=torch.long)))
+    ones_BT, entropy_BT, one_set = torch.ones(2, 1), torch.tensor([[0.1], [0.9]]), torch.tensor([0, 0])
+    _, stats = aem(ones_BT, entropy_BT, responses, one_set)
+    assert documented_metrics("aem") == set(aem_metrics(stats, torch.ones(2), one_set))
+    _, stats = empg(ones_BT, entropy_BT, responses, one_set, torch.tensor([0, 1]))
+    assert documented_metrics("empg") == set(empg_metrics(stats, torch.ones(2)))
+    _, stats = gigpo(torch.ones(2), torch.ones(2), one_set, one_set)
+    assert documented_metrics("gigpo") == set(gigpo_metrics(stats, 2))

@@ -63,3 +63,6 @@ def test_two_steps_of_the_script(run: Run, folder: Path):
         faults = {row["extra_fields"]["fault"] for row in rows if not row["is_padding"]}
         assert faults == {""}
     assert (folder / "webshop_7b" / "checkpoints" / "global_step_2" / "actor").is_dir()
+    assert (folder / "webshop_7b" / "tasks" / "train.parquet").is_file()
+    # its last words are the command that evaluates the checkpoint
+    assert "trainer.val_only=true" in run.log.read_text().splitlines()[-1]

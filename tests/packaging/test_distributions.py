@@ -64,8 +64,9 @@ def test_metadata(wheel):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Apache License" in wheel.read(f"{info}/licenses/LICENSE").decode()
     always = {line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
-    assert {line.split(">=")[0] for line in always} == {"torch", "wrapt", "jinja2"}
+    assert {line.split(">=")[0] for line in always} == {"torch", "jaxtyping", "wrapt", "jinja2", "typer", "rich"}
     assert bool(metadata["Description-Content-Type"]) == (ROOT / "README.md").exists(), "`readme` in pyproject.toml"
     entry_points = wheel.read(f"{info}/entry_points.txt").decode()
     assert "[verl.plugins]\naem = verl_aem.autoload" in entry_points
     assert "[vllm.general_plugins]\naem = verl_aem:vllm_plugin" in entry_points
+    assert "[console_scripts]\naem = verl_aem.command:main" in entry_points

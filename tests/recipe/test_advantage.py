@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from recipe.aem.advantage import SideInfo, modulated_advantages
-from recipe.aem.settings import AemSettings
+from recipe.aem.advantage import SideInfo, compute_advantages
+from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
 
 # one group of two trajectories (2 rows and 1 row), another of two single rows, and a padding row that carries a copy of
 # the first row's fields, as verl makes it
@@ -37,14 +37,18 @@ def extra(length, **changes):
     return {"response_spans": [[0, length]], "turn_penalties": [0.0], **changes}
 
 
+def aem(*args, **kwargs):
+    return Settings("aem", AemSettings(*args, **kwargs), EmpgSettings(), GigpoSettings())
+
+
 def side(settings=None, extra_fields=None, **changes):
     fields = {
-        "settings": settings or AemSettings(),
+        "settings": settings or aem(),
         "keys": KEYS,
         "is_padding": PADDING,
         "extra_fields": extra_fields or [extra(n) for n in (3, 2, 4, 3, 1, 3)],
-        "entropy_BT": ENTROPY,
-        "values_BT": None,
+        "measure_BT": ENTROPY,
+        "value_BT": None,
         "step": 1,
         "metrics": {},
     }
@@ -61,7 +65,7 @@ def alpha(entropies, lam=1.0):
 
 def test_alpha_times_verls_grpo_by_hand():
     given = side()
-    advantage, returns = modulated_advantages(given, REWARD, MASK, GROUPS, {})
+    advantage, returns = compute_advantages(given, REWARD, MASK, GROUPS, {})
     # GRPO over the two trajectories: ±(10 − 5) / (7.07107 + 1e-6) = ±0.707107
     base = 5 / (math.sqrt(50) + 1e-6)
     first = alpha([0.4, 1.1, 0.5])
@@ -82,41 +86,41 @@ def test_strength_zero_gives_the_base_back_bit_for_bit(base):
     from omegaconf import OmegaConf
 
     config = OmegaConf.create(config)
-    plain = modulated_advantages(side(AemSettings(base, lam=0.0)), REWARD, MASK, GROUPS, config)[0]
-    guarded = modulated_advantages(side(AemSettings(base, min_range=1e9)), REWARD, MASK, GROUPS, config)[0]
+    plain = compute_advantages(side(aem(base, lam=0.0)), REWARD, MASK, GROUPS, config)[0]
+    guarded = compute_advantages(side(aem(base, min_range=1e9)), REWARD, MASK, GROUPS, config)[0]
     assert torch.equal(plain, guarded) and plain.abs().sum() > 0
-    modulated = modulated_advantages(side(AemSettings(base)), REWARD, MASK, GROUPS, config)[0]
+    modulated = compute_advantages(side(aem(base)), REWARD, MASK, GROUPS, config)[0]
     assert torch.equal(modulated.sign(), plain.sign()) and not torch.equal(modulated, plain)
 
 
 def test_padding_rows_change_nothing():
-    settings = AemSettings(scope="batch")
-    with_padding = modulated_advantages(side(settings), REWARD, MASK, GROUPS, {})[0]
+    settings = aem(scope="batch")
+    with_padding = compute_advantages(side(settings), REWARD, MASK, GROUPS, {})[0]
     cut = side(settings, [extra(n) for n in (3, 2, 4, 3, 1)])
-    cut.keys, cut.is_padding, cut.entropy_BT = KEYS[:5], PADDING[:5], ENTROPY[:5]
-    without = modulated_advantages(cut, REWARD[:5], MASK[:5], GROUPS[:5], {})[0]
+    cut.keys, cut.is_padding, cut.measure_BT = KEYS[:5], PADDING[:5], ENTROPY[:5]
+    without = compute_advantages(cut, REWARD[:5], MASK[:5], GROUPS[:5], {})[0]
     assert torch.equal(with_padding[:5], without) and with_padding[5].eq(0).all()
 
 
 def test_the_order_of_the_rows_does_not_matter():
     order = [5, 3, 1, 0, 4, 2]
-    expected = modulated_advantages(side(), REWARD, MASK, GROUPS, {})[0]
+    expected = compute_advantages(side(), REWARD, MASK, GROUPS, {})[0]
     mixed = side(
         keys=[KEYS[i] for i in order],
         is_padding=[PADDING[i] for i in order],
         extra_fields=[extra((3, 2, 4, 3, 1, 3)[i]) for i in order],
-        entropy_BT=ENTROPY[order],
+        measure_BT=ENTROPY[order],
     )
-    got = modulated_advantages(mixed, REWARD[order], MASK[order], [GROUPS[i] for i in order], {})[0]
+    got = compute_advantages(mixed, REWARD[order], MASK[order], [GROUPS[i] for i in order], {})[0]
     assert torch.allclose(got, expected[order], atol=1e-6)
 
 
 def test_loops_without_spans_fall_back_to_runs_of_the_mask():
-    recorded = modulated_advantages(side(), REWARD, MASK, GROUPS, {})[0]
-    found = modulated_advantages(side(extra_fields=[{}, None, {}, {}, {}, {}]), REWARD, MASK, GROUPS, {})[0]
+    recorded = compute_advantages(side(), REWARD, MASK, GROUPS, {})[0]
+    found = compute_advantages(side(extra_fields=[{}, None, {}, {}, {}, {}]), REWARD, MASK, GROUPS, {})[0]
     assert torch.equal(recorded, found)
     mixed = [extra(3), {}, extra(4), {}, {}, {}]
-    assert torch.equal(recorded, modulated_advantages(side(extra_fields=mixed), REWARD, MASK, GROUPS, {})[0])
+    assert torch.equal(recorded, compute_advantages(side(extra_fields=mixed), REWARD, MASK, GROUPS, {})[0])
 
 
 def test_two_responses_in_one_row_get_two_coefficients():
@@ -124,7 +128,7 @@ def test_two_responses_in_one_row_get_two_coefficients():
     fields[2] = {"response_spans": [[0, 2], [2, 4]], "turn_penalties": [0.0, 0.0]}
     entropy = ENTROPY.clone()
     entropy[2] = torch.tensor([0.1, 0.1, 1.5, 1.5])
-    advantage = modulated_advantages(side(extra_fields=fields, entropy_BT=entropy), REWARD, MASK, GROUPS, {})[0]
+    advantage = compute_advantages(side(extra_fields=fields, measure_BT=entropy), REWARD, MASK, GROUPS, {})[0]
     expected = alpha([0.4, 1.1, 0.1, 1.5])
     base = -5 / (math.sqrt(50) + 1e-6)
     assert torch.allclose(advantage[2], torch.tensor([expected[2], expected[2], expected[3], expected[3]]) * base)
@@ -133,21 +137,21 @@ def test_two_responses_in_one_row_get_two_coefficients():
 def test_an_invalid_turns_penalty_moves_that_turns_advantage_only_under_grpo_rows():
     fined = [extra(n) for n in (3, 2, 4, 3, 1, 3)]
     fined[1] = extra(2, turn_penalties=[-0.1])
-    rows = AemSettings("grpo_rows", lam=0.0)
-    clean = modulated_advantages(side(rows), REWARD, MASK, GROUPS, {})[0]
-    moved = modulated_advantages(side(rows, fined), REWARD, MASK, GROUPS, {})[0]
+    rows = aem("grpo_rows", lam=0.0)
+    clean = compute_advantages(side(rows), REWARD, MASK, GROUPS, {})[0]
+    moved = compute_advantages(side(rows, fined), REWARD, MASK, GROUPS, {})[0]
     assert clean[0, 0] == clean[1, 0] and moved[1, 0] < moved[0, 0]
-    trajectories = AemSettings("grpo", lam=0.0)
+    trajectories = aem("grpo", lam=0.0)
     assert torch.equal(
-        modulated_advantages(side(trajectories), REWARD, MASK, GROUPS, {})[0],
-        modulated_advantages(side(trajectories, fined), REWARD, MASK, GROUPS, {})[0],
+        compute_advantages(side(trajectories), REWARD, MASK, GROUPS, {})[0],
+        compute_advantages(side(trajectories, fined), REWARD, MASK, GROUPS, {})[0],
     )
 
 
 def test_a_filtered_trajectory_is_outside_alpha_and_inside_the_baseline():
     mask = MASK.clone()
     mask[2] = 0
-    advantage = modulated_advantages(side(), REWARD, mask, GROUPS, {})[0]
+    advantage = compute_advantages(side(), REWARD, mask, GROUPS, {})[0]
     base = 5 / (math.sqrt(50) + 1e-6)
     first = alpha([0.4, 1.1])
     assert torch.allclose(advantage[0, 0], torch.tensor(first[0] * base)) and advantage[2].eq(0).all()
@@ -156,7 +160,7 @@ def test_a_filtered_trajectory_is_outside_alpha_and_inside_the_baseline():
 def test_tokens_that_rejection_sampling_masked_do_not_count():
     mask = MASK.clone()
     mask[0, 2] = 0
-    advantage = modulated_advantages(side(), REWARD, mask, GROUPS, {})[0]
+    advantage = compute_advantages(side(), REWARD, mask, GROUPS, {})[0]
     first = alpha([0.3, 1.1, 0.5])
     assert torch.allclose(advantage[0, 0], torch.tensor(first[0] * 5 / (math.sqrt(50) + 1e-6)))
     assert advantage[0, 2] == 0
@@ -171,16 +175,16 @@ def test_gae_is_verls_own_row_by_row():
     expected, expected_returns = compute_gae_advantage_return(REWARD[live], values[live], MASK[live], 0.9, 0.8)
     from omegaconf import OmegaConf
 
-    got, returns = modulated_advantages(
-        side(AemSettings("gae", lam=0.0), values_BT=values), REWARD, MASK, GROUPS, OmegaConf.create(config)
+    got, returns = compute_advantages(
+        side(aem("gae", lam=0.0), value_BT=values), REWARD, MASK, GROUPS, OmegaConf.create(config)
     )
     assert torch.allclose(got[live][MASK[live] == 1], expected[MASK[live] == 1])
     assert torch.equal(returns[live], expected_returns)
 
 
 def test_the_shuffle_changes_with_the_step_and_repeats_with_the_run():
-    settings = AemSettings(shuffle=7, scope="batch")
-    runs = [modulated_advantages(side(settings, step=step), REWARD, MASK, GROUPS, {})[0] for step in (1, 1, 2, 3, 4)]
+    settings = aem(shuffle=7, scope="batch")
+    runs = [compute_advantages(side(settings, step=step), REWARD, MASK, GROUPS, {})[0] for step in (1, 1, 2, 3, 4)]
     assert torch.equal(runs[0], runs[1]) and any(not torch.equal(runs[0], later) for later in runs[2:])
 
 
@@ -189,18 +193,113 @@ def test_a_batch_of_padding_alone_is_no_error():
         keys=KEYS[5:],
         is_padding=[True],
         extra_fields=[extra(3)],
-        entropy_BT=ENTROPY[5:],
-        settings=AemSettings("grpo_rows"),
+        measure_BT=ENTROPY[5:],
+        settings=aem("grpo_rows"),
     )
-    assert modulated_advantages(alone, REWARD[5:], MASK[5:], GROUPS[5:], {})[0].eq(0).all()
+    assert compute_advantages(alone, REWARD[5:], MASK[5:], GROUPS[5:], {})[0].eq(0).all()
 
 
 def test_a_batch_that_changed_under_way_is_an_error():
     with pytest.raises(ValueError, match="the batch changed between the old-policy pass and the advantage"):
-        modulated_advantages(side(), REWARD[:, :3], MASK[:, :3], GROUPS, {})
+        compute_advantages(side(), REWARD[:, :3], MASK[:, :3], GROUPS, {})
 
 
 def test_spans_beyond_the_row_are_an_error_not_a_clip():
     fields = [extra(n) for n in (3, 2, 9, 3, 1, 3)]
     with pytest.raises(ValueError, match="span"):
-        modulated_advantages(side(extra_fields=fields), REWARD, MASK, GROUPS, {})
+        compute_advantages(side(extra_fields=fields), REWARD, MASK, GROUPS, {})
+
+
+# --- the other estimators ---------------------------------------------------------------------------------------------
+
+
+def other(estimator, empg=None, gigpo=None, base="grpo_rows"):
+    return Settings(estimator, AemSettings(base), empg or EmpgSettings(base), gigpo or GigpoSettings())
+
+
+def played(anchors, **changes):
+    """What the loop leaves with each row; the padding row copies the first."""
+    lengths = (3, 2, 4, 3, 1)
+    fields = [extra(n, anchors=[anchor], **changes) for n, anchor in zip(lengths, anchors, strict=True)]
+    return [*fields, fields[0]]
+
+
+def test_empg_finds_the_next_turn_by_trajectory_and_place():
+    # H̃ over the batch's responses 0.4, 1.1, 0.5, 0.3, 0.32: minimum 0.3, range 0.8
+    unit = [(h - 0.3) / (0.8 + 1e-8) for h in (0.4, 1.1, 0.5, 0.3, 0.32)]
+    plain = compute_advantages(side(other("grpo_rows")), REWARD, MASK, GROUPS, {})[0]
+    settings = EmpgSettings("grpo_rows", scaling=False, recentre=False)
+    added = compute_advantages(side(other("empg", settings)), REWARD, MASK, GROUPS, {})[0] - plain
+    # only the first row of u_0 has a turn after it: the second, with entropy 1.1
+    assert added[0, :3] == pytest.approx([0.1 * math.exp(-unit[1])] * 3, abs=1e-6)
+    assert added[1:].abs().max() == 0
+
+    given = side(other("empg"))
+    whole = compute_advantages(given, REWARD, MASK, GROUPS, {})[0]
+    weights = [math.exp(-x) for x in unit]
+    scale = [w / (sum(weights) / 5 + 1e-8) for w in weights]
+    turns = [plain[row, 0].item() * scale[row] + (0.1 * weights[1] if row == 0 else 0.0) for row in range(5)]
+    assert whole[:5, 0].tolist() == pytest.approx([turn - sum(turns) / 5 for turn in turns], abs=1e-5)
+    assert whole[5].eq(0).all() and whole[MASK == 0].eq(0).all()
+    assert given.metrics["empg/centre"] == pytest.approx(sum(turns) / 5, abs=1e-5)
+
+
+def test_empg_does_not_depend_on_the_order_of_the_rows():
+    order = [5, 3, 1, 0, 4, 2]
+    expected = compute_advantages(side(other("empg")), REWARD, MASK, GROUPS, {})[0]
+    fields = [extra(n) for n in (3, 2, 4, 3, 1, 3)]
+    mixed = side(
+        other("empg"),
+        keys=[KEYS[i] for i in order],
+        is_padding=[PADDING[i] for i in order],
+        extra_fields=[fields[i] for i in order],
+        measure_BT=ENTROPY[order],
+    )
+    got = compute_advantages(mixed, REWARD[order], MASK[order], [GROUPS[i] for i in order], {})[0]
+    assert torch.allclose(got, expected[order], atol=1e-6)
+
+
+def test_gigpo_compares_turns_that_answered_the_same_observation():
+    # group u: u_0 won in two turns, u_1 lost in one. Returns: 0.95·10, 10, 0. The first turns share an observation.
+    given = side(other("gigpo"), played(["start", "shelf", "start", "start", "door"]))
+    advantage = compute_advantages(given, REWARD, MASK, GROUPS, {})[0]
+    episode = compute_advantages(side(other("grpo_rows")), REWARD, MASK, GROUPS, {})[0]
+    step = 4.75 / (math.sqrt(2 * 4.75**2) + 1e-6)
+    assert advantage[0, 0].item() == pytest.approx(episode[0, 0].item() + step, abs=1e-5)
+    assert advantage[2, 0].item() == pytest.approx(episode[2, 0].item() - step, abs=1e-5)
+    # alone with their observation in their group: the other group's "start" is none of group u's
+    assert torch.allclose(advantage[[1, 3, 4]], episode[[1, 3, 4]], atol=1e-6)
+    assert given.metrics["gigpo/step/alone"] == pytest.approx(3 / 5)
+
+
+def test_gigpos_penalty_falls_on_its_own_turn_after_discounting():
+    anchors = ["start", "shelf", "start", "start", "door"]
+    settings = GigpoSettings(by_std=False, weight=1.0)
+    clean = compute_advantages(side(other("gigpo", gigpo=settings), played(anchors)), REWARD, MASK, GROUPS, {})[0]
+    fined_fields = played(anchors)
+    fined_fields[1] = extra(2, anchors=["shelf"], turn_penalties=[-0.3])
+    fined = compute_advantages(side(other("gigpo", gigpo=settings), fined_fields), REWARD, MASK, GROUPS, {})[0]
+    # the turn before it does not pay through its return; the group's mean falls by 0.1 for everyone
+    assert (fined - clean)[0, 0].item() == pytest.approx(0.1, abs=1e-5)
+    assert (fined - clean)[1, 0].item() == pytest.approx(-0.2, abs=1e-5)
+
+
+def test_aem_modulates_gigpo():
+    fields = played(["start", "shelf", "start", "start", "door"])
+    base = compute_advantages(side(other("gigpo"), fields), REWARD, MASK, GROUPS, {})[0]
+    given = side(other("aem", base="gigpo"), fields)
+    modulated = compute_advantages(given, REWARD, MASK, GROUPS, {})[0]
+    first = alpha([0.4, 1.1, 0.5])
+    for row in range(3):
+        assert torch.allclose(modulated[row], base[row] * first[row], atol=1e-6)
+    assert {"gigpo/step/alone", "aem/alpha/mean"} <= set(given.metrics)
+
+
+@pytest.mark.parametrize("estimator", ["grpo_rows", "gigpo"])
+def test_a_trajectory_masked_whole_stays_in_the_baseline_of_turns(estimator):
+    fields = played(["start", "shelf", "start", "start", "door"])
+    mask = MASK.clone()
+    mask[2] = 0
+    whole = compute_advantages(side(other(estimator), fields), REWARD, MASK, GROUPS, {})[0]
+    masked = compute_advantages(side(other(estimator), fields), REWARD, mask, GROUPS, {})[0]
+    assert masked[2].eq(0).all() and torch.equal(masked[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])

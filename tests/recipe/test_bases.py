@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from recipe.aem.bases import Rows, grpo_rows, once_a_trajectory
+from recipe.aem.bases import once_a_trajectory
+from recipe.aem.rows import Rows, number_labels, responses_of_rows
 
 core_algos = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
 
@@ -22,9 +21,9 @@ def batch(turns_a: int, turns_b: int, tokens: int = 3, rewards=(1.0, 0.0)):
     reward = torch.zeros(rows, tokens)
     reward[:turns_a, -1], reward[turns_a:, -1] = rewards
     facts = Rows(
-        group_B=["g"] * rows,
-        trajectory_B=["a"] * turns_a + ["b"] * turns_b,
-        order_B=[*range(turns_a), *range(turns_b)],
+        group_L=["g"] * rows,
+        trajectory_L=["a"] * turns_a + ["b"] * turns_b,
+        order_L=[*range(turns_a), *range(turns_b)],
     )
     return reward, torch.ones(rows, tokens, dtype=torch.long), facts
 
@@ -34,7 +33,7 @@ def test_rloo_of_three_rows_against_one_is_plus_and_minus_one():
     reward, mask, rows = batch(3, 1)
     advantage = once_a_trajectory(reward, mask, rows, rloo)
     assert advantage[:3].eq(1.0).all() and advantage[3].eq(-1.0).all()
-    assert torch.allclose(rloo(reward, mask, rows.group_B)[0, 0], torch.tensor(1 / 3))
+    assert torch.allclose(rloo(reward, mask, rows.group_L)[0, 0], torch.tensor(1 / 3))
 
 
 def test_grpo_is_verls_own_bit_for_bit():
@@ -71,7 +70,7 @@ def test_the_order_of_the_rows_does_not_matter():
     reward[2, -1] = 5.0  # only the last row of a trajectory is read
     order = [4, 2, 0, 3, 1]
     mixed = Rows(
-        [rows.group_B[i] for i in order], [rows.trajectory_B[i] for i in order], [rows.order_B[i] for i in order]
+        [rows.group_L[i] for i in order], [rows.trajectory_L[i] for i in order], [rows.order_L[i] for i in order]
     )
     expected = once_a_trajectory(reward, mask, rows, rloo)
     assert torch.equal(once_a_trajectory(reward[order], mask[order], mixed, rloo), expected[order])
@@ -101,34 +100,17 @@ def test_opo_weighs_a_trajectory_by_all_its_tokens():
     assert torch.allclose(advantage[0, 0], torch.tensor(0.25)) and torch.allclose(advantage[3, 0], torch.tensor(-0.75))
 
 
-def test_grpo_rows_by_hand():
-    # rewards 10, 9.9 and 0, 0: μ = 4.975; σ² = (5.025² + 4.925² + 2·4.975²) / 3 = 99.0075 / 3 = 33.0025, σ = 5.744780
-    advantage = grpo_rows(torch.tensor([10.0, 9.9, 0.0, 0.0]), torch.tensor([5, 5, 5, 5]))
-    assert torch.allclose(advantage, torch.tensor([0.874707, 0.857300, -0.866004, -0.866004]), atol=1e-5)
+def test_rows_are_read_from_verls_keys():
+    rows = Rows.from_keys(["u_x_0_1", "u_x_0_0", "v_2_0"], ["u_x", "u_x", "v"])
+    assert rows.trajectory_L == ["u_x_0", "u_x_0", "v_2"] and rows.order_L == [1, 0, 0]
+    assert rows.trajectories() == [[1, 0], [2]]
 
 
-def test_a_penalty_moves_its_own_turn():
-    clean = grpo_rows(torch.tensor([10.0, 10.0, 0.0]), torch.zeros(3, dtype=torch.long))
-    fined = grpo_rows(torch.tensor([10.0, 9.9, 0.0]), torch.zeros(3, dtype=torch.long))
-    assert clean[0] == clean[1] and fined[1] < fined[0]
+def test_labels_are_numbered_by_appearance():
+    assert number_labels(["b", "a", "b", ""]).tolist() == [0, 1, 0, 2]
 
 
-def test_a_group_of_one_turn_keeps_its_reward_as_verl_does():
-    assert torch.allclose(grpo_rows(torch.tensor([3.0]), torch.tensor([0])), torch.tensor([3.0]))
-
-
-def test_equal_rewards_give_exactly_nothing():
-    assert grpo_rows(torch.full((7,), 9.9), torch.zeros(7, dtype=torch.long)).abs().max() < 1e-6
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-10, 10, width=32)), min_size=1, max_size=20))
-def test_grpo_rows_equals_a_plain_loop(turns):
-    expected = []
-    for group, reward in turns:
-        same = [r for g, r in turns if g == group]
-        mean = sum(same) / len(same) if len(same) > 1 else 0.0
-        std = (sum((r - mean) ** 2 for r in same) / (len(same) - 1)) ** 0.5 if len(same) > 1 else 1.0
-        expected.append((reward - mean) / (std + 1e-6))
-    ours = grpo_rows(torch.tensor([r for _, r in turns]), torch.tensor([g for g, _ in turns]))
-    assert torch.allclose(ours, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+def test_responses_are_spans_within_the_mask_and_runs_where_there_are_none():
+    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 1]])
+    responses = responses_of_rows([{"response_spans": [[0, 3], [3, 4]]}, {}], mask)
+    assert responses.index_BT.tolist() == [[0, -1, 0, 1], [2, 2, -1, 3]]

@@ -40,6 +40,7 @@ BROUGHT = (
 )
 GIVEN = {
     "webshop_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
+    "webshop_1.5b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
     "webshop_demo": {"node": ("machine=node",), "gpu1": ("machine=gpu1",), "cpu": ("machine=cpu",)},
     "aem_trainer": {"node": ("+machine=node", *BROUGHT), "cpu": ("+machine=cpu", *BROUGHT)},
 }
@@ -91,8 +92,10 @@ def test_aem_accepts_it(name, machine):
     config = compose(name, *GIVEN[name][machine])
     assert config.algorithm.adv_estimator == "aem"
     settings = check_config(config, set(core_algos.ADV_ESTIMATOR_REGISTRY), verl.__version__)
-    assert (settings.lam, settings.min_range, settings.scope, settings.direction) == (1.0, 0.1, "group", "forward")
-    assert settings.base_estimator == "grpo_rows"
+    aem = settings.aem
+    assert (aem.lam, aem.min_range, aem.scope, aem.direction) == (1.0, 0.1, "group", "forward")
+    assert (aem.mean, aem.proxy, aem.shuffle) == ("response", "entropy", None)
+    assert settings.base == "grpo_rows"
     assert config.trainer.use_v1 and config.trainer.v1.trainer_mode == "sync"
 
 

@@ -61,7 +61,7 @@ def test_no_trainer_mode_has_an_advantage_step_of_its_own(mode):
 
 def test_the_trainer_counts_its_steps_in_global_steps():
     trainer = trainer_base.PPOTrainer.__new__(get_trainer_cls("sync"))
-    trainer.config = OmegaConf.create({"trainer": {"resume_mode": "disable"}})
+    trainer.config = OmegaConf.create({"trainer": {"resume_mode": "disable"}, "algorithm": {}})
     trainer._load_checkpoint()
     assert trainer.global_steps == 0
 
@@ -355,7 +355,7 @@ def test_a_loop_finds_its_settings_server_and_tokenizer_on_itself():
         assert loop.server_manager is server and loop.tokenizer is tokenizer
         return await loop.ct_build_initial_tokens([{"role": "user", "content": "x"}])
 
-    # verl cuts a long prompt's head; `_prompt_ids` keeps prompts below prompt_length so that this never happens
+    # verl cuts a long prompt's head; `Rows._new_row` keeps prompts below prompt_length so that this never happens
     assert asyncio.run(scenario()) == [3, 4]
 
 

@@ -95,6 +95,31 @@ def test_aem_modulates_what_verl_writes_back(monkeypatch):
     assert metrics["aem/groups/modulated"] == 1.0 and "timing_s/aem" in metrics
 
 
+def test_the_other_estimators_are_registered_too(monkeypatch):
+    base, _, queue = compute(monkeypatch, "grpo_rows")
+    assert queue.asked[0] == ["extra_fields", "response_mask"]  # nothing to modulate, so no entropies
+    unmodulated, _, _ = compute(monkeypatch, "aem", base_estimator="grpo_rows", lam=0.0)
+    assert torch.equal(base, unmodulated) and base.abs().sum() > 0
+    modulated, metrics, _ = compute(monkeypatch, "empg")
+    assert metrics["timing_s/empg"] > 0 and "empg/scale/mean" in metrics and not torch.equal(modulated, base)
+    with pytest.raises(ValueError, match=r"the agent loop left no extra_fields\['anchors'\]"):
+        compute(monkeypatch, "gigpo")
+
+
+def test_the_proxy_reads_log_probs_and_needs_no_entropies(monkeypatch):
+    queue = FakeQueue(with_entropy=False)
+    nested = [torch.tensor(values) for values in ([-0.1, -0.2, -0.3], [-1.0, -1.0], [-0.5] * 4, [0.0])]
+    queue.columns["old_log_probs"] = torch.nested.as_nested_tensor(nested, layout=torch.jagged)
+    base, _, _ = compute(monkeypatch, "grpo")
+    modulated, metrics, asked = compute(monkeypatch, "aem", queue=queue, proxy="surprisal")
+    assert asked.asked[0] == ["old_log_probs", "extra_fields", "response_mask"]
+    # surprisals a token 0.2, 1.0, 0.5: the entropies of the test above
+    weight = np.exp([0.0, -1.0, -0.375])
+    alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
+    assert torch.allclose(modulated[:3], base[:3] * alpha[:, None], atol=1e-6)
+    assert metrics["aem/entropy/mean"] == pytest.approx((0.2 + 1.0 + 0.5) / 3)
+
+
 def test_strength_zero_is_verls_grpo_bit_for_bit(monkeypatch):
     base, _, _ = compute(monkeypatch, "grpo")
     same, _, _ = compute(monkeypatch, "aem", lam=0.0)
@@ -123,16 +148,18 @@ def test_the_side_information_does_not_outlive_the_call(monkeypatch):
     assert seam._SIDE.get() is None
 
 
-def test_outside_the_wrapped_trainer_the_estimator_names_the_missing_hook():
-    estimator = core_algos.get_adv_estimator_fn("aem")
-    with pytest.raises(RuntimeError, match=r"PPOTrainer\._compute_advantage.*never falls back"):
+@pytest.mark.parametrize("name", ["aem", "empg", "gigpo", "grpo_rows"])
+def test_outside_the_wrapped_trainer_the_estimator_names_the_missing_hook(name):
+    estimator = core_algos.get_adv_estimator_fn(name)
+    with pytest.raises(RuntimeError, match=rf"adv_estimator={name} .*PPOTrainer\._compute_advantage.*ever falls back"):
         estimator(token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1))
 
 
-def test_the_legacy_trainers_refuse_before_they_start():
+@pytest.mark.parametrize("name", ["aem", "gigpo"])
+def test_the_legacy_trainers_refuse_before_they_start(name):
     from verl.trainer.ppo.ray_trainer import RayPPOTrainer
 
-    config = OmegaConf.create({"algorithm": {"adv_estimator": "aem"}})
+    config = OmegaConf.create({"algorithm": {"adv_estimator": name}})
     with pytest.raises(SettingsError, match=r"does not run on RayPPOTrainer.*trainer\.use_v1=True"):
         RayPPOTrainer(config, None, {}, None)
 

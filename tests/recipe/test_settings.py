@@ -39,22 +39,22 @@ def test_the_papers_settings_are_the_defaults():
     assert settings.shuffle is None and settings.base_estimator == "grpo"
 
 
-@pytest.mark.parametrize("base", ["grpo", "rloo", "opo", "grpo_rows"])
+@pytest.mark.parametrize("base", ["grpo", "rloo", "opo", "grpo_rows", "gigpo"])
 def test_good_bases(base):
-    assert check(changed("algorithm.aem.base_estimator", base)).base_estimator == base
+    assert check(changed("algorithm.aem.base_estimator", base)).base == base
 
 
 def test_gae_runs_with_a_critic():
     config = changed("algorithm.aem.base_estimator", "gae")
     config["critic"]["enable"] = True
-    assert check(config).base_estimator == "gae"
+    assert check(config).base == "gae"
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         ("algorithm.aem.base_estimator", "grop", r"base_estimator='grop' is not registered; known: .*grpo_rows"),
-        ("algorithm.aem.base_estimator", "aem", "AEM modulates another estimator"),
+        ("algorithm.aem.base_estimator", "aem", "aem modulates another estimator"),
         ("algorithm.aem.base_estimator", "gae", r"set critic\.enable=True"),
         ("algorithm.aem.base_estimator", "gdpo", "does not run on verl's V1 trainer"),
         ("algorithm.aem.base_estimator", "remax", "reward_baselines"),
@@ -70,6 +70,13 @@ def test_gae_runs_with_a_critic():
             r"algorithm\.aem\.scope='row': expected one of \['group', 'trajectory', 'batch'\]",
         ),
         ("algorithm.aem.direction", "up", r"algorithm\.aem\.direction='up'"),
+        ("algorithm.aem.mean", "row", r"algorithm\.aem\.mean='row': expected one of \['response', 'token'\]"),
+        ("algorithm.aem.proxy", True, r"algorithm\.aem\.proxy=True: expected one of \['entropy', 'surprisal'\]"),
+        ("algorithm.gigpo.gamma", 1.5, r"algorithm\.gigpo\.gamma=1\.5: expected a number in \[0, 1\]"),
+        ("algorithm.gigpo.over", "rows", r"algorithm\.gigpo\.over='rows': expected one of \['responses', 'traj"),
+        ("algorithm.empg.zeta", -0.1, r"algorithm\.empg\.zeta=-0\.1: expected a finite number >= 0"),
+        ("algorithm.empg.bonus", 1, r"algorithm\.empg\.bonus=1: expected true or false"),
+        ("algorithm.empg.keta", 1, r"algorithm\.empg\.keta is not a setting .*did you mean `zeta`"),
         ("algorithm.aem.shuffle", True, r"algorithm\.aem\.shuffle=True: expected null or an integer seed"),
         ("algorithm.aem.lambda", 1.0, r"algorithm\.aem\.lambda is not a setting .*did you mean `lam`"),
     ],
@@ -79,7 +86,28 @@ def test_refused(path, value, message):
         check(changed(path, value))
 
 
+def test_empg_is_held_to_the_same_rules():
+    config = changed("algorithm.adv_estimator", "empg")
+    assert check(config).base == "grpo"
+    config["algorithm"]["empg"] = {"base_estimator": "aem"}
+    with pytest.raises(SettingsError, match=r"algorithm\.empg\.base_estimator=aem: empg modulates another"):
+        check(config)
+    config["algorithm"]["empg"] = {}
+    config["algorithm"]["rollout_correction"]["bypass_mode"] = True
+    with pytest.raises(SettingsError, match=r"where empg's entropies come from; set it to False$"):
+        check(config)
+
+
+def test_what_needs_no_entropies_runs_without_the_old_policy_pass():
+    config = changed("algorithm.rollout_correction.bypass_mode", True)
+    config["algorithm"]["aem"]["proxy"] = "surprisal"
+    assert check(config).measure == "old_log_probs"
+    for name in ("gigpo", "grpo_rows"):
+        config["algorithm"]["adv_estimator"] = name
+        assert check(config).measure is None and check(config).base == name
+
+
 def test_an_untested_verl_is_refused_unless_the_user_says_so():
     with pytest.raises(SettingsError, match=r"verl 0\.10\.0 is installed; .*untested_verl=True"):
         check(GOOD, verl="0.10.0")
-    assert check(changed("algorithm.aem.untested_verl", True), verl="0.10.0").untested_verl
+    assert check(changed("algorithm.aem.untested_verl", True), verl="0.10.0").aem.untested_verl

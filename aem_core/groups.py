@@ -1,0 +1,394 @@
+"""Advantages relative to a group: GRPO and RLOO over responses or trajectories, and GiGPO's two levels.
+
+Everything is computed in float64, and a mean of equal values is that value to the bit, so that a group (or a step set)
+of equal rewards gets advantages of exactly 0 instead of rounding noise over a standard deviation of rounding noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from aem_core import _checks as checks
+from aem_core._segments import dense_labels, segment_min, segment_sum, working_dtype
+
+__all__ = [
+    "Baseline",
+    "GigpoStats",
+    "Over",
+    "discounted_returns",
+    "gigpo",
+    "gigpo_step_advantages",
+    "grpo_advantages",
+]
+
+Over = Literal["responses", "trajectories"]
+Baseline = Literal["mean", "leave_one_out"]
+
+_OVER = ("responses", "trajectories")
+_BASELINES = ("mean", "leave_one_out")
+_EPSILON = 1e-6  # verl's and verl-agent's, added to σ
+_REWARD_FIX = "Look at the environment's reward; one value that is not a number would spoil its whole group."
+_RETURN_FIX = "Look at the rewards it was made of; one value that is not a number would spoil its whole step set."
+_GAMMA_FIX = "Set `gamma` (γ) to 0.95 for GiGPO's discount, 1 for none."
+_WEIGHT_FIX = "Set `weight` to 1 for the paper's, 0 for the episode term alone."
+
+
+@dataclass(frozen=True, eq=False)
+class GigpoStats:
+    """What `gigpo` computed on its way, one value a response. A response's step set: same group, same observation.
+
+    Attributes:
+        episode_N: the episode term, `grpo_advantages` of the outcomes.
+        step_N: the step term before its weight, `gigpo_step_advantages` of the returns.
+        alone_N: bool, whether the step set is this response alone, which makes the step term 0.
+        size_N: int64, the number of responses in its step set.
+
+    Examples:
+        >>> outcome_N, label_N = torch.tensor([10.0, 0.0, 0.0]), torch.tensor([0, 0, 0])
+        >>> _, stats = gigpo(outcome_N, outcome_N, label_N, anchor_N=torch.tensor([4, 4, 5]))
+        >>> stats.size_N.tolist(), stats.alone_N.tolist()
+        ([2, 2, 1], [False, False, True])
+    """
+
+    episode_N: Float[Tensor, " N"]
+    step_N: Float[Tensor, " N"]
+    alone_N: Bool[Tensor, " N"]
+    size_N: Integer[Tensor, " N"]
+
+
+def grpo_advantages(
+    reward_N: Float[Tensor, " N"],
+    group_N: Integer[Tensor, " N"],
+    *,
+    over: Over = "responses",
+    trajectory_N: Integer[Tensor, " N"] | None = None,
+    baseline: Baseline = "mean",
+    by_std: bool = True,
+    validate: bool = True,
+) -> Float[Tensor, " N"]:
+    """How much better each response was rewarded than its group.
+
+        A_n = (r_n − μ) / (σ + 1e-6)          (by_std=False: r_n − μ)
+
+    where r_n is the outcome of the response's trajectory plus what is due to the response alone, such as a penalty. μ
+    and the unbiased σ are taken over the group's units u with values v:
+
+        over="responses":     u = a response,    v = r         (a long trajectory weighs more)
+        over="trajectories":  u = a trajectory,  v = mean of r over its responses
+        baseline="mean":            μ = mean of v over the group
+        baseline="leave_one_out":   μ = mean of v over the group's other units
+
+    A unit alone in its group has μ = 0 and σ = 1, so that A = r up to the 1e-6.
+
+    Source: GRPO, arXiv 2402.03300; without σ, Dr. GRPO, arXiv 2503.20783; "leave_one_out" without σ is RLOO,
+    arXiv 2402.14740, for rewards constant on a trajectory n/(n−1) · (R − mean) of its n trajectories. The 1e-6 and the
+    lone unit are verl's. "responses" is verl-agent's choice of units, and what published results with it rest on;
+    "trajectories" equals verl's `grpo` and `rloo` on one row a trajectory. Ours: a trajectory's mean where its rewards
+    differ, and σ over all units, the response's own too, with "leave_one_out".
+
+    Args:
+        reward_N: (N,), r, in units of the environment's reward.
+        group_N: (N,), integer label of each response's prompt group.
+        over: the units of the statistics.
+        trajectory_N: (N,), integer label of each response's trajectory, read with over="trajectories" alone. Labels
+            need to be unique only within a group.
+        baseline: whether μ counts the unit itself.
+        by_std: divide by σ.
+        validate: check that the rewards are finite.
+
+    Returns:
+        A, (N,); float32, or float64 for float64 input. Exactly 0 in a group of several units with equal rewards.
+
+    Raises:
+        AEMValueError: shapes, dtypes or devices do not fit; an unknown `over` or `baseline`; no `trajectory_N` where it
+            is needed; rewards that are not finite.
+
+    Examples:
+        >>> reward_N = torch.tensor([10.0, 10.0, 10.0, 0.0, 5.0])
+        >>> group_N, trajectory_N = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([1, 1, 1, 2, 1])
+        >>> grpo_advantages(reward_N, group_N)
+        tensor([ 0.5000,  0.5000,  0.5000, -1.5000,  5.0000])
+        >>> grpo_advantages(reward_N, group_N, over="trajectories", trajectory_N=trajectory_N)
+        tensor([ 0.7071,  0.7071,  0.7071, -0.7071,  5.0000])
+        >>> grpo_advantages(reward_N, group_N, baseline="leave_one_out", by_std=False)
+        tensor([  3.3333,   3.3333,   3.3333, -10.0000,   5.0000])
+    """
+    return _episode_advantages("reward_N", reward_N, group_N, over, trajectory_N, baseline, by_std, validate)
+
+
+def discounted_returns(
+    reward_N: Float[Tensor, " N"],
+    trajectory_N: Integer[Tensor, " N"],
+    turn_N: Integer[Tensor, " N"],
+    gamma: float = 0.95,
+    *,
+    validate: bool = True,
+) -> Float[Tensor, " N"]:
+    """What each response and those after it in its trajectory earned, later rewards counting less.
+
+        R_t = Σ_{m ≥ t} γ^(m−t) r_m
+
+    over the trajectory's responses in the order of their turn index; m − t counts responses in that order, so that gaps
+    in the indices do not discount.
+
+    Source: GiGPO, arXiv 2505.10978, with γ = 0.95. Ours: the treatment of gaps.
+
+    Args:
+        reward_N: (N,), r, the reward of each turn by itself: what the environment gave for it, 0 for most. A penalty
+            for an invalid action is left out: GiGPO adds it to the return of its own turn afterwards (`gigpo`).
+        trajectory_N: (N,), integer label of each response's trajectory, unique in the whole batch.
+        turn_N: (N,), integer index of each response's turn, in any numbering that grows with time.
+        gamma: γ, in [0, 1]; 0 gives the rewards, 1 their sums.
+        validate: check that rewards are finite and no turn occurs twice. Of two turns with the same index the one that
+            stands first counts as the earlier.
+
+    Returns:
+        R, (N,), in the order of the input; float32, or float64 for float64 input.
+
+    Raises:
+        AEMValueError: shapes, dtypes or devices do not fit; `gamma` outside [0, 1]; bad values.
+
+    Examples:
+        >>> reward_N = torch.tensor([8.0, 0.0, 0.0, 1.0])
+        >>> discounted_returns(reward_N, torch.tensor([5, 5, 5, 6]), torch.tensor([2, 0, 1, 0]), gamma=0.5)
+        tensor([8., 2., 4., 1.])
+    """
+    checks.require_tensor("reward_N", reward_N, 1, checks.FLOAT_DTYPES, "Pass one reward a response.")
+    checks.require_labels("trajectory_N", trajectory_N, len(reward_N), reward_N.device, "response")
+    checks.require_labels("turn_N", turn_N, len(reward_N), reward_N.device, "response")
+    checks.require_setting("gamma", gamma, _GAMMA_FIX)
+    if gamma > 1:
+        raise checks.invalid("gamma", checks.describe(gamma), "at most 1", _GAMMA_FIX)
+    reward_N = reward_N.detach()
+    order_N = order_of_turns(trajectory_N, turn_N)
+    if validate:
+        checks.check_response_values("reward_N", reward_N, _REWARD_FIX, lowest=-torch.inf)
+        check_turns(trajectory_N, turn_N, order_N)
+    trajectory_N = trajectory_N.to(torch.int64)[order_N]
+    return_N = reward_N.double()[order_N]
+    # Doubling: after the pass with `reach` = 2^s, each place holds the discounted sum of its next 2^(s+1) turns.
+    reach, factor = 1, float(gamma)
+    while reach < len(return_N) and factor > 0:
+        later_N = torch.where(trajectory_N[reach:] == trajectory_N[:-reach], return_N[reach:], 0.0)
+        return_N = torch.cat([return_N[:-reach] + factor * later_N, return_N[-reach:]])
+        reach *= 2
+        factor = float(gamma) ** reach
+    return torch.empty_like(return_N).scatter_(0, order_N, return_N).to(working_dtype(reward_N.dtype))
+
+
+def gigpo_step_advantages(
+    return_N: Float[Tensor, " N"],
+    group_N: Integer[Tensor, " N"],
+    anchor_N: Integer[Tensor, " N"],
+    *,
+    by_std: bool = True,
+    validate: bool = True,
+) -> Float[Tensor, " N"]:
+    """How much better a response did than the others of its group that saw the same observation.
+
+        A_n = (R_n − mean R) / (σ + 1e-6)          (by_std=False: R_n − mean R)
+
+    mean and the unbiased σ over the response's step set: all responses with the same group and the same anchor. A set
+    of one gives 0.
+
+    Source: GiGPO, arXiv 2505.10978, the step-level advantage; with σ in its ALFWorld, without in its WebShop runs. The
+    1e-6 and the unbiased σ are verl-agent's.
+
+    Args:
+        return_N: (N,), R, the discounted return of each response (`discounted_returns`, then penalties).
+        group_N: (N,), integer label of each response's prompt group.
+        anchor_N: (N,), integer label of the raw observation that the response answers: equal exactly where the
+            observations are identical, before any history or template is put around them.
+        by_std: divide by σ.
+        validate: check that the returns are finite.
+
+    Returns:
+        A, (N,); float32, or float64 for float64 input. Exactly 0 in a set of equal returns.
+
+    Raises:
+        AEMValueError: shapes, dtypes or devices do not fit; returns that are not finite.
+
+    Examples:
+        >>> return_N = torch.tensor([9.0, 5.0, 1.0, 7.0])
+        >>> gigpo_step_advantages(return_N, torch.tensor([0, 0, 0, 1]), torch.tensor([3, 3, 4, 3]), by_std=False)
+        tensor([ 2., -2.,  0.,  0.])
+    """
+    return _step_advantages(return_N, group_N, anchor_N, by_std, validate)[0]
+
+
+def gigpo(
+    outcome_N: Float[Tensor, " N"],
+    return_N: Float[Tensor, " N"],
+    group_N: Integer[Tensor, " N"],
+    anchor_N: Integer[Tensor, " N"],
+    *,
+    weight: float = 1.0,
+    by_std: bool = True,
+    over: Over = "responses",
+    trajectory_N: Integer[Tensor, " N"] | None = None,
+    validate: bool = True,
+) -> tuple[Float[Tensor, " N"], GigpoStats]:
+    """Group-in-group advantages: how the trajectory did in its group, and the response among those in its situation.
+
+        A = A_episode + w · A_step
+
+    with A_episode of `grpo_advantages` and A_step of `gigpo_step_advantages`; `by_std` applies to both.
+
+    A turn's own penalty, such as that for an invalid action, is the caller's to add, to that turn alone: to `return_N`
+    after discounting, so that it does not reach the turns before, and, as verl-agent does, to `outcome_N`:
+
+        returns = discounted_returns(reward_N, trajectory_N, turn_N)
+        gigpo(outcome_N + penalty_N, returns + penalty_N, group_N, anchor_N)          (penalty_N ≤ 0)
+
+    Source: GiGPO, arXiv 2505.10978, w = 1. `over` is as in `grpo_advantages`; "responses" is verl-agent's.
+
+    Args:
+        outcome_N: (N,), the outcome of each response's trajectory (plus its own penalty).
+        return_N: (N,), the discounted return of each response (plus its own penalty).
+        group_N: (N,), integer label of each response's prompt group.
+        anchor_N: (N,), integer label of the raw observation that the response answers.
+        weight: w, the weight of the step term; 0 gives the episode term.
+        by_std: divide each term by its σ: the paper's choice for ALFWorld; False is that for WebShop.
+        over: the units of the episode term's statistics.
+        trajectory_N: (N,), integer label of each response's trajectory, read with over="trajectories" alone. Labels
+            need to be unique only within a group.
+        validate: check that outcomes and returns are finite.
+
+    Returns:
+        A, (N,), float32, or float64 where an input is float64; and `GigpoStats`.
+
+    Raises:
+        AEMValueError: shapes, dtypes or devices do not fit; a setting out of range; values that are not finite.
+
+    Examples:
+        >>> outcome_N = torch.tensor([10.0, 10.0, 0.0, 0.0])
+        >>> return_N = torch.tensor([9.5, 10.0, 0.0, 0.0])
+        >>> group_N, anchor_N = torch.tensor([0, 0, 0, 0]), torch.tensor([1, 2, 1, 3])
+        >>> advantage_N, stats = gigpo(outcome_N, return_N, group_N, anchor_N, by_std=False)
+        >>> stats.episode_N, stats.step_N
+        (tensor([ 5.,  5., -5., -5.]), tensor([ 4.7500,  0.0000, -4.7500,  0.0000]))
+        >>> advantage_N
+        tensor([ 9.7500,  5.0000, -9.7500, -5.0000])
+    """
+    checks.require_setting("weight", weight, _WEIGHT_FIX)
+    episode_N = _episode_advantages("outcome_N", outcome_N, group_N, over, trajectory_N, "mean", by_std, validate)
+    checks.require_tensor("return_N", return_N, 1, checks.FLOAT_DTYPES, "Pass one return a response.")
+    fix = "Pass one outcome and one return a response, in the same order."
+    checks.require_shape("return_N", return_N, outcome_N.shape, outcome_N.device, fix)
+    step_N, size_N = _step_advantages(return_N, group_N, anchor_N, by_std, validate)
+    return episode_N + float(weight) * step_N, GigpoStats(episode_N, step_N, size_N == 1, size_N)
+
+
+def order_of_turns(trajectory_N: Tensor, turn_N: Tensor) -> Tensor:
+    """The responses' numbers by trajectory, and within a trajectory by turn index; equal ones stay as they stand."""
+    by_turn_N = torch.argsort(turn_N.to(torch.int64), stable=True)
+    return by_turn_N[torch.argsort(trajectory_N.to(torch.int64)[by_turn_N], stable=True)]
+
+
+def check_turns(trajectory_N: Tensor, turn_N: Tensor, order_N: Tensor) -> None:
+    """No turn of a trajectory twice; `order_N` is `order_of_turns` of the two. Waits for the device."""
+    trajectory_N, turn_N = trajectory_N.to(torch.int64)[order_N], turn_N.to(torch.int64)[order_N]
+    twice_N = (trajectory_N[1:] == trajectory_N[:-1]) & (turn_N[1:] == turn_N[:-1])
+    if twice_N.any():
+        at = int(twice_N.nonzero()[0])
+        first, second = int(order_N[at]), int(order_N[at + 1])
+        got = (
+            f"turn {int(turn_N[at])} of trajectory {int(trajectory_N[at])} twice, at responses {first} and {second} "
+            f"({int(twice_N.sum())} such pairs)"
+        )
+        fix = (
+            "Number the turns within a trajectory, label trajectories apart in the whole batch, leave copied rows out."
+        )
+        raise checks.invalid("turn_N", got, "each turn of a trajectory once", fix)
+
+
+def _episode_advantages(
+    name: str,
+    reward_N: Tensor,
+    group_N: Tensor,
+    over: str,
+    trajectory_N: Tensor | None,
+    baseline: str,
+    by_std: bool,
+    validate: bool,
+) -> Tensor:
+    """`grpo_advantages` of rewards that the caller knows as `name`."""
+    checks.require_tensor(name, reward_N, 1, checks.FLOAT_DTYPES, "Pass one reward a response.")
+    slots, device = len(reward_N), reward_N.device
+    checks.require_labels("group_N", group_N, slots, device, "response")
+    checks.require_choice("over", over, _OVER)
+    checks.require_choice("baseline", baseline, _BASELINES)
+    if trajectory_N is not None:
+        checks.require_labels("trajectory_N", trajectory_N, slots, device, "response")
+    elif over == "trajectories":
+        fix = "Pass `trajectory_N`, or set `over` to 'responses'."
+        raise checks.invalid("trajectory_N", "None with over='trajectories'", "one integer label a response", fix)
+    reward_N = reward_N.detach()
+    if validate:
+        checks.check_response_values(name, reward_N, _REWARD_FIX, lowest=-torch.inf)
+    group_N = dense_labels(group_N)
+    if over == "trajectories" and trajectory_N is not None:
+        unit_N = _pair_labels(group_N, trajectory_N)
+    else:
+        unit_N = torch.arange(slots, device=device)
+    value = reward_N.double()
+    # N slots for units, of which some may stay empty: those are gathered in a group of their own, number N.
+    value_U = _segment_means(value, unit_N, slots)
+    group_U = torch.full_like(group_N, slots).scatter_(0, unit_N, group_N)
+    size_G, mean_G, std_G = _statistics(value_U, group_U, slots + 1)
+    size_N, mean_N, std_N = size_G[group_N], mean_G[group_N], std_G[group_N]
+    if baseline == "leave_one_out":
+        # (n·μ − v) / (n − 1), written so that equal values leave μ as it is, to the bit
+        mean_N = mean_N - (value_U[unit_N] - mean_N) / (size_N - 1).clamp(min=1)
+    alone_N = size_N == 1
+    advantage_N = value - torch.where(alone_N, 0.0, mean_N)
+    if by_std:
+        advantage_N = advantage_N / (torch.where(alone_N, 1.0, std_N) + _EPSILON)
+    return advantage_N.to(working_dtype(reward_N.dtype))
+
+
+def _step_advantages(
+    return_N: Tensor, group_N: Tensor, anchor_N: Tensor, by_std: bool, validate: bool
+) -> tuple[Tensor, Tensor]:
+    """The step advantages, and the size of each response's step set."""
+    checks.require_tensor("return_N", return_N, 1, checks.FLOAT_DTYPES, "Pass one return a response.")
+    slots, device = len(return_N), return_N.device
+    checks.require_labels("group_N", group_N, slots, device, "response")
+    checks.require_labels("anchor_N", anchor_N, slots, device, "response")
+    return_N = return_N.detach()
+    if validate:
+        checks.check_response_values("return_N", return_N, _RETURN_FIX, lowest=-torch.inf)
+    set_N = _pair_labels(dense_labels(group_N), anchor_N)
+    value = return_N.double()
+    size_S, mean_S, std_S = _statistics(value, set_N, slots)
+    advantage_N = value - mean_S[set_N]
+    if by_std:
+        advantage_N = advantage_N / (std_S[set_N] + _EPSILON)
+    return advantage_N.to(working_dtype(return_N.dtype)), size_S[set_N].to(torch.int64)
+
+
+def _pair_labels(dense_N: Tensor, label_N: Tensor) -> Tensor:
+    """One dense label for each pair of a dense label and any label."""
+    return dense_labels(dense_N * len(dense_N) + dense_labels(label_N))
+
+
+def _statistics(value_U: Tensor, segment_U: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Size, mean and unbiased σ of each segment; σ is 0 in a segment of one or none."""
+    size = segment_sum(torch.ones_like(value_U), segment_U, count)
+    mean = _segment_means(value_U, segment_U, count)
+    square = segment_sum((value_U - mean[segment_U]) ** 2, segment_U, count)
+    return size, mean, (square / (size - 1).clamp(min=1)).sqrt()
+
+
+def _segment_means(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
+    """The mean of each segment, 0 in an empty one."""
+    size = segment_sum(torch.ones_like(value_M), segment_M, count)
+    # Counted from the least value, so that the mean of equal values is that value to the bit.
+    low = segment_min(value_M, segment_M, count)
+    rise = segment_sum(value_M - low[segment_M], segment_M, count) / size.clamp(min=1)
+    return torch.where(size > 0, low + rise, 0.0)

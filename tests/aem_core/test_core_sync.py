@@ -1,0 +1,172 @@
+"""Under `validate=False` nothing reads a value back to the host, for which a GPU would have to be waited for.
+
+Shown on the CPU, by refusing every operation that needs values on the host: those that return one, and those whose
+result has a shape that depends on values. Not covered: what a driver does by itself, such as copies from pageable
+memory. `Responses` is made beforehand: building it waits, as its documentation says.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aem_core import (
+    aem,
+    find_responses,
+    modulation_coefficients,
+    relative_surprisal,
+    rescale_advantages,
+    response_entropies,
+    response_log_probs,
+)
+
+READS = {
+    "_local_scalar_dense",  # item(), int(), float(), bool(), and with them `if tensor:`
+    "is_nonzero",
+    "equal",
+    "nonzero",
+    "argwhere",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "unique_dim_consecutive",
+    "bincount",
+    "histc",
+}
+
+
+class HostReadError(Exception):
+    pass
+
+
+class NoHostReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        unsized = name == "repeat_interleave" and kwargs.get("output_size") is None
+        checked = name == "segment_reduce" and not kwargs.get("unsafe")
+        if name in READS or by_mask or unsized or checked:
+            raise HostReadError(func.name())
+        return func(*args, **kwargs)
+
+
+MASK_BT = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1]])
+RESPONSES = find_responses(MASK_BT)
+ADVANTAGE_BT = torch.tensor([1.5, -0.5, 2.0, -1.0])[:, None].expand(4, 5).to(torch.bfloat16)
+ENTROPY_BT = torch.linspace(0, 2, 20).reshape(4, 5)
+LOG_PROB_BT = -ENTROPY_BT
+GROUP_B = torch.tensor([3, 3, 8, 8])
+ENTROPY_N = torch.tensor([0.1, 0.9, 0.4, 1.6, 0.2])
+GROUP_N = torch.tensor([3, 3, 3, 8, 8])
+TURN_N = torch.tensor([0, 1, 2, 0, 1])
+ALPHA_N = torch.tensor([1.5, 0.5, 1.0, 1.2, 0.8])
+
+INPUTS = (ADVANTAGE_BT, ENTROPY_BT, RESPONSES, GROUP_B)
+CALLS = {
+    "aem": lambda **validate: aem(*INPUTS, **validate),
+    "aem of trajectories": lambda **validate: aem(*INPUTS, scope="trajectory", trajectory_B=GROUP_B, **validate),
+    "aem of the batch": lambda **validate: aem(*INPUTS, scope="batch", direction="reversed", **validate),
+    "aem shuffled": lambda **validate: aem(*INPUTS, shuffle=3, **validate),
+    "aem over tokens": lambda **validate: aem(*INPUTS, mean="token", **validate),
+    "response_entropies": lambda **validate: response_entropies(ENTROPY_BT, RESPONSES, **validate),
+    "response_log_probs": lambda **validate: response_log_probs(LOG_PROB_BT, RESPONSES, **validate),
+    "relative_surprisal": lambda **validate: relative_surprisal(LOG_PROB_BT, ENTROPY_BT, RESPONSES, **validate),
+    "modulation_coefficients": lambda **validate: modulation_coefficients(
+        ENTROPY_N, GROUP_N, weight_N=TURN_N + 1, **validate
+    ),
+    "rescale_advantages": lambda **validate: rescale_advantages(ADVANTAGE_BT, ALPHA_N, RESPONSES, **validate),
+}
+
+if importlib.util.find_spec("aem_core.empg"):
+    from aem_core.empg import empg
+
+    CALLS["empg"] = lambda **validate: empg(ADVANTAGE_BT, ENTROPY_BT, RESPONSES, GROUP_N, TURN_N, **validate)
+
+if importlib.util.find_spec("aem_core.groups"):
+    from aem_core.groups import discounted_returns, gigpo, gigpo_step_advantages, grpo_advantages
+
+    CALLS |= {
+        "grpo_advantages": lambda **validate: grpo_advantages(ENTROPY_N, GROUP_N, **validate),
+        "grpo_advantages of trajectories": lambda **validate: grpo_advantages(
+            ENTROPY_N, GROUP_N, over="trajectories", trajectory_N=TURN_N, baseline="leave_one_out", **validate
+        ),
+        "discounted_returns": lambda **validate: discounted_returns(ENTROPY_N, GROUP_N, TURN_N, **validate),
+        "gigpo_step_advantages": lambda **validate: gigpo_step_advantages(ENTROPY_N, GROUP_N, TURN_N, **validate),
+        "gigpo": lambda **validate: gigpo(ALPHA_N, ENTROPY_N, GROUP_N, TURN_N, **validate),
+    }
+
+if importlib.util.find_spec("aem_core.epo"):
+    from aem_core.epo import epo_entropy, epo_smoothing, epo_token_weights
+
+    WEIGHT_BT = MASK_BT / MASK_BT.sum()
+    CALLS |= {
+        "epo_token_weights": lambda **validate: epo_token_weights(RESPONSES, GROUP_B[RESPONSES.row_N], **validate),
+        "epo_entropy": lambda **validate: epo_entropy(ENTROPY_BT, WEIGHT_BT, **validate),
+        "epo_smoothing": lambda **validate: epo_smoothing(ENTROPY_BT, WEIGHT_BT, torch.tensor(0.5), **validate),
+    }
+
+if importlib.util.find_spec("aem_core.drift"):
+    from aem_core.drift import entropy_drift, sign_quadrants
+
+    CALLS |= {
+        "entropy_drift": lambda **validate: entropy_drift(ALPHA_N, ENTROPY_N, ENTROPY_N, **validate),
+        "sign_quadrants": lambda **validate: sign_quadrants(ENTROPY_N, ALPHA_N, **validate),
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_lists(monkeypatch):
+    """The ways to the host that no dispatch mode sees."""
+
+    def refuse(*_):
+        raise HostReadError("tolist, numpy or __array__")
+
+    for name in ("tolist", "numpy", "__array__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_is_read_without_validation(name):
+    with NoHostReads():
+        CALLS[name](validate=False)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_control_validation_reads(name):
+    with NoHostReads(), pytest.raises(HostReadError):
+        CALLS[name](validate=True)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: ALPHA_N[0].item(),
+        lambda: bool(ALPHA_N.any()),
+        lambda: 1 if (ALPHA_N > 0).all() else 0,
+        lambda: int(GROUP_N.max()),
+        lambda: ALPHA_N.tolist(),
+        lambda: ALPHA_N.numpy(),
+        lambda: GROUP_N.nonzero(),
+        lambda: torch.where(ALPHA_N > 1),
+        lambda: ALPHA_N[ALPHA_N > 1],
+        lambda: ALPHA_N.clone().index_put_((ALPHA_N > 1,), ALPHA_N[0]),
+        lambda: ALPHA_N.masked_select(ALPHA_N > 1),
+        lambda: GROUP_N.unique(),
+        lambda: torch.unique_consecutive(GROUP_N),
+        lambda: torch.unique(MASK_BT, dim=0),
+        lambda: torch.equal(ALPHA_N, ENTROPY_N),
+        lambda: ALPHA_N.repeat_interleave(GROUP_N),
+        lambda: GROUP_N.bincount(),
+        lambda: torch.segment_reduce(ALPHA_N, "sum", lengths=TURN_N),
+        lambda: find_responses(MASK_BT, validate=False),
+    ],
+)
+def test_control_reads_are_noticed(read):
+    with NoHostReads(), pytest.raises(HostReadError):
+        read()

@@ -1,0 +1,519 @@
+"""The shipped methods: each one composes, passes verl's checks, and does what its paper says with verl's own parts.
+
+Trajectories come from the real agent loop (tests/agent_loops/scripted.py), queue and rollouts are faked. Not covered:
+the estimators' own arithmetic (test_advantage.py, test_bases.py, tests/aem_core) and training runs (tests/e2e).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from tensordict import NonTensorStack, TensorDict
+
+pytest.importorskip("verl", reason="verl is not installed")
+
+import hydra
+
+import verl_aem
+
+verl_aem.load()
+
+from scripted import run  # noqa: E402
+from verl.trainer.ppo import core_algos  # noqa: E402
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY  # noqa: E402
+from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
+from verl.trainer.ppo.v1 import replay_buffer, trainer_base  # noqa: E402
+from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
+
+from agent_loops.episode import EpisodeSettings  # noqa: E402
+from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, check_config  # noqa: E402
+
+PLAIN = ("grpo", "dapo", "gspo", "drgrpo", "grpopp", "gigpo", "empg")
+WITH_AEM = ("aem", "aem_dapo", "aem_gspo", "aem_grpopp", "aem_gigpo")
+METHODS = PLAIN + WITH_AEM
+ELSEWHERE = {"epo", "aem_epo"}  # they have a loss of their own
+MACHINE = {"webshop_7b": "node", "webshop_demo": "cpu"}
+
+WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch):
+    monkeypatch.setenv("AEM_MODEL", "my/model")
+    monkeypatch.setenv("WEBSHOP_DATA", "/data/webshop")
+    monkeypatch.setenv("WEBSHOP_PARQUET", "/data/parquet")
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+
+
+def compose(name: str, method: str, *overrides: str) -> Any:
+    """The configuration, composed once; whoever changes it takes a copy."""
+    return composed(name, f"method={method}", f"machine={MACHINE[name]}", *overrides)
+
+
+@functools.cache
+def composed(name: str, *overrides: str) -> Any:
+    with hydra.initialize_config_module("recipe.aem.config", version_base=None):
+        config = hydra.compose(name, list(overrides))
+    OmegaConf.set_readonly(config, True)
+    return config
+
+
+def changeable(config: Any) -> Any:
+    config = copy.deepcopy(config)
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def actor_of(config: Any) -> Any:
+    return omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+
+
+# ---- composition
+
+
+def test_every_method_is_tested():
+    from importlib.resources import files
+
+    folder = files("recipe.aem.config").joinpath("method")
+    shipped = {file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")}
+    assert shipped - ELSEWHERE == set(METHODS)
+
+
+@pytest.mark.filterwarnings("ignore:Disabled critic")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MACHINE)
+def test_verl_and_the_loop_accept_it(name, method):
+    config = compose(name, method)
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    EpisodeSettings.from_config(OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.episode))
+    actor = actor_of(config)
+    assert core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)
+    assert actor.rollout_n == rollout.n > 1 and not need_critic(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_seam_accepts_it(method):
+    import verl
+
+    algorithm = compose("webshop_7b", method).algorithm
+    settings = check_config({"algorithm": algorithm, "critic": {}}, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    assert settings.estimator in ADV_ESTIMATOR_REGISTRY and settings.base in ADV_ESTIMATOR_REGISTRY
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_sets_the_estimator_the_loss_and_the_episode_and_nothing_else(method):
+    allowed = {
+        "algorithm": None,
+        "actor_rollout_ref.actor": {
+            *("clip_ratio_low", "clip_ratio_high", "loss_agg_mode", "loss_scale_factor"),
+            *("use_kl_loss", "entropy_coeff", "policy_loss"),
+        },
+        "actor_rollout_ref.rollout.custom.episode": {
+            *("overlong_buffer", "overlong_penalty", "compact_filtering"),
+        },
+    }  # fmt: skip
+    theirs, plain = (changeable(compose("webshop_7b", name)) for name in (method, "aem"))
+    for config in (theirs, plain):
+        for place, names in allowed.items():
+            node = OmegaConf.select(config, place)
+            for key in list(node) if names is None else names & set(node):
+                del node[key]
+    assert OmegaConf.to_container(theirs, resolve=True) == OmegaConf.to_container(plain, resolve=True)
+
+
+@pytest.mark.parametrize("method", [name for name in WITH_AEM if name != "aem"])
+def test_aem_over_a_method_is_that_method_with_its_advantages_modulated(method):
+    over, alone = (changeable(compose("webshop_7b", name)) for name in (method, method.removeprefix("aem_")))
+    base = alone.algorithm.adv_estimator
+    if base == "aem":  # grpopp, which is AEM's seam at strength 0
+        assert alone.algorithm.aem.lam == 0.0
+        base = alone.algorithm.aem.base_estimator
+    assert over.algorithm.adv_estimator == "aem"
+    assert over.algorithm.aem == {**compose("webshop_7b", "aem").algorithm.aem, "base_estimator": base}
+    assert AemSettings.from_config(over.algorithm).lam == 1.0
+    for config in (over, alone):
+        del config.algorithm.adv_estimator
+        config.algorithm.pop("aem", None)
+    assert over == alone
+
+
+def test_the_base_of_each_method():
+    estimator = {method: compose("webshop_7b", method).algorithm.adv_estimator for method in PLAIN}
+    assert estimator == {
+        **dict.fromkeys(("grpo", "dapo", "gspo", "drgrpo"), "grpo_rows"),
+        "grpopp": "aem", "gigpo": "gigpo", "empg": "empg",
+    }  # fmt: skip
+    by_std = {method: compose("webshop_7b", method).algorithm.norm_adv_by_std_in_grpo for method in PLAIN}
+    assert [method for method in PLAIN if not by_std[method]] == ["drgrpo"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_kl_term_goes_where_the_method_has_none(method):
+    """Of the protocol's KL loss DAPO, Dr. GRPO and GRPO++ want none; the others keep it."""
+    without = method.removeprefix("aem_") in ("dapo", "drgrpo", "grpopp")
+    config = compose("webshop_7b", method)
+    assert need_reference_policy(config) == (not without)
+    assert config.actor_rollout_ref.actor.use_kl_loss == (not without)
+    assert not config.algorithm.use_kl_in_reward and config.actor_rollout_ref.actor.entropy_coeff == 0
+
+
+def test_published_values_of_gigpo_and_empg():
+    gigpo, empg = compose("webshop_7b", "gigpo").algorithm.gigpo, compose("webshop_7b", "empg").algorithm.empg
+    assert gigpo == {"weight": 1.0, "gamma": 0.95, "by_std": False, "over": "responses"}
+    assert empg == {
+        **{"base_estimator": "grpo_rows", "k": 1.0, "k_future": 1.0, "zeta": 0.1},
+        **{"scaling": True, "bonus": True, "recentre": True},
+    }
+
+
+def test_no_setting_needs_a_plus():
+    from dataclasses import fields
+
+    blocks = {
+        EpisodeSettings: compose("webshop_7b", "grpo").actor_rollout_ref.rollout.custom.episode,
+        GigpoSettings: compose("webshop_7b", "gigpo").algorithm.gigpo,
+        EmpgSettings: compose("webshop_7b", "empg").algorithm.empg,
+    }
+    for settings, block in blocks.items():
+        assert set(block) == {field.name for field in fields(settings)}
+
+
+# ---- the losses, by verl's own functions with the composed settings
+
+
+def gradients(config: Any, log_ratio: list[list[float]], advantage: list[list[float]], width: int = 0) -> torch.Tensor:
+    """d loss / d log π of each token, with `log_ratio` = log π − log π_old; NaN marks what is not there.
+
+    As verl's worker calls the loss (workers/utils/losses.py:65-100), in one micro-batch, which its padding makes
+    `width` tokens wide.
+    """
+    longest = max(width, *map(len, log_ratio))
+    pad = [row + [float("nan")] * (longest - len(row)) for row in log_ratio]
+    ratio = torch.tensor(pad, dtype=torch.float64)
+    mask = ~ratio.isnan()
+    filled = torch.tensor([row + [0.0] * (longest - len(row)) for row in advantage], dtype=torch.float64)
+    log_prob = ratio.nan_to_num().requires_grad_()
+    actor = actor_of(config)
+    actor.global_batch_info.update(
+        dp_size=1,
+        batch_num_tokens=int(mask.sum()),
+        global_batch_size=len(mask),
+        loss_scale_factor=actor.loss_scale_factor,
+    )
+    loss, _ = core_algos.get_policy_loss_fn(actor.policy_loss.loss_mode)(
+        old_log_prob=torch.zeros_like(log_prob),
+        log_prob=log_prob,
+        advantages=filled,
+        response_mask=mask,
+        loss_agg_mode=actor.loss_agg_mode,
+        config=actor,
+    )
+    loss.backward()
+    assert log_prob.grad is not None
+    return log_prob.grad
+
+
+@pytest.mark.parametrize("method", ["dapo", "aem_dapo", "grpopp", "aem_grpopp"])
+def test_clip_higher(method):
+    """A good token is pushed until π/π_old = 1.28, a bad one until 0.8: upwards there is more room than downwards."""
+    config = compose("webshop_7b", method)
+    log_ratio = torch.tensor([1.27, 1.29, 0.81, 0.79]).log().tolist()
+    moved = gradients(config, [log_ratio], [[1.0, 1.0, -1.0, -1.0]])[0] != 0
+    assert moved.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("method", ["dapo", "aem_dapo"])
+def test_dapo_weighs_every_token_alike(method):
+    """Token mean: five tokens in two responses, each a fifth of the loss whatever the length of its response."""
+    gradient = gradients(compose("webshop_7b", method), [[0.0] * 4, [0.0]], [[1.0] * 4, [1.0]])
+    assert gradient[gradient != 0].tolist() == pytest.approx([-0.2] * 5)
+
+
+@pytest.mark.parametrize("method", ["gspo", "aem_gspo"])
+def test_gspo_weighs_the_tokens_of_a_response_by_its_one_ratio(method):
+    """Token log-ratios +0.1 and −0.0998: the sequence's is their mean, 1e-4, within the clip though each token is not.
+
+    Both tokens get −A · exp(1e-4) / (2 tokens · 2 rows).
+    """
+    config = compose("webshop_7b", method)
+    gradient = gradients(config, [[0.1, -0.0998], [0.0]], [[1.0, 1.0], [1.0]])
+    both = -torch.exp(torch.tensor(1e-4, dtype=torch.float64)).item() / 4
+    assert gradient[0].tolist() == pytest.approx([both, both], rel=1e-12)
+    # a mean over responses: the response of one token weighs as much as the two tokens together
+    assert gradient[1, 0].item() == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("method", ["gspo", "aem_gspo"])
+def test_gspo_clips_whole_responses_three_and_four_in_ten_thousand_away(method):
+    config = compose("webshop_7b", method)
+    # the mean log-ratio of the first two rows passes 4e-4 just not and just, of the last two −3e-4
+    log_ratio = [[3.9e-4, 3.9e-4], [8.2e-4, 0.0], [-5.8e-4, 0.0], [-3.1e-4, -3.1e-4]]
+    gradient = gradients(config, log_ratio, [[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [-1.0, -1.0]])
+    assert (gradient != 0).tolist() == [[True, True], [False, False], [True, True], [False, False]]
+
+
+@pytest.mark.parametrize("method", ["drgrpo", "grpopp", "aem_grpopp"])
+@pytest.mark.parametrize(("name", "limit"), [("webshop_7b", 512), ("webshop_demo", 16)])
+def test_a_constant_divides_the_sum_over_tokens(method, name, limit):
+    """Every token counts 1 / (rows · response length), however long its own response or the longest beside it is."""
+    config = compose(name, method)
+    for width in (4, 11):
+        gradient = gradients(config, [[0.0] * 4, [0.0]], [[1.0] * 4, [1.0]], width)
+        assert gradient[gradient != 0].tolist() == pytest.approx([-1 / (2 * limit)] * 5)
+
+
+# ---- DAPO's dynamic sampling, by verl's replay buffer
+
+
+class Queue:
+    """What TransferQueue does for the trainer, in a dictionary: key → (tag, row)."""
+
+    def __init__(self):
+        self.tags: dict[str, dict] = {}
+        self.rows: dict[str, dict] = {}
+
+    def add(self, uid: str, trajectories: list[list]) -> None:
+        """A finished prompt group: for each trajectory the rows that the agent loop made of it."""
+        self.tags[uid] = {"is_prompt": True, "status": "finished", "global_steps": 1}
+        for session, outputs in enumerate(trajectories):
+            for place, output in enumerate(outputs):
+                row = output.as_dict()
+                row |= {"uid": uid, "old_log_probs": row["rollout_log_probs"]}
+                del row["rollout_log_probs"]  # else verl compares the two, which is not what is tested here
+                self.rows[f"{uid}_{session}_{place}"] = row
+                self.tags[f"{uid}_{session}_{place}"] = {}
+
+    def kv_list(self) -> dict:
+        return {"train": dict(self.tags)}
+
+    def kv_batch_get(self, keys, partition_id, select_fields) -> TensorDict:
+        rows = [self.rows[key] for key in keys]
+        columns: dict[str, Any] = {}
+        for name in (name for name in select_fields if name in rows[0]):
+            values = [row[name] for row in rows]
+            if isinstance(values[0], torch.Tensor):
+                columns[name] = torch.nested.as_nested_tensor(values, layout=torch.jagged)
+            else:
+                columns[name] = NonTensorStack(*values)
+        return TensorDict(columns, batch_size=len(keys))
+
+    def kv_batch_put(self, keys, partition_id, fields) -> Batch:
+        for name in fields.keys():  # noqa: SIM118  (a TensorDict is not a mapping of its keys)
+            for key, value in zip(keys, fields[name].unbind(), strict=True):
+                self.rows[key][name] = value
+        return Batch(self, keys)
+
+    def kv_clear(self, partition_id, keys) -> None:
+        for key in keys:
+            self.tags.pop(key)
+            self.rows.pop(key, None)
+
+
+class Batch:
+    partition_id = "train"
+
+    def __init__(self, queue: Queue, keys: list[str]):
+        self.keys, self.tags = list(keys), [queue.tags[key] for key in keys]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def trainer_of(config: Any, monkeypatch, queue: Queue) -> Any:
+    """verl's sync trainer without its workers."""
+    for module in (trainer_base, replay_buffer):
+        monkeypatch.setattr(module, "tq", queue)
+    monkeypatch.setitem(__import__("sys").modules, "transfer_queue", queue)
+    from verl.trainer.ppo.v1 import get_trainer_cls
+
+    cls = get_trainer_cls(config.trainer.v1.trainer_mode)
+    trainer = cls.__new__(cls)
+    trainer.config, trainer.trainer_mode, trainer.global_steps = config, config.trainer.v1.trainer_mode, 1
+    return trainer
+
+
+def play(config: Any, answers: list[str]) -> list:
+    """The rows that the loop makes of these answers under the method's settings of an episode."""
+    settings = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.episode, resolve=True)
+    assert isinstance(settings, Mapping)
+    rows, _ = run(answers, episode={**settings, "max_turns": 2})
+    return rows
+
+
+@pytest.mark.parametrize("method", ["dapo", "aem_dapo"])
+def test_dapo_resamples_groups_in_which_all_fared_alike(monkeypatch, method):
+    config = compose("webshop_demo", method)
+    queue, refills = Queue(), []
+    won, lost = play(config, [RIGHT]), play(config, [WRONG, WRONG])
+    won_later = play(config, ["hmm", RIGHT])
+    assert won_later[0].extra_fields["turn_penalties"] != [0.0], "a turn's penalty must not keep a group alive"
+    queue.add("won", [won, won_later])
+    queue.add("lost", [lost, lost])
+    queue.add("mixed", [won, lost])
+    trainer = trainer_of(config, monkeypatch, queue)
+
+    def refill(count: int) -> None:
+        first = sum(refills)
+        for number in range(first, first + count):
+            queue.add(f"fresh{number}", [won, lost])
+        refills.append(count)
+
+    trainer._add_prompts_to_generate = refill
+    buffer = trainer._build_replay_buffer()
+    buffer.poll_interval = 0.0
+    batch, metrics = buffer.sample(1, "train", 3)
+    assert len({key.split("_")[0] for key in batch.keys}) == 3
+    assert not any(key.startswith(("won", "lost")) for key in batch.keys)
+    # of four fresh prompts (two for each that was dropped) two are taken
+    assert sum(refills) == 4 and metrics["training/filter_groups/evicted_samples"] == 2
+    assert metrics["training/filter_groups/discarded_surplus_samples"] == 2
+    assert metrics[replay_buffer.DAPO_FILTERED_REWARD_COUNTS_KEY] == {10.0: 1, 0.0: 1}
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "dapo" not in name])
+def test_the_other_methods_keep_every_group(monkeypatch, method):
+    config = compose("webshop_demo", method)
+    queue = Queue()
+    queue.add("won", [play(config, [RIGHT])] * 2)
+    trainer = trainer_of(config, monkeypatch, queue)
+    trainer._add_prompts_to_generate = lambda count: pytest.fail("nothing is to be sampled again")
+    batch, metrics = trainer._build_replay_buffer().sample(1, "train", 1)
+    assert len(batch.keys) == 2 and not metrics
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_dapo_charges_long_responses(method):
+    """A fifth of the response length, 40 of 200 tokens here: 190 tokens stand three quarters into it."""
+    config = compose("webshop_demo", method)
+    longer, shorter = play(config, [RIGHT + " " * (190 - len(RIGHT) - 1)])[0], play(config, [RIGHT])[0]
+    assert len(longer.response_ids) == 190 and longer.reward_score == shorter.reward_score == 10.0
+    assert longer.extra_fields["turn_penalties"] == [pytest.approx(-0.75) if "dapo" in method else 0.0]
+    assert shorter.extra_fields["turn_penalties"] == [0.0]
+
+
+# ---- the bases, by verl's trainer
+
+
+def advantages(
+    config: Any, monkeypatch, trajectories: list[list], entropy: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The advantages that verl's trainer writes back, one a row; `entropy` is of a row's tokens, 0.5 where absent."""
+    queue = Queue()
+    queue.add("u", trajectories)
+    for key, row in queue.rows.items():
+        row["entropy"] = torch.full(row["response_mask"].shape, (entropy or {}).get(key, 0.5))
+    trainer_of(config, monkeypatch, queue)._compute_advantage(Batch(queue, list(queue.rows)), {})
+    assert all(len(row["advantages"].unique()) == 1 for row in queue.rows.values()), "one value a response"
+    return {key: row["advantages"][0].item() for key, row in queue.rows.items()}
+
+
+@pytest.mark.parametrize("method", ["grpo", "dapo", "gspo", "drgrpo"])
+def test_the_statistics_are_those_of_the_groups_rows(monkeypatch, method):
+    """Rewards 10, 0, 0 of three rows: mean 10/3, unbiased σ √(100/3); Dr. GRPO does not divide by it."""
+    config = compose("webshop_demo", method)
+    values = advantages(config, monkeypatch, [play(config, [RIGHT]), play(config, [WRONG, WRONG])])
+    scale = 1.0 if method == "drgrpo" else (100 / 3) ** -0.5
+    expected = {"u_0_0": 20 / 3 * scale, "u_1_0": -10 / 3 * scale, "u_1_1": -10 / 3 * scale}
+    assert values == pytest.approx(expected, rel=1e-5)
+
+
+def test_gigpo_adds_how_a_turn_did_among_those_on_its_page(monkeypatch):
+    """As above without σ: 20/3 and twice −10/3. The first turns answered one observation, with returns 10 and 0: ±5."""
+    config = compose("webshop_demo", "gigpo")
+    values = advantages(config, monkeypatch, [play(config, [RIGHT]), play(config, [WRONG, WRONG])])
+    assert values == pytest.approx({"u_0_0": 20 / 3 + 5, "u_1_0": -10 / 3 - 5, "u_1_1": -10 / 3}, rel=1e-5)
+
+
+def test_empg_modulates_the_same_base_over_the_batch(monkeypatch):
+    """Where all entropies are alike g is 1 and f too, so ζ goes to the one turn with a next; then the mean goes off."""
+    plain, config = compose("webshop_demo", "grpo"), compose("webshop_demo", "empg")
+    group = [play(config, [RIGHT]), play(config, [WRONG, WRONG])]
+    base, values = advantages(plain, monkeypatch, group), advantages(config, monkeypatch, group)
+    bonus = {"u_0_0": 0.0, "u_1_0": 0.1, "u_1_1": 0.0}
+    centre = sum(base[key] + bonus[key] for key in base) / 3
+    assert values == pytest.approx({key: base[key] + bonus[key] - centre for key in base}, abs=1e-5)
+
+
+def test_dapos_charge_on_length_moves_the_advantage_of_its_own_turn(monkeypatch):
+    """190 of 200 tokens cost 0.75 of that turn's 10, so its row stands 0.75/σ below the trajectory's other row.
+
+    Rewards 10, 9.25, 0, 0: mean 4.8125, squares about it 26.9102, 19.6914 and twice 23.1602, over 3 is σ² = 30.974.
+    """
+    config = compose("webshop_demo", "dapo")
+    group = [play(config, [WRONG, RIGHT + " " * (190 - len(RIGHT) - 1)]), play(config, [WRONG, WRONG])]
+    values = advantages(config, monkeypatch, group)
+    std = 30.973958**0.5
+    expected = [(reward - 4.8125) / std for reward in (10, 9.25, 0, 0)]
+    assert list(values.values()) == pytest.approx(expected, rel=1e-5)
+
+
+# ---- GRPO++: leave-one-out over trajectories, and compact filtering
+
+
+def test_grpopp_leaves_one_out_once_a_trajectory(monkeypatch):
+    """10, 10 and 0 for trajectories of one, two and two rows: each against the mean of the other two.
+
+    10 − (10 + 0)/2 = 5 and 0 − (10 + 10)/2 = −10, with no division by σ. Counted by rows, 10 would stand against
+    (10 + 10 + 0 + 0)/4.
+    """
+    config = compose("webshop_demo", "grpopp", "actor_rollout_ref.rollout.custom.episode.compact_filtering=false")
+    group = [play(config, [RIGHT]), play(config, [WRONG, RIGHT]), play(config, [WRONG, WRONG])]
+    assert advantages(config, monkeypatch, group, {"u_0_0": 5.0}) == pytest.approx(
+        {"u_0_0": 5.0, "u_1_0": 5.0, "u_1_1": 5.0, "u_2_0": -10.0, "u_2_1": -10.0}
+    )
+
+
+CUT = {
+    "by its turns": ([WRONG, WRONG], 0.0),
+    "by the length of its last response": ([WRONG, "x" * 300], 0.0),
+    "by the length of a response that won": ([RIGHT + "x" * 300], 10.0),
+}
+
+
+@pytest.mark.parametrize("how", CUT)
+def test_a_trajectory_that_was_cut_trains_nothing_and_stays_in_the_baseline(monkeypatch, how):
+    """Two that won stand against (10 + r)/2 with the reward r of the one that was cut: 5 where it lost, 0 where it won.
+
+    Out of the baseline, they would stand against each other alone, at 0.
+    """
+    answers, reward = CUT[how]
+    config = compose("webshop_demo", "grpopp")
+    group = [play(config, [RIGHT]), play(config, answers), play(config, [WRONG, RIGHT])]
+    assert {row.reward_score for row in group[1]} == {reward}
+    values = advantages(config, monkeypatch, group)
+    expected = 10.0 - (10.0 + reward) / 2
+    assert [values[key] for key in ("u_0_0", "u_2_0", "u_2_1")] == pytest.approx([expected] * 3)
+    filtered = [key for key in values if key.startswith("u_1_")]
+    assert len(filtered) == len(answers) and all(values[key] == 0.0 for key in filtered)
+
+    # and no gradient reaches it through verl's loss, not even where a base should give its tokens an advantage
+    masks = [row.response_mask for trajectory in group for row in trajectory]
+    log_ratio = [[0.0 if live else float("nan") for live in mask] for mask in masks]
+    gradient = gradients(config, log_ratio, [[1.0] * len(mask) for mask in masks])
+    assert [key for key, row in zip(values, gradient, strict=True) if not row.any()] == filtered
+
+
+def test_a_trajectory_that_was_cut_has_no_part_in_alpha(monkeypatch):
+    """Responses of 0.2, 0.5 and 0.8 nats, and a filtered one of 9: H̃ = 0, ½, 1, so α ∝ 1, e^−½, e^−1."""
+    config = compose("webshop_demo", "aem_grpopp")
+    group = [play(config, [RIGHT]), play(config, [WRONG, WRONG]), play(config, [WRONG, RIGHT])]
+    entropy = {"u_0_0": 0.2, "u_2_0": 0.5, "u_2_1": 0.8, "u_1_0": 9.0, "u_1_1": 0.0}
+    values = advantages(config, monkeypatch, group, entropy)
+    weight = torch.tensor([0.0, -0.5, -1.0]).exp()
+    alpha = (weight / weight.mean()).tolist()
+    assert [values[key] for key in ("u_0_0", "u_2_0", "u_2_1")] == pytest.approx([5 * a for a in alpha], rel=1e-5)
+    assert values["u_1_0"] == values["u_1_1"] == 0.0
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if "grpopp" not in name])
+def test_the_other_methods_train_on_what_was_cut(method):
+    config = compose("webshop_demo", method)
+    assert all(set(row.response_mask) == {1} for row in play(config, [WRONG, WRONG]))
