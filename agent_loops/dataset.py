@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pydoc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agent_loops.environment import Benchmark, Task
+
+_ROWS = 1 << 16
 
 
 def write_parquet(benchmark: Benchmark, directory: Path) -> dict[str, int]:
@@ -27,7 +30,7 @@ def write_parquet(benchmark: Benchmark, directory: Path) -> dict[str, int]:
     counts = {}
     for split in benchmark.task_set.splits:
         tasks = benchmark.task_set.tasks(split)
-        table = pa.Table.from_pylist([_row(benchmark.name, split, index, task) for index, task in enumerate(tasks)])
+        table = _table(benchmark.name, split, tasks)
         partial = directory / f".{split}.{os.getpid()}.parquet"
         try:
             pq.write_table(table, partial)
@@ -36,6 +39,16 @@ def write_parquet(benchmark: Benchmark, directory: Path) -> dict[str, int]:
             partial.unlink(missing_ok=True)
         counts[split] = len(tasks)
     return counts
+
+
+def _table(name: str, split: str, tasks: Sequence[Task]) -> pa.Table:
+    """All rows as Arrow columns; as Python objects, only so many at a time (WebShop's full set has millions)."""
+    tables: list[pa.Table] = []
+    for start in range(0, max(len(tasks), 1), _ROWS):
+        indices = range(start, min(start + _ROWS, len(tasks)))
+        rows = [_row(name, split, index, tasks[index]) for index in indices]
+        tables.append(pa.Table.from_pylist(rows, schema=tables[0].schema if tables else None))
+    return pa.concat_tables(tables)
 
 
 def _row(name: str, split: str, index: int, task: Task) -> dict[str, Any]:

@@ -7,14 +7,17 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
 from agent_loops.actions import ParsedAction, parse_action
 from agent_loops.environment import Environment, Observation, Task
 
-LAYOUTS = ("turns",)
+LAYOUTS = ("turns", "transcript")
+
+End = Literal["", "terminated", "truncated", "turns"]
+"""Why an episode is over: the task ended, the environment's own limit, `max_turns`; empty while it goes on."""
 
 
 @dataclass(frozen=True)
@@ -22,21 +25,31 @@ class EpisodeSettings:
     """How an environment is played. The defaults are verl-agent's for WebShop.
 
     Attributes:
-        prompt: a template: `<environment>/<name>` of this package (`webshop/full`) or a path to a `.jinja` file.
-        layout: `turns`: each turn is its own prompt with a short history, and its own row.
+        prompt: a template: `<environment>/<name>` of this package (`webshop/full`) or a path to a `.jinja` file. One
+            template serves both layouts: it is told whether its message stands alone.
+        layout: `turns`: each turn is its own prompt with a short history, and its own row. `transcript`: the whole
+            conversation is one row; its first message holds the task and the instructions, the later ones what is new.
         max_turns: the agent is cut off after so many.
-        history_length: how many past (observation, action) pairs a prompt shows.
+        turn_tokens: a response has at most so many tokens; by default what is left of its row
+            (data.max_response_length and rollout.max_model_len): in a transcript, all that is left for the episode.
+        history_length: how many past (observation, action) pairs a prompt shows; in a transcript all are there already.
         max_prompt_characters: the history is dropped from a prompt that would be longer.
         won_reward, lost_reward: the trajectory's outcome reward.
         invalid_penalty: taken from the turn whose response breaks the format.
         require_think: whether a response without `<think>…</think>` breaks the format.
         fallback_characters: how much of a response without action tags is executed.
+        overlong_buffer: the last share of the tokens that a response may have, in which a turn's penalty grows with its
+            response; 0 for none (see `overlong`).
+        overlong_penalty: what a response as long as the limit is charged.
+        compact_filtering: mask every row of a trajectory that was cut short (`agent_loops.loop` says by what); its
+            reward stays in the baseline.
         step_seconds: an environment that takes longer for one step has failed.
     """
 
     prompt: str = "webshop/full"
     layout: str = "turns"
     max_turns: int = 15
+    turn_tokens: int | None = None
     history_length: int = 2
     max_prompt_characters: int = 13_000
     won_reward: float = 10.0
@@ -44,6 +57,9 @@ class EpisodeSettings:
     invalid_penalty: float = 0.1
     require_think: bool = True
     fallback_characters: int = 20
+    overlong_buffer: float = 0.0
+    overlong_penalty: float = 1.0
+    compact_filtering: bool = False
     step_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -52,6 +68,15 @@ class EpisodeSettings:
         for name, least in (("max_turns", 1), ("history_length", 0), ("fallback_characters", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected at least {least}")
+        if self.turn_tokens is not None and self.turn_tokens < 1:
+            raise ValueError(f"episode.turn_tokens={self.turn_tokens!r}: expected null or at least 1")
+        if not 0 <= self.overlong_buffer <= 1:
+            raise ValueError(
+                f"episode.overlong_buffer={self.overlong_buffer!r}: expected a share, from 0 to 1, of the tokens that "
+                "a response may have (4,096 of 20,480 are 0.2)"
+            )
+        if not 0 <= self.overlong_penalty < float("inf"):
+            raise ValueError(f"episode.overlong_penalty={self.overlong_penalty!r}: expected a finite number >= 0")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> EpisodeSettings:
@@ -60,6 +85,30 @@ class EpisodeSettings:
         if unknown:
             raise ValueError(f"episode.{unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
         return cls(**config)
+
+    def overlong(self, length: int, limit: int) -> float:
+        """The soft punishment of a response that comes close to the limit, at most 0.
+
+            0                                          n ≤ L − b
+            −overlong_penalty · (n − (L − b)) / b      beyond,      b = overlong_buffer · L
+
+        Source: DAPO (arXiv 2503.14476), eq. 13, where L − b = 16,384 and b = 4,096 tokens. Here it belongs to the turn,
+        and b is a share of L, so that it holds for every benchmark.
+
+        Args:
+            length: n, tokens of the response.
+            limit: L, tokens that a response may have.
+
+        Example:
+            >>> settings = EpisodeSettings(overlong_buffer=0.2)
+            >>> [settings.overlong(length, limit=100) for length in (80, 90, 100)]
+            [0.0, -0.5, -1.0]
+        """
+        buffer = self.overlong_buffer * limit
+        if length <= limit - buffer or not buffer:
+            return 0.0
+        # counted from the limit, where rounding must not matter; never more than the whole
+        return -self.overlong_penalty * (1.0 - max(limit - length, 0) / buffer)
 
 
 @dataclass(frozen=True)
@@ -81,6 +130,7 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     observation: Observation | None = None
     done: bool = False
+    end: End = ""
     won: bool = False
     score: float = 0.0
     instruction: str = ""
@@ -90,7 +140,7 @@ class Episode:
         self.instruction = str(self.observation.info.get("instruction", ""))
 
     def prompt(self, shorter: int = 0) -> str:
-        """The user message of the coming turn.
+        """The user message of the coming turn. In a transcript, only the first one holds the task and the instructions.
 
         Args:
             shorter: 0: the configured history, unless the text passes `max_prompt_characters`; 1: no history; each
@@ -102,7 +152,7 @@ class Episode:
         return self._render(0, halvings=shorter - 1)
 
     def step(self, response: str) -> Turn:
-        """Execute the action in a response; returns the turn, and updates `done`, `won` and `score`."""
+        """Execute the action in a response; returns the turn, and updates `done`, `end`, `won` and `score`."""
         assert self.observation is not None, "reset the episode first"
         action = parse_action(
             response,
@@ -115,7 +165,13 @@ class Episode:
         self.observation = result.observation
         self.won = bool(result.info.get("won", False))
         self.score = float(result.info.get("score", float(self.won)))
-        self.done = result.terminated or result.truncated or len(self.turns) >= self.settings.max_turns
+        if result.terminated:
+            self.end = "terminated"
+        elif result.truncated:
+            self.end = "truncated"
+        elif len(self.turns) >= self.settings.max_turns:
+            self.end = "turns"
+        self.done = self.end != ""
         return turn
 
     @property
@@ -124,6 +180,9 @@ class Episode:
 
     def _render(self, history_length: int, halvings: int = 0) -> str:
         assert self.observation is not None, "reset the episode first"
+        transcript = self.settings.layout == "transcript"
+        if transcript:  # the messages before this one are the history
+            history_length = 0
         past: Sequence[Turn] = self.turns[len(self.turns) - history_length :] if history_length else ()
         first = len(self.turns) - len(past)
         return load_template(self.settings.prompt).render(
@@ -136,6 +195,7 @@ class Episode:
             ],
             turns_taken=len(self.turns),
             max_turns=self.settings.max_turns,
+            standalone=not (transcript and self.turns),
         )
 
 

@@ -11,9 +11,11 @@ Example:
     >>> environment.step("search[slim oak lamp]").observation.text  # doctest: +SKIP
 """
 
-from agent_loops.webshop.catalogue import Catalogue, CatalogueError, Goal, Product, load_catalogue
+from agent_loops.webshop.catalogue import Catalogue, load_catalogue
 from agent_loops.webshop.environment import WebShopEnvironment
 from agent_loops.webshop.oracle import Oracle
+from agent_loops.webshop.prepared import open_prepared, prepare
+from agent_loops.webshop.records import CatalogueError, Goal, Product
 from agent_loops.webshop.tasks import WebShop, WebShopTasks
 
 __all__ = [
@@ -26,4 +28,6 @@ __all__ = [
     "WebShopEnvironment",
     "WebShopTasks",
     "load_catalogue",
+    "open_prepared",
+    "prepare",
 ]

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from agent_loops.environment import Observation, Step
-from agent_loops.webshop.catalogue import Catalogue, Goal, Product
+from agent_loops.webshop.catalogue import Catalogue
+from agent_loops.webshop.records import CatalogueError, Goal, Product
 from agent_loops.webshop.reward import reward
 
 PAGE_SIZE: Final = 10
@@ -67,11 +68,19 @@ class WebShopEnvironment:
 
         Raises:
             IndexError: there is no goal of this index.
+            CatalogueError: the goal's product is not in the catalogue, so that nobody could find it. The agent loop
+                makes a row of reward 0 of it, with this reason.
         """
         goals = self._catalogue.goals
         if not 0 <= goal_index < len(goals):
             raise IndexError(f"goal {goal_index} does not exist: the catalogue has {len(goals)} goals")
-        self._episode = _Episode(goals[goal_index])
+        goal = goals[goal_index]
+        if goal.asin not in self._catalogue.by_asin:
+            raise CatalogueError(
+                f"goal {goal_index} is for product {goal.asin!r}, which the catalogue lacks: take goals and items of "
+                "one data set"
+            )
+        self._episode = _Episode(goal)
         return self._observe(self._episode)
 
     def step(self, action: str) -> Step:

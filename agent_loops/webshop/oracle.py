@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agent_loops.environment import Observation
-from agent_loops.webshop.catalogue import Catalogue, Goal, Product
+from agent_loops.webshop.catalogue import Catalogue
+from agent_loops.webshop.records import Goal, Product
 from agent_loops.webshop.reward import matched_options, reward
 
 MAX_PAGES = 5
@@ -78,6 +79,12 @@ def query(goal: Goal) -> str:
 def best_options(product: Product, goal: Goal) -> dict[str, str]:
     """Returns the options to choose: for each of the goal's, the value itself, or else one that counts as a match."""
     chosen: dict[str, str] = {}
+    if not isinstance(goal.options, Mapping):  # values without names: what counts as a match, of each option one
+        for name, values in product.options.items():
+            fits = [value for value in values if value in goal.options or matched_options({name: value}, goal)]
+            if fits:
+                chosen[name] = next((value for value in fits if value in goal.options), fits[0])
+        return chosen
     for name, wanted in goal.options.items():
         values = product.options.get(name, ())
         if wanted in values:

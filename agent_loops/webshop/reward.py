@@ -14,8 +14,8 @@ from functools import lru_cache
 
 from rapidfuzz import fuzz, utils
 
-from agent_loops.webshop.catalogue import Goal, Product
 from agent_loops.webshop.nouns import title_nouns
+from agent_loops.webshop.records import Goal, Product
 
 # The words WebShop reduces colours to: the first of these that an option contains stands for the whole option.
 COLOURS = re.findall(
@@ -69,7 +69,11 @@ def matched_attributes(product: Product, goal: Goal) -> int:
 def matched_options(options: Mapping[str, str], goal: Goal) -> int:
     """Returns how many of the goal's options the chosen ones match."""
     chosen = [_normal_colour(value) for value in options.values()]
-    return sum(any(similar(value, wanted) for value in chosen) for wanted in map(_wanted_text, goal.options.items()))
+    if isinstance(goal.options, Mapping):
+        wished = map(_wanted_text, goal.options.items())
+    else:
+        wished = map(_normal_colour, goal.options)
+    return sum(any(similar(value, wanted) for value in chosen) for wanted in wished)
 
 
 def similar(first: str, second: str) -> bool:

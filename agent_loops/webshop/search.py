@@ -8,8 +8,9 @@ terms of `analysis`, because it keeps exact document lengths where Lucene rounds
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import log1p
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ K1 = np.float32(0.9)
 B = np.float32(0.4)
 MAX_HITS = 50
 
+LARGE = 50_000
+"""Documents from which on only those are scored that can be among the best."""
+_WORTH_A_LOOK, _HAIR = 16, 1e-6
 _EXACT_LENGTHS = 24  # Lucene's SmallFloat keeps lengths below this exactly, and four significant bits of the excess
 
 
@@ -37,30 +41,40 @@ def rounded_length(length: int) -> int:
     return _EXACT_LENGTHS + (excess >> shift << shift)
 
 
-class SearchIndex:
-    """An inverted index over documents, numbered in the order given. Read-only once built, safe to share."""
+def inverse_norms(lengths: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
+    """Returns 1 / (k1 (1 - b + b length / mean length)) for each document, of lengths as Lucene remembers them."""
+    length_D = np.asarray(lengths, dtype=np.int64)
+    mean_length = np.float32(max(int(length_D.sum()), 1) / containing_terms(length_D))
+    remembered, which_D = np.unique(length_D, return_inverse=True)
+    rounded = np.array([rounded_length(length) for length in remembered.tolist()], dtype=np.float32)[which_D]
+    return np.float32(1) / (K1 * ((np.float32(1) - B) + B * rounded / mean_length))
 
-    def __init__(self, documents: Iterable[str]) -> None:
-        lengths: list[int] = []
-        numbers: dict[str, list[int]] = {}
-        counts: dict[str, list[int]] = {}
-        for number, text in enumerate(documents):
-            words = terms(text)
-            lengths.append(len(words))
-            for term, count in Counter(words).items():
-                numbers.setdefault(term, []).append(number)
-                counts.setdefault(term, []).append(count)
-        self._size = len(lengths)
-        containing = max(sum(1 for length in lengths if length), 1)
-        mean_length = np.float32(max(sum(lengths), 1) / containing)
-        rounded = np.array([rounded_length(length) for length in lengths], dtype=np.float32)
-        inverse_norm = np.float32(1) / (K1 * ((np.float32(1) - B) + B * rounded / mean_length))
-        self._postings: dict[str, tuple[NDArray[np.int32], NDArray[np.float32], np.float32]] = {}
-        for term, where in numbers.items():
-            documents_with = np.array(where, dtype=np.int32)
-            saturation = np.array(counts[term], dtype=np.float32) * inverse_norm[documents_with]
-            rarity = np.float32(log1p((containing - len(where) + 0.5) / (len(where) + 0.5)))
-            self._postings[term] = (documents_with, saturation.astype(np.float32, copy=False), rarity)
+
+def containing_terms(lengths: Sequence[int] | NDArray[np.int64]) -> int:
+    """Returns how many documents have a term at all, at least 1."""
+    return max(int(np.count_nonzero(lengths)), 1)
+
+
+def rarity(containing: int, with_term: int) -> np.float32:
+    """Returns the inverse document frequency of a term that `with_term` of `containing` documents hold."""
+    return np.float32(log1p((containing - with_term + 0.5) / (with_term + 0.5)))
+
+
+Posting: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32], np.float32]
+"""Of one term: its documents in order, its frequency in each over the document's norm, and its rarity."""
+
+
+class Ranking:
+    """Ranks documents over the postings of the query's terms. Read-only, safe to share.
+
+    Args:
+        size: how many documents there are.
+        posting: finds a term's posting; None where no document holds it.
+    """
+
+    def __init__(self, size: int, posting: Callable[[str], Posting | None]) -> None:
+        self._size = size
+        self._posting = posting
 
     def __len__(self) -> int:
         return self._size
@@ -72,18 +86,94 @@ class SearchIndex:
         frequency times its count in the query; a document's score is the sum, in double and then rounded to single
         precision (Lucene's BM25Similarity).
         """
-        scores = np.zeros(self._size, dtype=np.float64)
+        parts: list[_Part] = []
         for term, count in Counter(terms(query)).items():
-            posting = self._postings.get(term)
+            posting = self._posting(term)
             if posting is not None:
                 documents_with, saturation, rarity = posting
-                weight = np.float32(count) * rarity
-                scores[documents_with] += weight - weight / (np.float32(1) + saturation)
-        found = np.flatnonzero(scores)
-        single = scores[found].astype(np.float32)
+                parts.append((documents_with, saturation, np.float32(count) * rarity))
+        if self._size < LARGE:
+            scores = np.zeros(self._size, dtype=np.float64)
+            for part in parts:
+                scores[part[0]] += _shares(part)
+            found = np.flatnonzero(scores)
+            scores = scores[found]
+        else:
+            found = _candidates(parts, self._size, limit)
+            scores = _scores(parts, found)
+        single = scores.astype(np.float32)
         if len(found) > 4 * limit:  # a full sort would dominate the cost of a large catalogue
             threshold = np.partition(single, len(single) - limit)[len(single) - limit]
             keep = single >= threshold
             found, single = found[keep], single[keep]
         order = np.argsort(-single, kind="stable")[:limit]
         return tuple(found[order].tolist())
+
+
+_Part: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32], np.float32]
+"""Of one term of a query: its documents, its saturation in each, and its weight in the query."""
+
+
+def _shares(part: _Part, places: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.float32]:
+    _, saturation, weight = part
+    return weight - weight / (np.float32(1) + saturation[places])
+
+
+def _candidates(parts: Sequence[_Part], size: int, limit: int) -> NDArray[np.intp]:
+    """Returns documents, in order, among which the best `limit` are: the terms that most documents hold need no look.
+
+    Rare terms are added up first. What is still to come adds less than its weight to any document, so a document that
+    is further behind the best than that has lost.
+    """
+    scores = np.zeros(size, dtype=np.float64)
+    ordered = sorted(parts, key=lambda part: len(part[0]))
+    matched = np.zeros(0, dtype=np.intp)
+    for done, part in enumerate(ordered, start=1):
+        scores[part[0]] += _shares(part)
+        rest = sum(float(weight) for _, _, weight in ordered[done:])
+        if done < len(ordered) and len(ordered[done][0]) < size // _WORTH_A_LOOK:
+            continue  # the next term costs less than looking whether it is needed
+        matched = np.flatnonzero(scores)
+        if len(matched) <= limit:
+            continue
+        reached = scores[matched]
+        least = np.partition(reached, len(reached) - limit)[len(reached) - limit]
+        # Scores are compared in single precision, so that a hair's breadth behind is level.
+        needed = least - rest - _HAIR * (least + rest)
+        if needed > 0:
+            return matched[reached >= needed]
+    return matched
+
+
+def _scores(parts: Sequence[_Part], documents: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Returns the scores of some documents, added up in the query's order, as for all documents of a small index."""
+    scores = np.zeros(len(documents), dtype=np.float64)
+    wanted = documents.astype(np.int32)  # of the same kind as the postings, which would be copied otherwise
+    for part in parts:
+        places = np.minimum(np.searchsorted(part[0], wanted), len(part[0]) - 1)
+        held = part[0][places] == wanted
+        scores[held] += _shares(part, places[held])
+    return scores
+
+
+class SearchIndex(Ranking):
+    """An inverted index in memory over documents, numbered in the order given."""
+
+    def __init__(self, documents: Iterable[str]) -> None:
+        lengths: list[int] = []
+        numbers: dict[str, list[int]] = {}
+        counts: dict[str, list[int]] = {}
+        for number, text in enumerate(documents):
+            words = terms(text)
+            lengths.append(len(words))
+            for term, count in Counter(words).items():
+                numbers.setdefault(term, []).append(number)
+                counts.setdefault(term, []).append(count)
+        containing = containing_terms(lengths)
+        inverse_norm = inverse_norms(lengths)
+        postings: dict[str, Posting] = {}
+        for term, where in numbers.items():
+            documents_with = np.array(where, dtype=np.int32)
+            saturation = np.array(counts[term], dtype=np.float32) * inverse_norm[documents_with]
+            postings[term] = (documents_with, saturation, rarity(containing, len(where)))
+        super().__init__(len(lengths), postings.get)

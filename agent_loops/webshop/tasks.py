@@ -5,33 +5,67 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agent_loops.webshop.catalogue import Catalogue, load_catalogue
 from agent_loops.webshop.environment import WebShopEnvironment
+from agent_loops.webshop.files import GoalSource
+from agent_loops.webshop.goals import first_worded
+
+
+class _Indices(Sequence[int]):
+    """Goal indices that are kept as an array, of four bytes each."""
+
+    def __init__(self, indices: NDArray[np.int32]) -> None:
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        found = self._indices[place]
+        return _Indices(found) if isinstance(place, slice) else int(found)
 
 
 class WebShopTasks:
     """Goal indices by split: the first `n_validation` goals validate, the rest train.
 
-    The file's order alone decides, so the splits are the same in every process. A later goal that is worded exactly
+    The goals' order alone decides, so the splits are the same in every process. A later goal that is worded exactly
     as one for validation trains nobody: it is left out.
 
     Args:
-        instructions: the goals' texts, in file order.
+        instructions: the goals' texts, in order.
         n_validation: how many of the first goals are for validation.
     """
 
     splits: Sequence[str] = ("train", "validation")
 
     def __init__(self, instructions: Sequence[str], n_validation: int = 500) -> None:
-        if not 0 < n_validation < len(instructions):
+        self._split(first_worded(instructions), n_validation)
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, n_validation: int = 500) -> WebShopTasks:
+        """Returns the splits of a catalogue's goals, without reading prepared ones."""
+        tasks = cls.__new__(cls)
+        tasks._split(catalogue.first_worded, n_validation)
+        return tasks
+
+    def _split(self, first_G: NDArray[np.int32], n_validation: int) -> None:
+        if not 0 < n_validation < len(first_G):
             raise ValueError(
-                f"n_validation={n_validation} leaves no goals for one of the splits: there are {len(instructions)} "
-                f"goals, so choose between 1 and {len(instructions) - 1}"
+                f"n_validation={n_validation} leaves no goals for one of the splits: there are {len(first_G)} "
+                f"goals, so choose between 1 and {len(first_G) - 1}"
             )
-        held_out = set(instructions[:n_validation])
-        train = [index for index in range(n_validation, len(instructions)) if instructions[index] not in held_out]
-        self._splits: dict[str, Sequence[int]] = {"train": tuple(train), "validation": range(n_validation)}
+        # The first goal of a wording is never later than the goal: one that is not for validation is not either.
+        train = np.flatnonzero(first_G >= n_validation).astype(np.int32)
+        self._splits: dict[str, Sequence[int]] = {"train": _Indices(train), "validation": range(n_validation)}
 
     def tasks(self, split: str) -> Sequence[int]:
         """Returns the goal indices of a split.
@@ -50,11 +84,19 @@ class WebShop:
     Args:
         data_dir: where WebShop's files lie (`load_catalogue`).
         n_validation: how many of the first goals are for validation.
+        goals: `auto`, `synthetic` or `human` (`load_catalogue`).
+        cache: where the prepared data of a large catalogue lie (`prepare`).
     """
 
-    def __init__(self, data_dir: str | Path, n_validation: int = 500) -> None:
-        self._catalogue = _shared_catalogue(str(Path(data_dir).resolve()))
-        self._tasks = WebShopTasks([goal.instruction for goal in self._catalogue.goals], n_validation)
+    def __init__(
+        self,
+        data_dir: str | Path,
+        n_validation: int = 500,
+        goals: GoalSource = "auto",
+        cache: str | Path | None = None,
+    ) -> None:
+        self._catalogue = _shared_catalogue(str(Path(data_dir).resolve()), cache and str(Path(cache).resolve()), goals)
+        self._tasks = WebShopTasks.of(self._catalogue, n_validation)
 
     @property
     def name(self) -> str:
@@ -75,5 +117,5 @@ class WebShop:
 
 
 @lru_cache(maxsize=4)
-def _shared_catalogue(directory: str) -> Catalogue:
-    return load_catalogue(directory)
+def _shared_catalogue(directory: str, cache: str | None, goals: GoalSource) -> Catalogue:
+    return load_catalogue(directory, cache, goals)

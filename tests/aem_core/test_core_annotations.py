@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
-FILES = [f"test_core_{name}.py" for name in ("golden", "reference", "properties", "inputs", "empg", "groups", "epo", "drift")]
+FILES = [
+    f"test_core_{name}.py" for name in ("golden", "reference", "properties", "inputs", "empg", "groups", "epo", "drift")
+]
 
 CONTROL = """
 import jaxtyping

@@ -20,6 +20,7 @@ class GuessEnvironment:
 
     def __init__(self, fault: str):
         self._fault = fault
+        self._steps = 0
         self.closed = False
 
     def reset(self, task: dict) -> Observation:
@@ -29,14 +30,16 @@ class GuessEnvironment:
         return Observation("Guess a digit.", ["guess[<digit>]"], {"instruction": "find the secret digit"})
 
     def step(self, action: str) -> Step:
-        if self._fault == "step":
+        self._steps += 1
+        if self._fault in ("step", f"step {self._steps}"):
             raise RuntimeError("the game crashed")
         if self._fault == "slow":
-            time.sleep(5)
-        digits = [letter for letter in action if letter.isdigit()]
+            time.sleep(1)  # its thread is waited for when the tests end
+        digits = [letter for letter in action if letter.isdecimal()]
         won = bool(digits) and int(digits[0]) == self._secret
         text = "correct" if won else "higher" if digits and int(digits[0]) < self._secret else "lower"
-        return Step(Observation(text), reward=float(won), terminated=won, info={"won": won, "score": float(won)})
+        info = {"won": won, "score": float(won)}
+        return Step(Observation(text), reward=float(won), terminated=won, truncated=self._fault == "limit", info=info)
 
     def close(self) -> None:
         self.closed = True

@@ -69,6 +69,16 @@ def test_the_rows_keep_the_order_of_the_task_set(tmp_path):
     assert [(row["extra_info"]["index"], row["extra_info"]["task"]) for row in rows] == [(0, 5), (1, 3), (2, 9)]
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 7])
+def test_rows_are_made_in_portions_of_any_number(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "_ROWS", 3)
+    tasks = [{"game": f"g{n}"} for n in range(count)]
+    assert dataset.write_parquet(Benchmark(train=tasks), tmp_path) == {"train": count}
+    rows = read(tmp_path / "train.parquet")
+    assert [row["extra_info"]["task"] for row in rows] == tasks
+    assert [row["extra_info"]["index"] for row in rows] == list(range(count))
+
+
 @pytest.mark.parametrize("tasks", [[500, 501], ["game/a.z8", "game/b.z8"], [{"game": "a", "seed": 1}], [[1, 2], [3]]])
 def test_a_task_comes_back_as_it_was(tmp_path, tasks):
     dataset.write_parquet(Benchmark(train=tasks), tmp_path)

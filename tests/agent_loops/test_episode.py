@@ -1,7 +1,11 @@
 """Episode: the conversation around an environment. Not covered: tokens (test_loop.py) and real pages (webshop/)."""
 
+import dataclasses
+
 import pytest
 from guess import GuessBenchmark
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent_loops.environment import Benchmark, Environment, TaskSet
 from agent_loops.episode import Episode, EpisodeSettings, load_template
@@ -27,6 +31,7 @@ def test_the_example_follows_the_protocols():
 def test_a_won_episode():
     episode = play(COMPACT, ["<action>guess[3]</action>", "<action>guess[7]</action>"])
     assert episode.done and episode.won and episode.score == 1.0 and episode.outcome_reward == 10.0
+    assert episode.end == "terminated"
     assert [turn.reward for turn in episode.turns] == [0.0, 1.0]
     assert [turn.penalty for turn in episode.turns] == [0.0, 0.0]
 
@@ -34,6 +39,51 @@ def test_a_won_episode():
 def test_the_turn_limit_ends_an_episode_without_reward():
     episode = play(COMPACT, ["<action>guess[3]</action>"] * 4)
     assert episode.done and not episode.won and episode.outcome_reward == 0.0
+    assert episode.end == "turns"
+
+
+def test_an_episode_that_ends_with_its_last_turn_was_not_cut():
+    episode = play(COMPACT, ["<action>guess[3]</action>"] * 3)
+    assert not episode.done and episode.end == ""
+    episode.step("<action>guess[7]</action>")
+    assert episode.done and episode.end == "terminated"
+
+
+def test_the_environments_own_limit_is_told_from_an_end():
+    episode = Episode(GuessBenchmark(fault="limit").make(), COMPACT)
+    episode.reset({"secret": 7})
+    episode.step("<action>guess[3]</action>")
+    assert episode.done and episode.end == "truncated"
+
+
+def test_dapos_figures_of_the_overlong_penalty():
+    """Eq. 13: 20,480 tokens of which the last 4,096 are the buffer, in which the penalty falls linearly to −1."""
+    settings = EpisodeSettings(overlong_buffer=0.2)
+    lengths = (0, 16_384, 16_385, 17_408, 18_432, 20_480, 30_000)
+    expected = [0.0, 0.0, -1 / 4096, -0.25, -0.5, -1.0, -1.0]
+    assert [settings.overlong(length, 20_480) for length in lengths] == pytest.approx(expected)
+
+
+def test_without_a_buffer_no_length_is_charged():
+    assert [EpisodeSettings().overlong(length, 100) for length in (0, 99, 100, 200)] == [0.0] * 4
+
+
+@given(
+    length=st.integers(0, 600),
+    limit=st.integers(1, 500),
+    share=st.sampled_from([0.0, 1e-9, 0.1, 0.2, 1 / 3, 0.7, 1.0]),
+    penalty=st.floats(0.0, 20.0),
+)
+def test_the_overlong_penalty_is_bounded_monotone_and_linear_in_its_weight(length, limit, share, penalty):
+    settings = EpisodeSettings(overlong_buffer=share, overlong_penalty=penalty)
+    charged = settings.overlong(length, limit)
+    assert -penalty <= charged <= 0.0
+    assert settings.overlong(length + 1, limit) <= charged
+    assert charged == pytest.approx(penalty * EpisodeSettings(overlong_buffer=share).overlong(length, limit))
+    if length <= limit - share * limit:
+        assert charged == 0.0
+    if share and length >= limit:
+        assert charged == pytest.approx(-penalty)
 
 
 def test_only_the_turn_that_broke_the_format_is_penalised():
@@ -72,11 +122,33 @@ def test_shorter_prompts_keep_the_task():
     assert episode.prompt(shorter=2).endswith("hig [...]") and "find the secret digit" in episode.prompt(shorter=2)
 
 
+@pytest.mark.parametrize("prompt", ["webshop/full", "webshop/compact"])
+def test_a_transcripts_later_messages_hold_only_what_is_new(prompt):
+    settings = EpisodeSettings(prompt=prompt, layout="transcript", require_think=False)
+    episode = play(settings, [])
+    assert episode.prompt() == play(dataclasses.replace(settings, layout="turns"), []).prompt()
+    episode.step("<action>guess[3]</action>")
+    later = episode.prompt()
+    assert "higher" in later and "find the secret digit" not in later and "guess[3]" not in later
+    assert "<action>" not in later
+
+
+def test_a_transcripts_full_message_ends_with_what_can_be_done():
+    episode = play(EpisodeSettings(layout="transcript"), ["<action>guess[3]</action>"] * 2)
+    lines = episode.prompt().split("\n")
+    assert lines[0] == "You have taken 2 of at most 15 steps." and lines[-1] == "]."
+    assert "Your current observation is: higher" in lines
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layout": "rows"}, r"episode\.layout='rows': expected one of \['turns'\]"),
+        ({"layout": "rows"}, r"episode\.layout='rows': expected one of \['turns', 'transcript'\]"),
         ({"max_turns": 0}, r"episode\.max_turns=0: expected at least 1"),
+        ({"overlong_buffer": 4096}, r"episode\.overlong_buffer=4096: expected a share, from 0 to 1, of the tokens"),
+        ({"turn_tokens": 0}, r"episode\.turn_tokens=0: expected null or at least 1"),
+        ({"overlong_buffer": -0.1}, r"episode\.overlong_buffer=-0\.1: expected a share"),
+        ({"overlong_penalty": -1.0}, r"episode\.overlong_penalty=-1\.0: expected a finite number >= 0"),
         ({"max_turn": 3}, r"episode\.max_turn is not a setting; there are .*max_turns"),
     ],
 )

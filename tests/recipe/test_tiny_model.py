@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import string
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -280,7 +281,7 @@ def test_the_warm_start_is_shown_training_goals_only_and_measured_on_the_others(
 
     def take(into, answer):
         def taken(*arguments, **_):
-            into.update(next(one for one in arguments if isinstance(one, list | tuple | range)))
+            into.update(next(one for one in arguments if isinstance(one, Sequence) and not isinstance(one, str)))
             return answer
 
         return taken

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent_loops.webshop import CatalogueError, load_catalogue
-from agent_loops.webshop.catalogue import _fixed_price
 from agent_loops.webshop.generate import ATTRIBUTES_FILE, GOALS_FILE, ITEMS_FILE, generate_catalogue
+from agent_loops.webshop.records import fixed_price
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_missing_directory_names_the_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "pattern"),
-    [(ITEMS_FILE, "items_shuffle"), (ATTRIBUTES_FILE, "items_ins_v2"), (GOALS_FILE, "goals.json")],
+    [(ITEMS_FILE, "items_shuffle"), (ATTRIBUTES_FILE, "items_ins_v2")],
 )
 def test_a_missing_file_is_named(directory: Path, name: str, pattern: str) -> None:
     (directory / name).unlink()
@@ -60,13 +60,17 @@ def test_not_text(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (ITEMS_FILE, lambda items: items[2].pop("pricing"), r"items_shuffle_generated.json, product 2 lacks pricing"),
-        (ITEMS_FILE, lambda items: items[2].update(pricing="$a"), r"product 2 \(B0.*\) is malformed"),
+        (
+            ITEMS_FILE,
+            lambda items: items[2].pop("pricing"),
+            r"items_shuffle_generated.json, product 2 \(line \d+\) lacks pricing",
+        ),
+        (ITEMS_FILE, lambda items: items[2].update(pricing="$a"), r"product 2 \(line \d+\) \(B0.*\) is malformed"),
         (ITEMS_FILE, lambda items: items[0].update(customization_options="Color"), r"product 0 .* is malformed"),
-        (ITEMS_FILE, lambda items: items.__setitem__(1, 7), r"product 1 must be a JSON object, not a int"),
+        (ITEMS_FILE, lambda items: items.__setitem__(1, 7), r"product 1 \(line \d+\) must be a JSON object, not a int"),
         (ITEMS_FILE, lambda items: items.clear(), "holds no products"),
-        (GOALS_FILE, lambda goals: goals[3].pop("attributes"), "goal 3 lacks attributes"),
-        (GOALS_FILE, lambda goals: goals[3].update(price_upper="cheap"), "goal 3 is malformed"),
+        (GOALS_FILE, lambda goals: goals[3].pop("attributes"), r"goal 3 \(line \d+\) lacks attributes"),
+        (GOALS_FILE, lambda goals: goals[3].update(price_upper="cheap"), r"goal 3 \(line \d+\) is malformed"),
         (GOALS_FILE, lambda goals: goals.clear(), "holds no goals"),
         (GOALS_FILE, lambda goals: [goal.update(asin="B0OTHER000") for goal in goals], "do not belong together"),
     ],
@@ -105,9 +109,9 @@ def test_a_goal_without_its_product_still_loads(directory: Path) -> None:
 
 
 def test_prices_agree_with_the_frozen_limits() -> None:
-    assert _fixed_price([15.0], 50.0) == 15.0
-    assert _fixed_price([10.0, 30.0], None) == 20.0
-    assert _fixed_price([10.0, 100.0], 60.0) == 35.0  # between 60 - 40 and 60 - 10
-    assert _fixed_price([10.0, 25.0], 60.0) == 22.5
-    assert _fixed_price([10.0, 100.0], 1_000_000.0) == 55.0
-    assert _fixed_price([44.99, 33.98], None) == pytest.approx(39.485)
+    assert fixed_price([15.0], 50.0) == 15.0
+    assert fixed_price([10.0, 30.0], None) == 20.0
+    assert fixed_price([10.0, 100.0], 60.0) == 35.0  # between 60 - 40 and 60 - 10
+    assert fixed_price([10.0, 25.0], 60.0) == 22.5
+    assert fixed_price([10.0, 100.0], 1_000_000.0) == 55.0
+    assert fixed_price([44.99, 33.98], None) == pytest.approx(39.485)

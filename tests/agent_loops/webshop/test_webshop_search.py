@@ -5,11 +5,12 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_loops.webshop import search
 from agent_loops.webshop.analysis import stem, terms
-from agent_loops.webshop.search import SearchIndex, rounded_length
+from agent_loops.webshop.search import SearchIndex, rarity, rounded_length
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,11 @@ def test_scores_rank_by_bm25() -> None:
     assert list(found) == [1, 3, 0]
 
 
+def test_rarity_by_hand() -> None:
+    # ln(1 + (4 - 1 + 0.5) / (1 + 0.5)) = ln(10 / 3)
+    assert rarity(4, 1) == np.float32(1.2039728)
+
+
 def test_equal_scores_keep_document_order_and_50_is_the_limit() -> None:
     index = SearchIndex(["lamp"] * 300 + ["lamp lamp"])
     assert index.search("lamp") == (300, *range(49))
@@ -108,3 +114,43 @@ def test_the_few_best_of_many_are_those_of_a_full_sort() -> None:
     documents = [" ".join(rng.choice(["red", "blue", "oak", "lamp"], size=n)) for n in rng.integers(1, 30, size=2000)]
     index = SearchIndex(documents)
     assert index.search("red oak", limit=20) == index.search("red oak", limit=2000)[:20]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from(["red", "red", "oak", "lamp", "blue", "pine"]), max_size=6), max_size=60),
+    st.lists(st.sampled_from(["red", "oak", "lamp", "blue", "pine", "zebra"]), max_size=5),
+    st.integers(1, 8),
+)
+def test_a_large_index_finds_what_scoring_every_document_finds(
+    documents: list[list[str]], query: list[str], limit: int
+) -> None:
+    index = SearchIndex(map(" ".join, documents))
+    expected = index.search(" ".join(query), limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "LARGE", 0)
+        assert index.search(" ".join(query), limit) == expected
+
+
+def test_a_large_index_looks_only_at_what_can_win() -> None:
+    """A rare term decides; of the common one only the candidates are looked up."""
+    rng = np.random.default_rng(0)
+    documents = [
+        " ".join(["lamp"] * int(n) + ["oak"] * (number % 100 == 7)) for number, n in enumerate(rng.integers(1, 9, 4000))
+    ]
+    index = SearchIndex(documents)
+    parts = [(*posting[:2], posting[2]) for posting in map(index._posting, ("lamp", "oak")) if posting]
+    looked_at = search._candidates(parts, len(index), 5)
+    assert 5 <= len(looked_at) <= 40
+    expected = index.search("lamp oak", 5)
+    assert set(expected) <= set(looked_at.tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "LARGE", 0)
+        assert index.search("lamp oak", 5) == expected
+
+
+def test_a_common_word_that_weighs_more_than_the_rare_one_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = SearchIndex(["oak"] * 3 + ["red red red"] * 5)
+    assert index.search("red red red red oak", 1) == (3,)
+    monkeypatch.setattr(search, "LARGE", 0)
+    assert index.search("red red red red oak", 1) == (3,)

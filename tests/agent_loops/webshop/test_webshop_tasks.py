@@ -1,6 +1,8 @@
 """Splits and the benchmark object."""
 
 import json
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_loops.environment import Benchmark, TaskSet
-from agent_loops.webshop import Catalogue, WebShop, WebShopTasks
+from agent_loops.webshop import Catalogue, WebShop, WebShopTasks, prepare
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -43,18 +45,44 @@ def test_a_training_goal_worded_as_a_validation_goal_is_left_out() -> None:
     assert list(WebShopTasks(["a", "b", "c", "a", "d"], n_validation=2).tasks("train")) == [2, 4]
 
 
-def test_splits_are_the_same_in_another_process(generated_dir: Path) -> None:
-    code = (
-        "import json, sys; from agent_loops.webshop import WebShop; s = WebShop(sys.argv[1]); t = s.task_set;"
-        "print(json.dumps([[s.catalogue.goals[i].instruction for i in t.tasks(n)] for n in t.splits]))"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code, str(generated_dir)], check=True, cwd=ROOT, capture_output=True, text=True
-    ).stdout
-    shop = WebShop(generated_dir)
-    goals, splits = shop.catalogue.goals, map(shop.task_set.tasks, shop.task_set.splits)
-    here = [[goals[index].instruction for index in split] for split in splits]
-    assert json.loads(output) == here
+SPLITS = (
+    "import json, sys; from agent_loops.webshop import *\n"
+    "c = (open_prepared if sys.argv[2] else load_catalogue)(sys.argv[1])\n"
+    "t = WebShopTasks.of(c); print(json.dumps([[[i, c.goals[i].instruction] for i in t.tasks(n)] for n in t.splits]))"
+)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "synthetic", "prepared"])
+def test_splits_are_the_same_in_every_process_and_share_nothing(kind: str, generated_dir: Path, tmp_path: Path) -> None:
+    """Under other hash seeds, with goals from a file, from the catalogue, and from prepared data."""
+    directory = generated_dir
+    if kind != "frozen":
+        directory = tmp_path / "data"
+        directory.mkdir()
+        for path in generated_dir.glob("items_*"):
+            (directory / path.name).write_bytes(path.read_bytes())
+    expected = WebShop(directory)
+    goals, splits = expected.catalogue.goals, map(expected.task_set.tasks, expected.task_set.splits)
+    here = [[[index, goals[index].instruction] for index in split] for split in splits]
+    place = prepare(directory, tmp_path / "cache", progress=False) if kind == "prepared" else directory
+    command = [sys.executable, "-c", SPLITS, str(place), "prepared" if kind == "prepared" else ""]
+    for hash_seed in ("0", "1", "4242"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        output = subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+        assert json.loads(output) == here
+    (train, validation) = here
+    assert [index for index, _ in validation] == list(range(500))
+    assert all(index >= 500 for index, _ in train) and len(train) > 500
+    assert not {text for _, text in train} & {text for _, text in validation}
+
+
+def test_splits_are_sequences_of_plain_numbers() -> None:
+    train = WebShopTasks([str(n) for n in range(20)], 5).tasks("train")
+    assert (len(train), train[0], train[-1]) == (15, 5, 19)
+    assert type(train[3]) is int and json.dumps(list(train[:2])) == "[5, 6]"
+    assert list(pickle.loads(pickle.dumps(train))) == list(range(5, 20))
+    with pytest.raises(IndexError):
+        train[15]
 
 
 def test_errors() -> None:

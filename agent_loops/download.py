@@ -1,0 +1,303 @@
+"""Files of a benchmark from the web: fetched with resumption, checked against a checksum, and remembered.
+
+`requests` does the transfer. gdown, the maintained downloader for Google Drive, resumes too, but it saves the web page
+that a plain address sends in place of a file, cannot go on where a server ignores ranges, and has Drive's host names
+built in, so that a test could not reach that part of it. pooch does not resume.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import requests
+from tqdm import tqdm
+
+CHUNK = 1 << 20
+TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
+RETRIES = 20  # after a transfer that broke off; a source that never sent a byte gets one more try only
+PAUSE = 1.0  # seconds before a retry
+MANIFEST = "aem_data.json"
+
+
+class DownloadError(Exception):
+    """A file could not be had, or is not what it should be. The message says what to do."""
+
+
+class _Refusal(Exception):
+    """What one source did instead of sending the file."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file and where it may come from.
+
+    Attributes:
+        name: what it is called on disk.
+        urls: tried in this order.
+        sha256: the published checksum (64 lower-case hexadecimal digits), where there is one. Without it nothing proves
+            that a resumed file's two parts are of one version; the caller's own look at the content has to do.
+        n_bytes: the published size.
+        by_hand: an address that a person can open, if it differs from the first of `urls`.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    sha256: str | None = None
+    n_bytes: int | None = None
+    by_hand: str | None = None
+
+
+def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
+    """Fetch a file into a directory, from the first source that gives the right one.
+
+    What has arrived of it waits in `NAME.part`, and the next call goes on from there. The file gets its name only when
+    it is complete and has the published checksum.
+
+    Args:
+        file: what to fetch.
+        directory: made if needed. A file of that name in it is replaced.
+        progress: show a bar, where standard error is a terminal.
+
+    Returns:
+        The address that the file came from.
+
+    Raises:
+        DownloadError: no source gave the file, or another process is fetching it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{file.name}.part"
+    reasons = []
+    with partial.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DownloadError(
+                f"{partial} is being written by another process: let it finish, then run again"
+            ) from None
+        for url in file.urls:
+            try:
+                _fetch_whole(url, file, stream, progress)
+            except _Refusal as refusal:
+                reason = f"{urlsplit(url).netloc} {refusal}"
+                if reason not in reasons:
+                    reasons.append(reason)
+                continue
+            partial.replace(directory / file.name)
+            return url
+        kept = stream.tell()
+    if not kept:
+        partial.unlink()
+    raise DownloadError(
+        f"{file.name} could not be fetched: {'; '.join(reasons)}{f' ({kept:,} bytes are kept)' if kept else ''}.\n"
+        f"Run the same command again later. Or open {file.by_hand or file.urls[0]} in a browser, save the file as "
+        f"{directory / file.name} and run it again; if you have all the files, pass their directory with --from DIR."
+    )
+
+
+def sha256_of(path: Path, progress: bool = False) -> str:
+    """Return a file's SHA-256 checksum in hexadecimal; reads it in pieces.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as stream:
+        return _digest(stream, path.stat().st_size, f"checking {path.name}", progress)
+
+
+class Manifest:
+    """The checksums of a benchmark's files as they first arrived, in a small JSON file.
+
+    Args:
+        directory: where `aem_data.json` lies or will lie. Files in this directory are entered by name, others by their
+            absolute path.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / MANIFEST
+        self._files: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            try:
+                self._files = dict(json.loads(self.path.read_text(encoding="utf-8"))["files"])
+            except (ValueError, KeyError, TypeError):
+                raise DownloadError(f"{self.path} is damaged: delete it, and run the same command again") from None
+
+    def source(self, path: Path) -> str | None:
+        """Where an entered file came from; None if the file has not been entered."""
+        entry = self._files.get(self._key(path))
+        return None if entry is None else str(entry.get("source"))
+
+    def verify(self, path: Path, sha256: str) -> None:
+        """Compare an entered file's checksum with its entry.
+
+        Raises:
+            DownloadError: the file has changed since it was entered.
+        """
+        entry = self._files[self._key(path)]
+        if entry.get("sha256") != sha256:
+            raise DownloadError(
+                f"{path} has changed since {entry.get('arrived')} (sha256 {str(entry.get('sha256'))[:12]}… then, "
+                f"{sha256[:12]}… now): put the old file back, or delete it to have it fetched anew; if the change is "
+                f"meant, delete {self.path}"
+            )
+
+    def enter(self, path: Path, sha256: str, source: str) -> None:
+        """Remember a file, unless it has been entered before."""
+        if self._key(path) not in self._files:
+            self._files[self._key(path)] = {
+                "sha256": sha256,
+                "bytes": path.stat().st_size,
+                "source": source,
+                "arrived": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+            self._write()
+
+    def forget(self, path: Path) -> None:
+        """Remove a file's entry, if there is one."""
+        if self._files.pop(self._key(path), None) is not None:
+            self._write()
+
+    def _key(self, path: Path) -> str:
+        path = path.absolute()
+        return path.name if path.parent == self.path.parent.absolute() else str(path)
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        partial.write_text(json.dumps({"format": 1, "files": self._files}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.path)
+
+
+def _fetch_whole(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> None:
+    """Complete `stream` from one source. A resumed file with a wrong checksum gets a second chance, from its start."""
+    while True:
+        resumed = stream.tell() > 0
+        _transfer(url, file, stream, progress)
+        stream.flush()
+        if file.sha256 is None:
+            return
+        size = stream.tell()
+        with open(stream.name, "rb") as written:
+            digest = _digest(written, size, f"checking {file.name}", progress)
+        if digest == file.sha256:
+            return
+        _restart(stream)
+        if not resumed:
+            raise _Refusal(f"sent another file ({size:,} bytes, sha256 {digest[:12]}…; published: {file.sha256[:12]}…)")
+
+
+def _transfer(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> None:
+    """Append to `stream` until it is complete, going on after each break."""
+    began = stream.tell()
+    reason = ""
+    with tqdm(desc=file.name, total=file.n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+        for attempt in range(RETRIES + 1):
+            if attempt:
+                time.sleep(PAUSE)
+            try:
+                _append(url, file, stream, bar)
+                return
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                stream.flush()
+                reason = _plain(error)
+                if attempt and stream.tell() == began:
+                    break
+            except requests.RequestException as error:  # a wrong address, too many redirections
+                raise _Refusal(f"cannot be asked ({error})") from error
+    raise _Refusal(reason)
+
+
+def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
+    """One request: what is missing of the file, as far as the connection holds."""
+    if file.n_bytes is not None and stream.tell() > file.n_bytes:
+        _restart(stream)
+    offset = stream.tell()
+    if offset and offset == file.n_bytes:
+        return  # interrupted between the last byte and the new name
+    # the bytes on disk must be the ones that the range counts
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == 416 and offset:  # the file is shorter than what is here
+            _restart(stream)
+            raise requests.ConnectionError("the file there is shorter than the part that is here")
+        if response.status_code not in (200, 206):
+            raise _Refusal(f"answered {response.status_code} {response.reason}".rstrip())
+        chunks = response.iter_content(CHUNK)
+        first = next(chunks, b"")
+        kind = response.headers.get("Content-Type", "")
+        # before anything is thrown away: a refusal is often a page, sent as if it were a success
+        if kind.startswith("text/html") or first.lstrip()[:1] == b"<":
+            raise _Refusal(f"sent a web page instead of the file{_title(first)}")
+        start, total = _place(response)
+        if file.n_bytes is not None and total is not None and total != file.n_bytes:
+            raise _Refusal(f"offers another file ({total:,} bytes; published: {file.n_bytes:,})")
+        if start != offset:
+            if start:
+                raise _Refusal(f"sent bytes from {start:,} on, not from {offset:,}")
+            _restart(stream)  # it knows no ranges
+        bar.reset(total)
+        bar.initial = bar.n = start
+        while first:
+            stream.write(first)
+            bar.update(len(first))
+            first = next(chunks, b"")
+    if total is not None and stream.tell() < total:
+        raise requests.ConnectionError("closed the connection too early")
+
+
+def _place(response: requests.Response) -> tuple[int, int | None]:
+    """Returns the position of the first byte that is sent, and the size of the whole file."""
+    if response.status_code == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match is None:
+            raise _Refusal("answered with a part of the file without saying which")
+        return int(match[1]), None if match[2] == "*" else int(match[2])
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdecimal() else None
+
+
+def _restart(stream: BinaryIO) -> None:
+    stream.truncate(0)
+    stream.seek(0)
+
+
+def _digest(stream: BinaryIO, size: int, title: str, progress: bool) -> str:
+    digest = hashlib.sha256()
+    with tqdm(
+        desc=title, total=size, unit="B", unit_scale=True, leave=False, delay=1, disable=None if progress else True
+    ) as bar:
+        while block := stream.read(CHUNK):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
+
+
+def _title(page: bytes) -> str:
+    match = re.search(rb"<title[^>]*>(.*?)</title>", page, re.IGNORECASE | re.DOTALL)
+    words = " ".join(match[1].decode(errors="replace").split()) if match else ""
+    return f' ("{words[:80]}")' if words else ""
+
+
+def _plain(error: Exception) -> str:
+    """One short clause out of what requests and urllib3 wrap around each other."""
+    text = str(error)
+    if "resolve" in text or "Name or service not known" in text:
+        return "cannot be found (no network, or no name service)"
+    if "refused" in text:
+        return "refused the connection"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "cannot be reached through the proxy (HTTPS_PROXY)"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "has a certificate that this machine does not trust"
+    if isinstance(error, requests.Timeout):
+        return "does not answer in time"
+    return "broke the connection off again and again"

@@ -1,0 +1,270 @@
+"""The rows of one trajectory while it is played, in either layout: `TurnRows`, `TranscriptRow`.
+
+A layout decides only where the model goes on from: a prompt of its own, or the end of the conversation. What the model
+wrote stays as it was sampled: its tokens are never decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
+
+from agent_loops.episode import Episode, EpisodeSettings, Turn
+
+logger = logging.getLogger(__name__)
+
+_PROMPT_ATTEMPTS = 8
+
+Cut = Literal["", "response", "turns", "truncated", "time"]
+Messages = list[dict[str, Any]]
+
+
+@dataclass
+class Row:
+    """A row of verl's batch. Mask, log-probs and spans are counted in response tokens; the rest is one entry a span."""
+
+    messages: Messages
+    prompt_ids: list[int]
+    log_probs: list[float] | None
+    response_ids: list[int] = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    engine: dict[str, Any] = field(default_factory=dict)
+    spans: list[list[int]] = field(default_factory=list)
+    turn_index: list[int] = field(default_factory=list)
+    turns: list[Turn | None] = field(default_factory=list)
+    anchors: list[str] = field(default_factory=list)
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prompt_ids, *self.response_ids]
+
+    def with_masked(self, token: int) -> Row:
+        """The row and one token that the model did not write."""
+        return dataclasses.replace(
+            self,
+            response_ids=[*self.response_ids, token],
+            mask=[*self.mask, 0],
+            log_probs=None if self.log_probs is None else [*self.log_probs, 0.0],
+        )
+
+    def extra_fields(self) -> dict[str, Any]:
+        return {
+            **self.engine,
+            "response_spans": self.spans,
+            "turn_index": self.turn_index,
+            "turn_rewards": [turn.reward if turn else 0.0 for turn in self.turns],
+            "turn_penalties": [turn.penalty if turn else 0.0 for turn in self.turns],
+            "turn_valid": [turn.action.valid if turn else False for turn in self.turns],
+            "anchors": self.anchors,
+            # verl's own loops leave these two, and its dumps read them
+            "turn_scores": [],
+            "tool_rewards": [],
+        }
+
+
+class Rows(ABC):
+    """The rows of one trajectory; the last one is where the episode stands.
+
+    Args:
+        loop: verl's agent loop: its limits, its tokenizer and its token-in-token-out helpers.
+        settings: of the episode.
+        log_probs: whether the engine was asked for them.
+        kwargs: what verl's `run` was called with.
+    """
+
+    def __init__(self, loop: AgentLoopBase, settings: EpisodeSettings, log_probs: bool, kwargs: Mapping[str, Any]):
+        self.rows: list[Row] = []
+        self._loop = loop
+        self._settings = settings
+        self._log_probs = log_probs
+        self._trajectory_id = f"{kwargs.get('uid', '')}_{kwargs.get('session_id', 0)}"
+        self._global_steps = int(kwargs.get("global_steps", -1))
+        rollout = loop.rollout_config
+        self._response_length = int(rollout.response_length)
+        self._prompt_length = int(rollout.prompt_length)
+        # without max_model_len the engine takes what the model can
+        self._context = int(rollout.get("max_model_len") or self._prompt_length + self._response_length)
+        self._end_token = int(loop.tokenizer.eos_token_id)  # type: ignore[attr-defined]
+        # the last response, or the conversation, stopped for want of room
+        self.unfinished = False
+        # the last call to the environment took too long
+        self.timed_out = False
+
+    @abstractmethod
+    async def ask(self, episode: Episode) -> int:
+        """Bring the last row to where the model answers; returns how many tokens it may answer with, 0 for no room."""
+
+    async def add(self, ids: list[int], output: Any, room: int, turn: Turn | None, anchor: str) -> None:
+        """Record a response: what the model answered to `ask`.
+
+        Args:
+            ids: the sampled tokens, at most `room`.
+            output: verl's TokenOutput.
+            room: what `ask` returned.
+            turn: None where the environment failed.
+            anchor: the observation that was answered.
+        """
+        row, steps = self.rows[-1], dict(output.extra_fields)
+        if row.engine:  # verl's own loops too keep the first response's, but for the newest weights that took part
+            steps = {**row.engine, "max_global_steps": steps.get("max_global_steps")}
+        row.engine = steps
+        if not ids:
+            return self._add_nothing(turn, anchor)
+        log_probs: list[float] | None = None
+        if row.log_probs is not None:
+            log_probs = list(output.log_probs or [])[: len(ids)]
+        start = len(row.mask)
+        merged, row.mask, row.log_probs = await self._loop.ct_merge_assistant_token(
+            row.ids,
+            ids,
+            row.mask,
+            row.log_probs,
+            assistant_logprobs=log_probs,
+        )
+        row.response_ids = merged.token_ids[len(row.prompt_ids) :]
+        self._end_span(start, turn, anchor)
+        # vLLM's reason does not reach us: verl calls both ends `completed` (vllm_async_server.py:723)
+        full = len(ids) >= room and ids[-1] != self._end_token
+        self.unfinished = full or getattr(output, "stop_reason", None) == "length"
+
+    async def add_placeholder(self, messages: Messages) -> None:
+        """A row for an episode that never began."""
+        self.rows.append(self._row(messages, await self._loop.ct_build_initial_tokens(messages)))
+        self.rows[-1].engine = {"min_global_steps": self._global_steps, "max_global_steps": self._global_steps}
+        self._add_nothing(None, "")
+
+    def outputs(self, episode: Episode, fault: str, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
+        """What verl is given."""
+        reward = 0.0 if fault else episode.outcome_reward
+        cut = self._cut(episode, fault)
+        masked = bool(fault) or (bool(cut) and self._settings.compact_filtering)
+        turns = [turn for row in self.rows for turn in row.turns]
+        info = {
+            "acc": float(episode.won and not fault),
+            "task_score": 0.0 if fault else float(episode.score),
+            "turns": float(len(turns)),
+            "invalid_turns": float(sum(not (turn and turn.action.valid) for turn in turns)),
+            "fault": float(bool(fault)),
+            "cut": float(bool(cut)),
+        }
+        if fault:
+            logger.error("episode %s: %s", self._trajectory_id, fault)
+        of_all = {"trajectory_id": self._trajectory_id, "fault": fault, "cut": cut}
+        return [
+            AgentLoopOutput(
+                prompt_ids=row.prompt_ids,
+                response_ids=row.response_ids,
+                response_mask=[0] * len(row.mask) if masked else row.mask,
+                response_logprobs=row.log_probs,
+                reward_score=reward,
+                num_turns=2 * len(turns),
+                metrics=metrics,
+                extra_fields={**row.extra_fields(), **of_all, "reward_extra_info": dict(info)},
+            )
+            for row in self.rows
+        ]
+
+    def _cut(self, episode: Episode, fault: str) -> Cut:
+        """What cut the trajectory short. A response that was cut counts even where its action ended the task."""
+        if fault:
+            return "time" if self.timed_out else ""
+        if self.unfinished:
+            return "response"
+        return episode.end if episode.end in ("turns", "truncated") else ""
+
+    def _row(self, messages: Messages, prompt_ids: list[int]) -> Row:
+        return Row(messages, prompt_ids, [] if self._log_probs else None)
+
+    async def _new_row(self, episode: Episode) -> Row:
+        """A row that begins with the coming turn's message, made shorter until verl has nothing to cut from its tokens:
+        it would cut the task away."""
+        longest = min(self._prompt_length, self._context)
+        for shorter in range(_PROMPT_ATTEMPTS):
+            messages = [{"role": "user", "content": episode.prompt(shorter)}]
+            ids = list(await self._loop.ct_build_initial_tokens(messages))
+            if len(ids) < longest:
+                return self._row(messages, ids)
+        setting = "data.max_prompt_length" if longest == self._prompt_length else "rollout.max_model_len"
+        raise ValueError(
+            f"the prompt fills {setting}={longest} tokens even with the observation cut to "
+            f"1/{2 ** (_PROMPT_ATTEMPTS - 2)}; raise {setting} or shorten the template"
+        )
+
+    def _room(self, row: Row) -> int:
+        used = len(row.response_ids)
+        left = min(self._response_length - used, self._context - len(row.prompt_ids) - used)
+        return max(0, min(left, self._settings.turn_tokens or left))
+
+    def _add_nothing(self, turn: Turn | None, anchor: str) -> None:
+        """A response without a token (an interrupted engine's) is a masked one: verl and the estimators need one."""
+        start = len(self.rows[-1].mask)
+        self.rows[-1] = self.rows[-1].with_masked(self._end_token)
+        self._end_span(start, turn, anchor)
+        self.unfinished = True
+
+    def _end_span(self, start: int, turn: Turn | None, anchor: str) -> None:
+        row = self.rows[-1]
+        row.turn_index.append(sum(len(one.spans) for one in self.rows))
+        row.spans.append([start, len(row.mask)])
+        row.turns.append(turn)
+        row.anchors.append(anchor)
+
+
+class TurnRows(Rows):
+    """A row a turn, each with a prompt of its own."""
+
+    async def ask(self, episode: Episode) -> int:
+        self.rows.append(await self._new_row(episode))
+        return self._room(self.rows[-1])
+
+
+class TranscriptRow(Rows):
+    """One row: the first message is its prompt; responses and later messages are its response part."""
+
+    async def ask(self, episode: Episode) -> int:
+        if not self.rows:
+            self.rows.append(await self._new_row(episode))
+            return self._room(self.rows[-1])
+        row = await self._with_message(self.rows[-1], episode.prompt())
+        room = self._room(row)
+        if room:
+            self.rows[-1] = row
+        else:  # the message would stand there unanswered
+            self.unfinished = True
+        return room
+
+    async def _with_message(self, row: Row, message: str) -> Row:
+        messages = [
+            *row.messages,
+            {"role": "assistant", "content": self._decode(row)},
+            {"role": "user", "content": message},
+        ]
+        if self.unfinished and row.response_ids[-1] != self._end_token:  # a message follows, so this one has to end
+            row = row.with_masked(self._end_token)
+        merged, mask, log_probs = await self._loop.ct_merge_context_msg(
+            messages[:-1], messages, row.ids, row.mask, row.log_probs
+        )
+        # where the model ended by opening the next message, that token goes and the message brings its own
+        start, stop = row.spans[-1]
+        stop = max(start + 1, min(stop, len(row.mask) - merged.removed_prefix_token_count))
+        return dataclasses.replace(
+            row,
+            messages=messages,
+            response_ids=merged.token_ids[len(row.prompt_ids) :],
+            mask=mask,
+            log_probs=log_probs,
+            spans=[*row.spans[:-1], [start, stop]],
+        )
+
+    def _decode(self, row: Row) -> str:
+        start, stop = row.spans[-1]
+        return self._loop.tokenizer.decode(row.response_ids[start:stop], skip_special_tokens=True)  # type: ignore[attr-defined]
+
+
+ROWS: dict[str, type[Rows]] = {"turns": TurnRows, "transcript": TranscriptRow}

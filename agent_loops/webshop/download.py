@@ -1,0 +1,289 @@
+"""WebShop's data sets: where they come from, and whether a directory holds one of them.
+
+The addresses on Google Drive are those of upstream's `setup.sh` (https://github.com/princeton-nlp/WebShop). Upstream
+states neither checksums nor counts. Those below are what users of the data have published, in several repositories
+that agree (looked up in November 2026; elizaOS's loader for WebShop lists all five). The two mirrors are third
+parties', at a fixed revision, for when Drive refuses: since August 2026 some report that it asks for a sign-in.
+Whatever the source, a fetched file has to have the published checksum.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from agent_loops.download import DownloadError, Manifest, RemoteFile, fetch, sha256_of
+from agent_loops.webshop.stream import read_array, read_object
+
+_DRIVE = (
+    "https://drive.usercontent.google.com/download?export=download&confirm=t&id="  # `confirm`: no page about viruses
+)
+_BY_HAND = "https://drive.google.com/uc?id="
+MIRRORS = (
+    "https://huggingface.co/datasets/YWZBrandon/webshop-data/resolve/ce990fff5aee388db2706f07820c578ab68e0453/",
+    "https://huggingface.co/datasets/HongbangYuan/webshop/resolve/0129d4a81dbdb827e76afd20a1e2c38b61098613/",
+)
+PATTERNS = ("items_shuffle*.json", "items_ins_v2*.json")  # a catalogue's two indispensable files
+GOALS = "goals.json"
+_QUICK_BYTES = 256 << 20  # a larger file takes long to count, so a published checksum has to do
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is published of one of WebShop's files."""
+
+    drive_id: str
+    n_bytes: int
+    n_records: int
+    sha256: str
+
+
+SETS: dict[str, dict[str, Published]] = {
+    "small": {
+        "items_shuffle_1000.json": Published(
+            "1EgHdxQ_YxqIQlvvq5iKlCrkEKR6-j0Ib",
+            4_467_013,
+            1_000,
+            "30a4765c3a327af72d9a9a95a6b2486d516f0fa1d3ecd83681901ce82a21b269",
+        ),
+        "items_ins_v2_1000.json": Published(
+            "1IduG0xl544V_A_jv3tHXC0kyFi7PnyBu",
+            147_099,
+            1_000,
+            "f88a36314a397b53b3d9c3fa5878e5f7b26d35019a51ec83fbedeca61a948f6f",
+        ),
+        # no items_human_ins.json: all but four of its products lie outside this set
+    },
+    "full": {
+        "items_shuffle.json": Published(
+            "1A2whVgOO0euk5O13n2iYDM0bQRkkRduB",
+            5_479_720_229,
+            1_181_436,
+            "2ef591d65df3af89e972ab72468eb82cbf124d876552d9f3678667edd620a6c8",
+        ),
+        "items_ins_v2.json": Published(
+            "1s2j6NgHljiZzQNL3veZaAiyW_qDEgBNi",
+            186_295_270,
+            1_181_436,
+            "1d36af476bdb8f82a5da62bd8acdabe54cd8de2fa84010d37da5c4890feb447e",
+        ),
+        "items_human_ins.json": Published(
+            "14Kb5SPBk_jfdLZ_CDBNitW98QLDlKR5O",
+            5_137_548,
+            10_136,
+            "cf78667548a71786e1d9049c24b802e48e1084ad4bb021cae56ce1f6d96954a3",
+        ),
+    },
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that has been looked at.
+
+    Attributes:
+        path: where it lies.
+        n_bytes: its size.
+        n_records: entries of its outermost list or mapping.
+        sha256: in hexadecimal.
+        published: whether this is the published file, byte for byte; None where none of that name is published.
+        source: the address or directory it came from.
+    """
+
+    path: Path
+    n_bytes: int
+    n_records: int
+    sha256: str
+    published: bool | None
+    source: str
+
+
+def fetch_set(name: str, directory: Path, mirror: str | None = None, progress: bool = True) -> list[DataFile]:
+    """Fetch what is missing of a set, and verify all of it.
+
+    Args:
+        name: `small` or `full`.
+        directory: where the files go. Those that are there already are verified, not fetched.
+        mirror: the address of a folder with files of these names, asked instead of the known sources.
+        progress: show bars, where standard error is a terminal.
+
+    Raises:
+        DownloadError: a file cannot be had, or is not the published one, or has changed since it arrived.
+        OSError: the disk is full, or cannot be written.
+    """
+    manifest = Manifest(directory)
+    files = []
+    for file_name, published in SETS[name].items():
+        path = directory / file_name
+        if path.exists():
+            source = manifest.source(path) or "put there by hand"
+        else:
+            manifest.forget(path)
+            remote = _remote(file_name, published, mirror)
+            _check_space(directory, remote)
+            source = fetch(remote, directory, progress)
+        sha256 = sha256_of(path, progress)
+        if manifest.source(path) is not None:
+            manifest.verify(path, sha256)
+        if sha256 != published.sha256:
+            raise DownloadError(
+                f"{path} is not the published file (sha256 {sha256[:12]}…; published: {published.sha256[:12]}…): "
+                "delete it to have it fetched, or pass its directory with --from to use it as it is"
+            )
+        files.append(_look_at(path, sha256, published, source, progress))
+        manifest.enter(path, sha256, source)
+    return files
+
+
+def choose_files(source: Path, name: str | None = None) -> tuple[str, list[Path]]:
+    """Find one of WebShop's sets, or a catalogue of one's own, in a directory that is only read.
+
+    Args:
+        source: the directory.
+        name: `small` or `full`, where the directory may hold several sets; None takes the only one.
+
+    Returns:
+        The set (`small`, `full` or `own`) and its files.
+
+    Raises:
+        DownloadError: files are missing, or it is not clear which set is meant.
+    """
+    items = sorted(path.name for path in source.glob(PATTERNS[0]))
+    found = {known: all((source / n).exists() for n in list(files)[:2]) for known, files in SETS.items()}
+    if name is None:
+        here = [known for known, present in found.items() if present]
+        if len(here) > 1:
+            raise DownloadError(f"{source} holds WebShop's {' and '.join(here)} sets: say which one, with --set")
+        name = here[0] if here else "own"
+    if name != "own":
+        missing = [n for n in list(SETS[name])[:2] if not (source / n).exists()]
+        if missing:
+            raise DownloadError(
+                f"{source} lacks {' and '.join(missing)} of WebShop's {name} set; of its kind it holds "
+                f"{', '.join(items) or 'nothing'}"
+            )
+        optional = [n for n in (*list(SETS[name])[2:], GOALS) if (source / n).exists()]
+        return name, [source / n for n in (*list(SETS[name])[:2], *optional)]
+    files = []
+    for pattern in PATTERNS:
+        matches = sorted(source.glob(pattern))
+        if len(matches) != 1:
+            raise DownloadError(
+                f"{source} is not a directory with WebShop's data: expected one {pattern}, found "
+                f"{', '.join(path.name for path in matches) or 'none'}. The names are those of upstream's setup.sh: "
+                + "; ".join(" + ".join(list(files)[:2]) for files in SETS.values())
+            )
+        files += matches
+    return name, files + [source / n for n in (GOALS,) if (source / n).exists()]
+
+
+def check_files(
+    name: str, files: Sequence[Path], directory: Path | None = None, progress: bool = True
+) -> list[DataFile]:
+    """Verify files that are used as they are: they open, hold what their names promise, and have not changed.
+
+    Args:
+        name: the set (`choose_files`).
+        files: its files.
+        directory: where the manifest lies or will lie; None for files that may change.
+        progress: show bars, where standard error is a terminal.
+
+    Raises:
+        DownloadError: a file is damaged, has another number of records than the set, or has changed.
+        CatalogueError: a file is not JSON.
+    """
+    checked = []
+    for path in files:
+        sha256 = sha256_of(path, progress)
+        if directory is not None and (manifest := Manifest(directory)).source(path) is not None:
+            manifest.verify(path, sha256)
+        file = _look_at(path, sha256, SETS.get(name, {}).get(path.name), str(path.parent), progress)
+        checked.append(file)
+    if directory is not None:
+        manifest = Manifest(directory)
+        for file in checked:
+            manifest.enter(file.path, file.sha256, file.source)
+    return checked
+
+
+def needs_links(source: Path) -> bool:
+    """Whether a directory holds more than `load_catalogue` can tell apart."""
+    return any(len(list(source.glob(pattern))) != 1 for pattern in PATTERNS)
+
+
+def link_files(files: Sequence[Path], directory: Path) -> list[Path]:
+    """Put symbolic links to files into a directory; returns the links.
+
+    Raises:
+        DownloadError: something else is in a link's place.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    links = []
+    for path in files:
+        link = directory / path.name
+        if link.is_symlink() and link.resolve() != path.resolve():
+            link.unlink()
+        if not link.exists():
+            link.symlink_to(path.resolve())
+        elif not link.samefile(path):
+            raise DownloadError(f"{link} is a file of its own, not a link to {path}: choose another --to")
+        links.append(link)
+    return links
+
+
+def _remote(name: str, published: Published, mirror: str | None) -> RemoteFile:
+    if mirror is not None:
+        urls = (f"{mirror.rstrip('/')}/{name}",)
+        return RemoteFile(name, urls, published.sha256, published.n_bytes)
+    urls = (_DRIVE + published.drive_id, *(mirror + name for mirror in MIRRORS))
+    return RemoteFile(name, urls, published.sha256, published.n_bytes, by_hand=_BY_HAND + published.drive_id)
+
+
+def _check_space(directory: Path, file: RemoteFile) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{file.name}.part"
+    missing = (file.n_bytes or 0) - (partial.stat().st_size if partial.exists() else 0)
+    free = shutil.disk_usage(directory).free
+    if missing > free:
+        raise DownloadError(
+            f"{directory} has {free / 1e9:.1f} GB free, and {file.name} takes {missing / 1e9:.1f} GB more: make room, "
+            "or choose another directory with --to"
+        )
+
+
+def _look_at(path: Path, sha256: str, published: Published | None, source: str, progress: bool) -> DataFile:
+    n_bytes = path.stat().st_size
+    matches = None if published is None else sha256 == published.sha256
+    if matches and published is not None and n_bytes > _QUICK_BYTES:
+        n_records = published.n_records  # the checksum says so
+    else:
+        n_records = _count(path, progress)
+    if published is not None and n_records != published.n_records:
+        raise DownloadError(
+            f"{path} holds {n_records:,} records, and WebShop's {path.name} has {published.n_records:,}: the file is "
+            "incomplete, or another one. Give a catalogue of your own other names (items_shuffle_mine.json, "
+            "items_ins_v2_mine.json)"
+        )
+    return DataFile(path, n_bytes, n_records, sha256, matches, source)
+
+
+def _count(path: Path, progress: bool) -> int:
+    """Counts the records of a file of any size; thereby all of it is seen to be JSON."""
+    with path.open("rb") as stream:
+        if stream.read(64).lstrip()[:1] == b"<":
+            raise DownloadError(f"{path} is a web page, not JSON: what a source sends that refuses. Fetch it again")
+    is_list = path.name == GOALS or path.name.startswith("items_shuffle")
+    with tqdm(
+        desc=f"counting {path.name}",
+        total=path.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        leave=False,
+        delay=1,
+        disable=None if progress else True,
+    ) as bar:
+        return sum(1 for _ in (read_array if is_list else read_object)(path, bar.update))

@@ -1,0 +1,158 @@
+"""The files of a data directory, and their records one by one.
+
+A data directory holds WebShop's own files: `items_shuffle*.json` (products), `items_ins_v2*.json` (their attributes),
+and one of: `goals.json` (goals in their final order, prices frozen), nothing (goals are made from the products), or
+`items_human_ins*.json` (goals that people wrote).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_loops.webshop.goals import written_goals
+from agent_loops.webshop.records import (
+    CatalogueError,
+    Goal,
+    Product,
+    is_sold,
+    read_goal,
+    read_product,
+    require_fields,
+)
+from agent_loops.webshop.stream import Progress, read_array, read_object
+
+GoalSource = Literal["auto", "synthetic", "human"]
+GOAL_SOURCES = ("auto", "synthetic", "human")
+
+
+@dataclass(frozen=True)
+class DataFiles:
+    """The files that one reading of a directory takes: at most one of `goals` and `human`, neither for synthetic."""
+
+    items: Path
+    attributes: Path
+    goals: Path | None = None
+    human: Path | None = None
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        return [path for path in (self.items, self.attributes, self.goals, self.human) if path is not None]
+
+
+def find_files(directory: str | Path, goals: GoalSource = "auto") -> DataFiles:
+    """Finds the files of a data directory.
+
+    Raises:
+        CatalogueError: the directory or a file is missing, or there are two of a kind.
+        ValueError: `goals` is none of `GOAL_SOURCES`.
+    """
+    directory = Path(directory)
+    if goals not in GOAL_SOURCES:
+        raise ValueError(f"goals={goals!r}: choose one of {', '.join(GOAL_SOURCES)}")
+    if not directory.is_dir():
+        raise CatalogueError(
+            f"WebShop's data directory {str(directory)!r} does not exist. Set `data_dir` to a directory with "
+            "items_shuffle*.json and items_ins_v2*.json, or make one: python -m agent_loops.webshop.generate DIR"
+        )
+    frozen = directory / "goals.json"
+    return DataFiles(
+        items=_only_file(directory, "items_shuffle*.json"),
+        attributes=_only_file(directory, "items_ins_v2*.json"),
+        goals=frozen if goals == "auto" and frozen.is_file() else None,
+        human=_only_file(directory, "items_human_ins*.json") if goals == "human" else None,
+    )
+
+
+def _only_file(directory: Path, pattern: str) -> Path:
+    found = sorted(directory.glob(pattern))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise CatalogueError(f"{directory} (`data_dir`) must hold exactly one {pattern}; found: {names}")
+    return found[0]
+
+
+def read_facts(path: Path, progress: Progress | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields asins and what items_ins_v2*.json says of them.
+
+    Raises:
+        CatalogueError: the file is malformed.
+    """
+    for line, asin, facts in read_object(path, progress):
+        if not isinstance(facts, dict):
+            raise CatalogueError(f"{path}, line {line}, {asin}: expected a JSON object, not {type(facts).__name__}")
+        yield asin, facts
+
+
+def read_products(
+    path: Path,
+    facts: Callable[[str], Mapping[str, Any]],
+    price_limits: Mapping[str, float],
+    progress: Progress | None = None,
+) -> Iterator[Product]:
+    """Yields the products of items_shuffle*.json in file order; of two with one asin, the first.
+
+    Args:
+        path: the file.
+        facts: what items_ins_v2*.json says of an asin.
+        price_limits: the price limits of frozen goals, by asin.
+        progress: called with the characters read.
+
+    Raises:
+        CatalogueError: the file is malformed or holds no product.
+    """
+    seen: set[str] = set()
+    for number, (line, record) in enumerate(read_array(path, progress)):
+        where = f"{path}, product {number} (line {line})"
+        require_fields(record, where=where)
+        asin = record["asin"]
+        if is_sold(asin) and asin not in seen:
+            seen.add(asin)
+            yield read_product(record, facts(asin), price_limits.get(asin), where)
+    if not seen:
+        raise CatalogueError(f"{path} holds no products")
+
+
+def read_frozen_goals(path: Path) -> list[Goal]:
+    """Returns the goals of goals.json in file order.
+
+    Raises:
+        CatalogueError: the file is malformed or holds no goal.
+    """
+    goals = [
+        read_goal(record, f"{path}, goal {number} (line {line})")
+        for number, (line, record) in enumerate(read_array(path))
+    ]
+    if not goals:
+        raise CatalogueError(f"{path} holds no goals")
+    return goals
+
+
+class HumanInstructions:
+    """What people wrote for products: items_human_ins*.json, read whole (it is small).
+
+    Raises:
+        CatalogueError: the file is malformed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._entries = {asin: (line, written) for line, asin, written in read_object(path)}
+
+    def goals(self, product: Product) -> list[Goal]:
+        """Returns the goals that were written for a product."""
+        line, written = self._entries.get(product.asin, (0, ()))
+        return written_goals(product, written, f"{self._path}, line {line}, {product.asin}")
+
+
+def check_goals(files: DataFiles, n_goals: int, n_with_product: int) -> None:
+    """Raises a `CatalogueError` where there are no goals, or none of them belongs to a product."""
+    if files.goals is not None and not n_with_product:
+        raise CatalogueError(
+            f"{files.goals} and {files.items} do not belong together: no goal's product is among the items"
+        )
+    if not n_goals:
+        source = files.human or files.attributes
+        raise CatalogueError(f"{source} gives no goals: none of its instructions is for a product of {files.items}")

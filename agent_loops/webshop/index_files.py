@@ -1,0 +1,186 @@
+"""The search index of a large catalogue: built with bounded memory, opened as memory-mapped files.
+
+Documents are taken in blocks. Each block is sorted by term and written as a run; at the end the runs, whose documents
+follow one another, are merged term by term. Terms are sorted by their bytes, so that a search finds one by bisection
+and opening reads none of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import mmap
+import os
+import shutil
+from array import array
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from agent_loops.webshop.analysis import terms
+from agent_loops.webshop.search import Posting, Ranking, containing_terms, inverse_norms, rarity
+
+BLOCK = 4_000_000
+"""Postings that are kept in memory while building: about 250 MB."""
+_STEP = 1 << 22
+
+_TERMS, _TERM_ENDS = "terms.bin", "term_ends.npy"
+_POSTING_ENDS, _DOCUMENTS, _SATURATION, _LENGTHS = "posting_ends.npy", "documents.npy", "saturation.npy", "lengths.npy"
+
+
+class IndexWriter:
+    """Writes the index of documents, numbered in the order in which they are added.
+
+    Args:
+        directory: where to; made if needed.
+        block: postings that are kept in memory.
+    """
+
+    def __init__(self, directory: Path, block: int = BLOCK) -> None:
+        self._directory, self._block = directory, block
+        self._runs = directory / "runs"
+        self._runs.mkdir(parents=True)
+        self._n_runs = self._n_postings = 0
+        self._lengths = array("i")
+        self._clear()
+
+    def add(self, text: str) -> None:
+        """Adds one document."""
+        words = terms(text)
+        number = len(self._lengths)
+        self._lengths.append(len(words))
+        counts = Counter(words)
+        self._term.extend([self._vocabulary[term] for term in counts])
+        self._document.extend([number] * len(counts))
+        self._count.extend(counts.values())
+        if len(self._term) >= self._block:
+            self._write_run()
+
+    @property
+    def n_postings(self) -> int:
+        """How many different terms the documents so far have, counted document by document."""
+        return self._n_postings + len(self._term)
+
+    def finish(self, progress: Callable[[int], object] = lambda count: None) -> None:
+        """Merges what was added into the files that `open_index` reads.
+
+        Args:
+            progress: called with the number of postings merged since the last call.
+        """
+        self._write_run()
+        self._merge(progress)
+        shutil.rmtree(self._runs)
+
+    def _clear(self) -> None:
+        self._vocabulary: defaultdict[str, int] = defaultdict()
+        self._vocabulary.default_factory = self._vocabulary.__len__  # a new term gets the next number
+        self._term, self._document, self._count = array("i"), array("i"), array("i")
+
+    def _write_run(self) -> None:
+        names = [term.encode("utf-8", "surrogatepass") for term in self._vocabulary]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        rank = np.empty(len(names), dtype=np.int32)
+        rank[order] = np.arange(len(names), dtype=np.int32)
+        rank_P = rank[np.asarray(self._term, dtype=np.int32)]
+        sorted_P = np.argsort(rank_P, kind="stable")  # stable: a term's documents stay in order
+        run = self._runs / str(self._n_runs)
+        np.save(f"{run}.ends.npy", np.cumsum(np.bincount(rank_P, minlength=len(names)), dtype=np.int64))
+        np.save(f"{run}.documents.npy", np.asarray(self._document, dtype=np.int32)[sorted_P])
+        np.save(f"{run}.counts.npy", np.asarray(self._count, dtype=np.int32)[sorted_P])
+        _write_terms(run.with_name(f"{run.name}.terms"), Path(f"{run}.term_ends.npy"), (names[at] for at in order))
+        self._n_runs += 1
+        self._n_postings += len(rank_P)
+        self._clear()
+
+    def _merge(self, progress: Callable[[int], object]) -> None:
+        runs = [self._runs / str(number) for number in range(self._n_runs)]
+        documents = [_mapped(Path(f"{run}.documents.npy")) for run in runs]
+        counts = [_mapped(Path(f"{run}.counts.npy")) for run in runs]
+        merged = _new_array(self._directory / _DOCUMENTS, np.int32, self._n_postings)
+        frequency = _new_array(self._runs / "counts.npy", np.int32, self._n_postings)
+        ends = array("q")
+
+        def names() -> Iterator[bytes]:
+            end = 0
+            entries = heapq.merge(*(_entries(number, run) for number, run in enumerate(runs)))
+            for name, parts in groupby(entries, key=itemgetter(0)):
+                for _, number, start, stop in parts:
+                    place = slice(end, end + stop - start)
+                    merged[place] = documents[number][start:stop]
+                    frequency[place] = counts[number][start:stop]
+                    end = place.stop
+                    progress(stop - start)
+                ends.append(end)
+                yield name
+
+        _write_terms(self._directory / _TERMS, self._directory / _TERM_ENDS, names())
+        np.save(self._directory / _POSTING_ENDS, np.asarray(ends, dtype=np.int64))
+        length_D = np.asarray(self._lengths, dtype=np.int32)
+        np.save(self._directory / _LENGTHS, length_D)
+        inverse_norm = inverse_norms(length_D)
+        saturation = _new_array(self._directory / _SATURATION, np.float32, self._n_postings)
+        for start in range(0, self._n_postings, _STEP):
+            part = slice(start, start + _STEP)
+            saturation[part] = frequency[part].astype(np.float32) * inverse_norm[merged[part]]
+
+
+def _new_array(path: Path, kind: type, size: int) -> NDArray:
+    """Makes an array on disk, and takes the room for it: a mapped page without room would end the process."""
+    made = open_memmap(path, "w+", kind, (size,))
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return np.asarray(made)
+
+
+def _entries(number: int, run: Path) -> Iterator[tuple[bytes, int, int, int]]:
+    """Yields a run's terms, sorted, with the run's number and where their postings begin and end."""
+    ends, term_ends = np.load(f"{run}.ends.npy").tolist(), np.load(f"{run}.term_ends.npy").tolist()
+    start = 0
+    with run.with_name(f"{run.name}.terms").open("rb") as file:
+        before = 0
+        for end, term_end in zip(ends, term_ends, strict=True):
+            yield file.read(term_end - before), number, start, end
+            start, before = end, term_end
+
+
+def _write_terms(path: Path, ends_path: Path, names: Iterator[bytes]) -> None:
+    ends = array("q")
+    with path.open("wb") as file:
+        for name in names:
+            file.write(name)
+            ends.append(file.tell())
+    np.save(ends_path, np.asarray(ends, dtype=np.int64))
+
+
+def open_index(directory: Path) -> Ranking:
+    """Opens what an `IndexWriter` wrote; nothing but the length of each document is read."""
+    saturation = _mapped(directory / _SATURATION)
+    documents = _mapped(directory / _DOCUMENTS)
+    posting_ends, term_ends = _mapped(directory / _POSTING_ENDS), _mapped(directory / _TERM_ENDS)
+    lengths = np.load(directory / _LENGTHS, mmap_mode="r")
+    containing = containing_terms(lengths)
+    with (directory / _TERMS).open("rb") as file:
+        names = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(term_ends) else b""
+
+    def name(number: int) -> bytes:
+        return names[term_ends[number - 1] if number else 0 : term_ends[number]]
+
+    def posting(term: str) -> Posting | None:
+        wanted = term.encode("utf-8", "surrogatepass")
+        number = bisect_left(range(len(term_ends)), wanted, key=name)
+        if number == len(term_ends) or name(number) != wanted:
+            return None
+        place = slice(int(posting_ends[number - 1]) if number else 0, int(posting_ends[number]))
+        return documents[place], saturation[place], rarity(containing, place.stop - place.start)
+
+    return Ranking(len(lengths), posting)
+
+
+def _mapped(path: Path) -> NDArray:
+    return np.asarray(np.load(path, mmap_mode="r"))  # a plain array: indexing a memmap costs ten times as much

@@ -1,0 +1,121 @@
+"""Records on disk, read when they are asked for: opening takes no time, and memory holds only the last few."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+
+from agent_loops.webshop.goals import digest
+
+KEPT = 2048
+"""Records of a store that stay in memory."""
+
+T = TypeVar("T")
+_LINES, _ENDS, _KEYS, _NUMBERS = "lines.jsonl", "ends.npy", "keys.npy", "numbers.npy"
+
+
+class StoreWriter:
+    """Writes records, one a line, and a table that finds them by their keys.
+
+    Args:
+        directory: where to; made if needed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        self._directory = directory
+        self._lines = (directory / _LINES).open("wb")
+        self._ends, self._keys = array("q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def add(self, key: str, line: bytes) -> None:
+        """Adds a record, which has no line break. Of two under one key, the later one is found."""
+        self._lines.write(line)
+        self._lines.write(b"\n")
+        self._ends.append(self._lines.tell())
+        self._keys.append(digest(key))
+
+    def finish(self) -> None:
+        """Writes what `Store` reads."""
+        self._lines.close()
+        keys = np.asarray(self._keys, dtype=np.uint64)
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        np.save(self._directory / _ENDS, np.asarray(self._ends, dtype=np.int64))
+        np.save(self._directory / _KEYS, keys[order])
+        np.save(self._directory / _NUMBERS, order)
+
+
+class Store(Sequence[T], Generic[T]):
+    """The records that a `StoreWriter` wrote, in order. Safe to share between threads.
+
+    Args:
+        directory: where they lie.
+        unpack: makes a record of its line.
+    """
+
+    def __init__(self, directory: Path, unpack: Callable[[bytes], T]) -> None:
+        self._file = (directory / _LINES).open("rb", buffering=0)
+        self._ends = np.asarray(np.load(directory / _ENDS, mmap_mode="r"))
+        self._keys = np.asarray(np.load(directory / _KEYS, mmap_mode="r"))
+        self._numbers = np.asarray(np.load(directory / _NUMBERS, mmap_mode="r"))
+        self._unpack = unpack
+        self._read = lru_cache(maxsize=KEPT)(self._read_line)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} does not exist: there are {len(self)}")
+        return self._read(index % len(self))
+
+    def find(self, key: str) -> int | None:
+        """Returns the number of the record of a key; None where there is none."""
+        wanted = np.uint64(digest(key))
+        place = int(np.searchsorted(self._keys, wanted, side="right")) - 1
+        return int(self._numbers[place]) if place >= 0 and self._keys[place] == wanted else None
+
+    def close(self) -> None:
+        """Closes the file of lines."""
+        self._file.close()
+
+    def _read_line(self, index: int) -> T:
+        start = int(self._ends[index - 1]) if index else 0
+        # pread: threads share the file, and a place of their own in it is none of its state
+        return self._unpack(os.pread(self._file.fileno(), int(self._ends[index]) - start, start))
+
+
+class ByKey(Mapping[str, T]):
+    """A store's records by their keys."""
+
+    def __init__(self, store: Store[T], key: Callable[[T], str]) -> None:
+        self._store, self._key = store, key
+
+    def __getitem__(self, key: str) -> T:
+        number = self._store.find(key)
+        if number is None:
+            raise KeyError(key)
+        return self._store[number]
+
+    def __contains__(self, key: Any) -> bool:
+        return isinstance(key, str) and self._store.find(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._key, self._store)
+
+    def __len__(self) -> int:
+        return len(self._store)

@@ -1,0 +1,141 @@
+"""Reads a JSON array or object entry by entry, so that a file of many gigabytes fits, and names lines in errors.
+
+Python's own decoder does the work. `ijson` was looked at: it does not tell the line of an error, and refuses the NaN
+that scraped data can hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any, NoReturn
+
+from agent_loops.webshop.records import CatalogueError
+
+CHUNK = 1 << 22
+_BLANKS = " \t\r\n"
+_LONGEST_LITERAL = 16  # a cut literal, number or escape begins at most so far before the end of what was read
+_DECODER = json.JSONDecoder()
+
+Progress = Callable[[int], object]
+"""Called with how many characters were read since the last call."""
+
+
+def read_array(path: Path, progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
+    """Yields the line at which each entry of a JSON array begins, and the entry.
+
+    Raises:
+        CatalogueError: the file cannot be read, or is not a JSON array.
+    """
+    for line, _, entry in _read(path, "[", progress):
+        yield line, entry
+
+
+def read_object(path: Path, progress: Progress | None = None) -> Iterator[tuple[int, str, Any]]:
+    """Yields the line at which each entry of a JSON object begins, its name and its value.
+
+    Raises:
+        CatalogueError: the file cannot be read, or is not a JSON object.
+    """
+    return _read(path, "{", progress)
+
+
+def _read(path: Path, opening: str, progress: Progress | None) -> Iterator[tuple[int, str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from _Text(path, file, progress).entries(opening)
+    except OSError as error:
+        raise CatalogueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class _Text:
+    """The part of a file that is being read: `buffer` from `place` on, which stands on `line`."""
+
+    def __init__(self, path: Path, file: Any, progress: Progress | None) -> None:
+        self.path, self.file, self.progress = path, file, progress
+        self.buffer, self.place, self.line, self.number = "", 0, 1, 0
+
+    def entries(self, opening: str) -> Iterator[tuple[int, str, Any]]:
+        kind, closing = {"[": ("list", "]"), "{": ("dict", "}")}[opening]
+        if self.next() != opening:
+            found = type(self.value()).__name__
+            raise CatalogueError(f"{self.path} must hold a JSON {kind}, not a {found}")
+        self.advance(self.place + 1)
+        is_first = True
+        while (sign := self.next()) != closing or not is_first:
+            if not is_first:
+                if sign == closing:
+                    break
+                self.expect(",")
+                self.next()
+            is_first, name, line = False, "", self.line
+            if opening == "{":
+                if self.next() != '"':
+                    self.fail("Expecting property name enclosed in double quotes", self.place)
+                name = self.value()
+                self.next()
+                self.expect(":")
+                self.next()
+            yield line, name, self.value()
+            self.number += 1
+        self.advance(self.place + 1)
+        if self.next():
+            self.fail("Extra data", self.place)
+
+    def next(self) -> str:
+        """Skips blanks; returns the character that follows, empty at the end."""
+        while True:
+            place = self.place
+            while place < len(self.buffer) and self.buffer[place] in _BLANKS:
+                place += 1
+            self.advance(place)
+            if place < len(self.buffer):
+                return self.buffer[place]
+            if not self.more():
+                return ""
+
+    def expect(self, sign: str) -> None:
+        if self.next() != sign:
+            self.fail(f"Expecting '{sign}' delimiter", self.place)
+        self.advance(self.place + 1)
+
+    def value(self) -> Any:
+        """Reads one value, which begins at `place`."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.buffer, self.place)
+            except JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self.buffer) - _LONGEST_LITERAL
+                offset = error.pos - self.place
+                if not (cut and self.more()):
+                    self.fail(error.msg, self.place + offset)
+                continue
+            except RecursionError:
+                self.fail("nested too deeply", self.place)
+            # Of a number that is cut after its point or its exponent's sign, what stands before is read.
+            length = end - self.place  # reading on moves the place
+            if len(self.buffer) - end > len("e+") or not self.more():
+                self.advance(self.place + length)
+                return value
+
+    def advance(self, place: int) -> None:
+        self.line += self.buffer.count("\n", self.place, place)
+        self.place = place
+
+    def more(self) -> bool:
+        """Reads on, as much again as is kept, so that a long value costs no more than its length."""
+        try:
+            chunk = self.file.read(max(CHUNK, len(self.buffer) - self.place))
+        except UnicodeDecodeError as error:
+            last = self.line + self.buffer.count("\n", self.place)
+            raise CatalogueError(f"{self.path} is not UTF-8 text, at line {last} or a little later") from error
+        if self.progress is not None:
+            self.progress(len(chunk))
+        self.buffer, self.place = self.buffer[self.place :] + chunk, 0
+        return bool(chunk)
+
+    def fail(self, problem: str, place: int) -> NoReturn:
+        line = self.line + self.buffer.count("\n", self.place, place)
+        raise CatalogueError(f"{self.path}, line {line}: not valid JSON ({problem}), in entry {self.number}")
