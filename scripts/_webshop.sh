@@ -21,7 +21,13 @@ run_webshop() {
     AEM_OUTPUT=${AEM_OUTPUT:-outputs/${config}_$method}
     mkdir -p "$AEM_OUTPUT"
     AEM_OUTPUT=$(cd "$AEM_OUTPUT" && pwd)
-    export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$AEM_OUTPUT/metrics.jsonl}
+    # verl writes this file anew in each run: one that resumes or evaluates would lose what was there
+    local metrics=$AEM_OUTPUT/metrics.jsonl number=1
+    while [ -e "$metrics" ]; do
+        number=$((number + 1))
+        metrics=$AEM_OUTPUT/metrics.$number.jsonl
+    done
+    export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$metrics}
     if [ -z "${WEBSHOP_DATA:-}" ]; then
         export WEBSHOP_DATA=$PWD/outputs/webshop
         python -m agent_loops.webshop.generate "$WEBSHOP_DATA"
@@ -37,7 +43,7 @@ run_webshop() {
 
     local last
     last=$(cat "$AEM_OUTPUT/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || true)
-    if [ -n "$last" ]; then
+    if [ -n "$last" ] && [[ " $* " != *" trainer.val_only=true "* ]]; then
         echo
         echo "checkpoint  $AEM_OUTPUT/checkpoints/global_step_$last"
         echo "metrics     $VERL_FILE_LOGGER_PATH"
