@@ -5,6 +5,7 @@ python -m agent_loops.dataset agent_loops.webshop.WebShop DIRECTORY data_dir=…
 
 from __future__ import annotations
 
+import json
 import os
 import pydoc
 import sys
@@ -62,6 +63,14 @@ def _row(name: str, split: str, index: int, task: Task) -> dict[str, Any]:
     }
 
 
+def read_value(text: str) -> Any:
+    """A setting of the command line: JSON where it is JSON, and a string otherwise."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def main(arguments: list[str]) -> None:
     """The command line: what makes the benchmark, the directory to write to, and the benchmark's arguments."""
     if len(arguments) < 2 or not all("=" in argument for argument in arguments[2:]):
@@ -71,7 +80,7 @@ def main(arguments: list[str]) -> None:
     if not callable(make):
         raise SystemExit(f"{target} is not to be found: expected a benchmark such as agent_loops.webshop.WebShop")
     given = dict(setting.split("=", 1) for setting in settings)
-    benchmark: Any = make(**{name: int(value) if value.isdecimal() else value for name, value in given.items()})
+    benchmark: Any = make(**{name: read_value(value) for name, value in given.items()})
     counts = write_parquet(benchmark, Path(directory))
     print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
 

@@ -22,7 +22,8 @@ class Observation:
     Attributes:
         text: the page or the feedback, exactly as the benchmark words it.
         actions: the admissible actions, empty where free text is meant.
-        info: facts about the observation. `instruction`: the task in words, where the benchmark has one.
+        info: facts about the observation. `instruction`: the task in words, where the benchmark has one. `body`: the
+            text without these words. Of the first one also `kind`: the type of the task, where there are several.
     """
 
     text: str

@@ -12,9 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 pytest.register_assert_rewrite("by_hand")  # so that a failed comparison there shows both sides
 
-from engine import Run, main_ppo, run_engine, why_not  # noqa: E402
+from engine import ROOT, Run, main_ppo, run_engine, why_not  # noqa: E402
 
 Train = Callable[..., Run]
+PROBE = "actor_rollout_ref.actor.policy_loss.loss_mode=aem_probe"
+NO_VALIDATION = ("trainer.val_before_train=false", "trainer.test_freq=-1")
+MINI_BATCH = 3  # tasks
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,10 +87,47 @@ def shopper(folder: Path, shop_data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def train(folder: Path) -> Train:
-    """`train(name, config, *overrides, env=…)`: one training with the probe in it."""
+    """`train(name, config, *overrides, env=…)`: one training with the probe in it, without validation."""
 
     def run(name: str, config: str, *overrides: str, env: dict[str, str] | None = None) -> Run:
-        probe = "actor_rollout_ref.actor.policy_loss.loss_mode=aem_probe"
-        return run_engine(name, folder, main_ppo(config, probe, *overrides), env or {})
+        return run_engine(name, folder, main_ppo(config, PROBE, *NO_VALIDATION, *overrides), env or {})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def train_shopper(train: Train, shop_data: Path, shop_parquet: Path, shopper: Path) -> Train:
+    """`train_shopper(name, *overrides)`: the demo's configuration, four tasks of eight episodes a step."""
+
+    def run(name: str, *overrides: str) -> Run:
+        return train(
+            name,
+            "webshop_demo",
+            "data.train_batch_size=4",
+            "actor_rollout_ref.rollout.n=8",
+            "actor_rollout_ref.rollout.custom.episode.max_turns=6",
+            # fewer tasks than a step has: several mini-batches, and padding rows to fill the last one
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={MINI_BATCH}",
+            *overrides,
+            env={"AEM_MODEL": str(shopper), "WEBSHOP_DATA": str(shop_data), "WEBSHOP_PARQUET": str(shop_parquet)},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_script(folder: Path, shopper: Path) -> Train:
+    """`run_script(name, script, *overrides, env=…)`: two steps of a script, four episodes a task, with the probe."""
+
+    def run(name: str, script: str, *overrides: str, env: dict[str, str] | None = None) -> Run:
+        command = [
+            *("bash", str(ROOT / "scripts" / script), "machine=cpu", PROBE, *NO_VALIDATION),
+            "actor_rollout_ref.rollout.n=4",
+            "trainer.total_training_steps=2",
+            *overrides,
+        ]
+        output = folder / f"{name}_output"
+        shared = {"AEM_VENV": sys.prefix, "AEM_MODEL": str(shopper), "AEM_OUTPUT": str(output)}
+        return run_engine(name, folder, command, {**shared, **(env or {})})
 
     return run

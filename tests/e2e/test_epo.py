@@ -22,40 +22,27 @@ COEF, UPPER, ALPHA, STEPS = 0.5, 1.0, 0.1, 10
 
 
 @pytest.fixture(scope="module")
-def train_shopper(train, folder: Path, shop_data: Path, shop_parquet: Path, shopper: Path):
-    def run(name: str, *overrides: str) -> Run:
-        return train(
-            name,
-            "webshop_demo",
-            "method=aem_epo",
-            f"algorithm.epo.coef={COEF}",
-            f"algorithm.epo.upper={UPPER}",
-            f"algorithm.epo.total_steps={STEPS}",
-            "data.train_batch_size=4",
-            "actor_rollout_ref.rollout.n=8",
-            "actor_rollout_ref.rollout.custom.episode.max_turns=6",
-            # several mini-batches of several micro-batches
-            "actor_rollout_ref.actor.ppo_mini_batch_size=3",
-            "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2048",
-            "actor_rollout_ref.actor.optim.lr=0",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
-            f"trainer.default_local_dir={folder / 'epo'}",
-            *overrides,
-            env={"AEM_MODEL": str(shopper), "WEBSHOP_DATA": str(shop_data), "WEBSHOP_PARQUET": str(shop_parquet)},
-        )
-
-    return run
+def epo(folder: Path) -> list[str]:
+    return [
+        "method=aem_epo",
+        f"algorithm.epo.coef={COEF}",
+        f"algorithm.epo.upper={UPPER}",
+        f"algorithm.epo.total_steps={STEPS}",
+        # several micro-batches in a mini-batch
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=2048",
+        "actor_rollout_ref.actor.optim.lr=0",
+        f"trainer.default_local_dir={folder / 'epo'}",
+    ]
 
 
 @pytest.fixture(scope="module")
-def two_steps(train_shopper) -> Run:
-    return train_shopper("epo", "trainer.total_training_steps=2", "trainer.save_freq=2")
+def two_steps(train_shopper, epo: list[str]) -> Run:
+    return train_shopper("epo", *epo, "trainer.total_training_steps=2", "trainer.save_freq=2")
 
 
 @pytest.fixture(scope="module")
-def resumed(train_shopper, two_steps: Run) -> Run:
-    return train_shopper("epo_resumed", "trainer.resume_mode=auto", "trainer.total_training_steps=3")
+def resumed(train_shopper, epo: list[str], two_steps: Run) -> Run:
+    return train_shopper("epo_resumed", *epo, "trainer.resume_mode=auto", "trainer.total_training_steps=3")
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,6 @@ def train_talker(train, folder: Path, talker: Path):
             "actor_rollout_ref.rollout.max_num_batched_tokens=512",
             f"actor_rollout_ref.rollout.agent.default_agent_loop={loop}",
             "trainer.logger=[console,file]",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
             "trainer.total_training_steps=2",
             f"trainer.default_local_dir={folder / loop}",
             *overrides,

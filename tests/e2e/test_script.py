@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 import pytest
 from by_hand import check_step
-from engine import ROOT, Run, run_engine
+from engine import ROOT, Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -31,26 +30,16 @@ def data(shop_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, data: Path, shopper: Path) -> Run:
-    script = [
-        *("bash", str(ROOT / "scripts" / "run_webshop_7b.sh"), "machine=cpu"),
+def run(run_script, data: Path) -> Run:
+    return run_script(
+        "script",
+        "run_webshop_7b.sh",
         "data.train_batch_size=2",
         "data.max_response_length=32",
-        "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.custom.episode.max_turns=3",
         "actor_rollout_ref.actor.ppo_mini_batch_size=1",
-        "actor_rollout_ref.actor.policy_loss.loss_mode=aem_probe",
-        "trainer.total_training_steps=2",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
-    ]
-    env = {
-        "AEM_VENV": sys.prefix,
-        "AEM_MODEL": str(shopper),
-        "AEM_OUTPUT": str(folder / "webshop_7b"),
-        "WEBSHOP_DATA": str(data),
-    }
-    return run_engine("script", folder, script, env)
+        env={"WEBSHOP_DATA": str(data)},
+    )
 
 
 def test_two_steps_of_the_script(run: Run, folder: Path):
@@ -62,7 +51,7 @@ def test_two_steps_of_the_script(run: Run, folder: Path):
         rows = json.loads((run.probes / f"step_{step:03d}.json").read_text())
         faults = {row["extra_fields"]["fault"] for row in rows if not row["is_padding"]}
         assert faults == {""}
-    assert (folder / "webshop_7b" / "checkpoints" / "global_step_2" / "actor").is_dir()
-    assert (folder / "webshop_7b" / "tasks" / "train.parquet").is_file()
+    assert (folder / "script_output" / "checkpoints" / "global_step_2" / "actor").is_dir()
+    assert (folder / "script_output" / "tasks" / "train.parquet").is_file()
     # its last words are the command that evaluates the checkpoint
     assert "trainer.val_only=true" in run.log.read_text().splitlines()[-1]

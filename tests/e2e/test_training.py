@@ -14,37 +14,20 @@ from engine import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-MOST_ROWS = 24  # of a mini-batch; a batch is filled up to a multiple of it
+
+@pytest.fixture(scope="module")
+def here(folder: Path) -> tuple[str, ...]:
+    return f"trainer.default_local_dir={folder / 'checkpoints'}", f"algorithm.aem.dump_dir={folder / 'dump'}"
 
 
 @pytest.fixture(scope="module")
-def train_shopper(train, folder: Path, shop_data: Path, shop_parquet: Path, shopper: Path):
-    def run(name: str, *overrides: str) -> Run:
-        return train(
-            name,
-            "webshop_demo",
-            "data.train_batch_size=4",
-            "actor_rollout_ref.rollout.n=8",
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={MOST_ROWS // 8}",
-            "actor_rollout_ref.rollout.custom.episode.max_turns=6",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
-            f"trainer.default_local_dir={folder / 'checkpoints'}",
-            *overrides,
-            env={"AEM_MODEL": str(shopper), "WEBSHOP_DATA": str(shop_data), "WEBSHOP_PARQUET": str(shop_parquet)},
-        )
-
-    return run
+def three_steps(train_shopper, here: tuple[str, ...]) -> Run:
+    return train_shopper("three_steps", *here, "trainer.total_training_steps=3", "trainer.save_freq=3")
 
 
 @pytest.fixture(scope="module")
-def three_steps(train_shopper) -> Run:
-    return train_shopper("three_steps", "trainer.total_training_steps=3", "trainer.save_freq=3")
-
-
-@pytest.fixture(scope="module")
-def resumed(train_shopper, three_steps: Run) -> Run:
-    return train_shopper("resumed", "trainer.resume_mode=auto", "trainer.total_training_steps=4")
+def resumed(train_shopper, here: tuple[str, ...], three_steps: Run) -> Run:
+    return train_shopper("resumed", *here, "trainer.resume_mode=auto", "trainer.total_training_steps=4")
 
 
 def test_the_workers_loss_sees_what_a_plain_loop_computes(three_steps: Run):
@@ -55,7 +38,12 @@ def test_the_workers_loss_sees_what_a_plain_loop_computes(three_steps: Run):
     assert max(abs(one.alpha - 1) for one in responses) > 0.05
     assert max(abs(one.alpha - 1) for one in responses if one.base) > 0.05, "α met no advantage"
     assert any(step.guarded < len(step.ranges) for step in checked)
-    assert any(step.padding for step in checked), "no step was filled up; change MOST_ROWS"
+    assert any(step.padding for step in checked), "no step was filled up; change MINI_BATCH"
+
+
+def test_every_mini_batch_trains_something(three_steps: Run):
+    """Logged in the worker: recipe.aem.updates is there, and lets every mini-batch with a token pass."""
+    assert {metrics["actor/skipped_updates"] for metrics in three_steps.metrics.values()} == {0.0}
 
 
 def test_it_runs_three_steps_and_leaves_a_checkpoint(three_steps: Run, folder: Path):
@@ -68,3 +56,16 @@ def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
     assert resumed.metrics[4]["training/global_step"] == 4
     # the estimator works after a resume too
     check_step(resumed.probes, 4, resumed.metrics[4])
+
+
+def test_the_dump_of_both_runs_gives_the_workers_advantages_back(resumed: Run, folder: Path):
+    from recipe.aem.dump.reader import find_files, read_step
+    from recipe.aem.replay import check
+
+    steps = [read_step(path) for path in find_files([folder / "dump"])]
+    assert [step.meta.step for step in steps] == [1, 2, 3, 4]
+    for step in steps:
+        checked = check(step)
+        assert checked.exact and checked.responses >= 4 * 8, checked
+        assert step.tokens["advantages"].values.any() and step.tokens["entropies"].values.any()
+    assert resumed.metrics[4]["timing_s/aem_dump"] > 0

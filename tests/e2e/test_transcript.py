@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 from by_hand import check_step
-from engine import ROOT, Run, run_engine
+from engine import Run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -21,9 +20,10 @@ EPISODE = "actor_rollout_ref.rollout.custom.episode"
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, shop_data: Path, shopper: Path) -> Run:
-    script = [
-        *("bash", str(ROOT / "scripts" / "run_webshop_7b.sh"), "machine=cpu"),
+def run(run_script, shop_data: Path) -> Run:
+    return run_script(
+        "transcript",
+        "run_webshop_7b.sh",
         # the layout: docs/conversations.md
         f"{EPISODE}.layout=transcript",
         f"{EPISODE}.turn_tokens=16",
@@ -38,20 +38,9 @@ def run(folder: Path, shop_data: Path, shopper: Path) -> Run:
         f"{EPISODE}.overlong_buffer=1.0",
         f"{EPISODE}.overlong_penalty=5.0",
         "data.train_batch_size=4",
-        "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "actor_rollout_ref.actor.policy_loss.loss_mode=aem_probe",
-        "trainer.total_training_steps=2",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
-    ]
-    env = {
-        "AEM_VENV": sys.prefix,
-        "AEM_MODEL": str(shopper),
-        "AEM_OUTPUT": str(folder / "transcript_7b"),
-        "WEBSHOP_DATA": str(shop_data),
-    }
-    return run_engine("transcript", folder, script, env)
+        env={"WEBSHOP_DATA": str(shop_data)},
+    )
 
 
 def test_two_steps_of_transcripts(run: Run):

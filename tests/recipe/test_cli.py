@@ -80,8 +80,15 @@ def rows(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], ["aem data webshop", "data", "--help"]),
+        (["--help"], ["aem data webshop", "aem data alfworld", "data", "--help"]),
         (["data", "--help"], ["aem data webshop --from DIR", "aem data webshop --generated", "webshop"]),
+        (
+            ["data", "alfworld", "--help"],
+            [
+                *("--to", "--from", "--mirror", "--parquet", "outputs/alfworld", "3,553", "TO/tasks"),
+                *("aem data alfworld --from json_2.1.3_tw-pddl.zip", "Run the same command again"),
+            ],
+        ),
         (
             ["data", "webshop", "--help"],
             [
@@ -90,14 +97,14 @@ def rows(path: Path) -> int:
             ],
         ),
     ],
-    ids=["aem", "aem data", "aem data webshop"],
+    ids=["aem", "aem data", "aem data alfworld", "aem data webshop"],
 )
 def test_help_teaches(arguments, said, aem):
     text = aem(*arguments)
     for words in said:
         assert words in text
     lines = [line.strip() for line in text.splitlines()]
-    assert any(line.startswith("aem data webshop") for line in lines), "an example on a line of its own"
+    assert any(line.startswith("aem data ") for line in lines), "an example on a line of its own"
 
 
 @pytest.mark.parametrize("arguments", [[], ["data"]])

@@ -1,0 +1,455 @@
+"""ALFWorld's text games: where they come from, and whether a directory holds all of them.
+
+The games are the `game.tw-pddl` files of one release archive of https://github.com/alfworld/alfworld (MIT licence).
+Upstream states no checksum. The one below is what several independent users of the archive have published (looked up in
+November 2026, all alike), and the archive's size is that of these games, to the byte. `Split.sha256` is over the games
+themselves, so that it also holds for a copy that was packed otherwise:
+
+    cd json_2.1.1 && find train -name game.tw-pddl | LC_ALL=C sort | xargs sha256sum | sha256sum
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import lzma
+import os
+import re
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from agent_loops.download import DownloadError, RemoteFile, fetch, sha256_of
+
+ROOT = "json_2.1.1"
+GAME = "game.tw-pddl"
+ARCHIVE = RemoteFile(
+    "json_2.1.3_tw-pddl.zip",  # its games lie in json_2.1.1, as those of its predecessors do
+    ("https://github.com/alfworld/alfworld/releases/download/0.4.2/json_2.1.3_tw-pddl.zip",),
+    sha256="5df77ea759f2211a4106082839ddbbb790f1ba4e7d097ed732cf453f72aa36cf",
+    n_bytes=36_507_267,
+)
+ARCHIVE_NAMES = ("*.zip", "*.tar", "*.tar.*", "*.tgz")
+_KEYS = ("pddl_domain", "grammar", "pddl_problem", "solvable")  # of a game's JSON
+_UNPACKED_BYTES = 360_000_000
+_MEMBER = re.compile(rf"(?:\./)?{re.escape(ROOT)}/(?P<split>[^/]+)/(?P<below>[^/]+/[^/]+/{re.escape(GAME)})")
+_LOOK_AT = 100_000  # files below a directory that is not what it should be
+_OTHER_FILES = {
+    "traj_data.json": "ALFRED's annotations, of json_2.1.1_json.zip",
+    "initial_state.pddl": "scenes without texts, of json_2.1.1_pddl.zip",
+    "game.tw": "games of an older format",
+    ".pth": "weights of a detector or an agent",
+    ".zip": "archives that are not unpacked",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is published of a split.
+
+    Attributes:
+        types: games of each task type.
+        sha256: over the games' checksums, as `sha256sum` lists them in the order of their paths.
+    """
+
+    types: Mapping[str, int]
+    sha256: str
+
+    @property
+    def n_games(self) -> int:
+        return sum(self.types.values())
+
+
+def _split(sha256: str, look: int, place: int, clean: int, cool: int, heat: int, two: int) -> Split:
+    types = {
+        "look_at_obj_in_light": look,
+        "pick_and_place_simple": place,
+        "pick_clean_then_place_in_recep": clean,
+        "pick_cool_then_place_in_recep": cool,
+        "pick_heat_then_place_in_recep": heat,
+        "pick_two_obj_and_place": two,
+    }
+    return Split(types, sha256)
+
+
+# The archive has 200 more games, `valid_train`, which the benchmark does not use.
+SPLITS: dict[str, Split] = {
+    "train": _split("ee760906a175326135ec138a921f28f6c58ddf690611f7638676da1409014fcd", 308, 790, 650, 533, 459, 813),
+    "valid_seen": _split("2f0135d66ccefa654c5dba2148ceda1264b5ce23a8acc8aca165fcec05259a69", 13, 35, 27, 25, 16, 24),
+    "valid_unseen": _split("0ecd5b0bb801227149f754cb74af68e870634e0a203f9e91c52c98f5c601c025", 18, 24, 31, 21, 23, 17),
+}
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The games of a split, after all of them have been read.
+
+    Attributes:
+        name: the split.
+        n_games: how many there are, which is how many are published.
+        n_bytes: their size.
+        sha256: as in `Split`.
+        published: whether these are the published games, byte for byte.
+    """
+
+    name: str
+    n_games: int
+    n_bytes: int
+    sha256: str
+    published: bool
+
+
+def fetch_games(directory: Path, mirror: str | None = None, progress: bool = True) -> list[SplitFiles]:
+    """Fetch what is missing of the games into `directory/json_2.1.1`, and verify all of it.
+
+    Args:
+        directory: where the games go. Splits that are there already are verified, not fetched.
+        mirror: the address of a folder with the archive, asked instead of GitHub.
+        progress: show bars, where standard error is a terminal.
+
+    Returns:
+        The three splits.
+
+    Raises:
+        DownloadError: the archive cannot be had, or the games are not the published ones.
+        OSError: the disk is full, or cannot be written.
+    """
+    root = directory / ROOT
+    if not all((root / name).is_dir() for name in SPLITS):
+        archive = directory / ARCHIVE.name
+        by_hand = archive.exists()
+        if not by_hand:
+            _check_space(directory)
+            urls = ARCHIVE.urls if mirror is None else (f"{mirror.rstrip('/')}/{ARCHIVE.name}",)
+            fetch(RemoteFile(ARCHIVE.name, urls, ARCHIVE.sha256, ARCHIVE.n_bytes), directory, progress)
+        elif (sha256 := sha256_of(archive, progress)) != ARCHIVE.sha256:
+            raise DownloadError(
+                f"{archive} is not the published file (sha256 {sha256[:12]}…; published: "
+                f"{(ARCHIVE.sha256 or '')[:12]}…): delete it to have it fetched, or pass it with --from to use it "
+                "as it is"
+            )
+        unpack(archive, directory, progress)
+        if not by_hand:
+            archive.unlink()
+    splits = check_games(root, progress)
+    for split in splits:
+        if not split.published:
+            raise DownloadError(
+                f"{root / split.name} does not hold the published games (sha256 {split.sha256[:12]}…; published: "
+                f"{SPLITS[split.name].sha256[:12]}…): delete it to have them fetched, or pass {directory} with --from "
+                "to use them as they are"
+            )
+    return splits
+
+
+def find_root(directory: Path) -> Path | None:
+    """The directory whose folders are the splits: `directory/json_2.1.1`, or `directory` itself; None if neither is.
+
+    Example:
+        >>> find_root(Path("no/such/folder")) is None
+        True
+    """
+    below = directory / ROOT
+    if below.is_dir():
+        return below
+    return directory if any((directory / name).is_dir() for name in SPLITS) else None
+
+
+def find_archive(source: Path) -> Path | None:
+    """The archive with the games: `source` if it is a file, else the only one in it whose name says so; None if none.
+
+    Raises:
+        DownloadError: there are several in the directory.
+    """
+    if source.is_file():
+        return source
+    found = sorted({path for pattern in ARCHIVE_NAMES for path in source.glob(pattern) if "tw-pddl" in path.name})
+    found = found or sorted({path for pattern in ARCHIVE_NAMES[1:] for path in source.glob(f"{ROOT}{pattern[1:]}")})
+    if len(found) > 1:
+        raise DownloadError(
+            f"{source} holds {' and '.join(path.name for path in found)}: say which one, with --from FILE"
+        )
+    return found[0] if found else None
+
+
+def require_root(source: Path) -> Path:
+    """As `find_root`, for a directory that has to hold games.
+
+    Raises:
+        DownloadError: it does not; the message says what is there instead.
+    """
+    root = find_root(source)
+    if root is None or not any(True for name in SPLITS for _ in _games(root / name)):
+        raise DownloadError(_say_what_is_there(source))
+    return root
+
+
+def check_games(root: Path, progress: bool = True) -> list[SplitFiles]:
+    """Read every game of the three splits, and compare them with what is published.
+
+    Args:
+        root: the directory whose folders are the splits; it is only read.
+        progress: show a bar, where standard error is a terminal.
+
+    Raises:
+        DownloadError: games are missing, or too many, or cannot be read.
+        OSError: a file cannot be read.
+    """
+    games = {name: sorted(_games(root / name)) for name in SPLITS}
+    faults = [fault for name, paths in games.items() if (fault := _compare_counts(root / name, paths))]
+    if faults:
+        raise DownloadError(
+            f"{'; '.join(faults)}. Delete the folder of a split that is not whole and unpack it again: the games are "
+            f"in {ARCHIVE.name} ({ARCHIVE.urls[0]}), and `aem data alfworld` without --from fetches them"
+        )
+    splits, broken = [], []
+    with tqdm(
+        desc="reading games", total=sum(map(len, games.values())), unit="game", leave=False, disable=_bars(progress)
+    ) as bar:
+        for name, paths in games.items():
+            listing, n_bytes = hashlib.sha256(), 0
+            for path in paths:
+                content = (root / path).read_bytes()
+                if reason := _fault(content):
+                    broken.append(f"{root / path} {reason}")
+                listing.update(f"{hashlib.sha256(content).hexdigest()}  {path}\n".encode())
+                n_bytes += len(content)
+                bar.update()
+            sha256 = listing.hexdigest()
+            splits.append(SplitFiles(name, len(paths), n_bytes, sha256, sha256 == SPLITS[name].sha256))
+    if broken:
+        more = f" ({len(broken) - 1:,} more are faulty)" if broken[1:] else ""
+        raise DownloadError(f"{broken[0]}{more}. Delete the folder of that split and unpack it again")
+    return splits
+
+
+def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
+    """Unpack the games of the three splits, and nothing else, into `directory/json_2.1.1`.
+
+    A split's folder gets its name when it is complete. Run again after an interruption, it goes on: what lies there as
+    the archive has it is kept.
+
+    Args:
+        archive: a .zip or a tar archive, compressed or not.
+        directory: made if needed.
+        progress: show a bar, where standard error is a terminal.
+
+    Returns:
+        `directory/json_2.1.1`.
+
+    Raises:
+        DownloadError: the archive is damaged or holds other things, a split in it is incomplete, or another process is
+            unpacking there, or other games lie there.
+        OSError: the disk is full, or cannot be written.
+    """
+    root = directory / ROOT
+    root.mkdir(parents=True, exist_ok=True)
+    counts: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    total = sum(split.n_games for split in SPLITS.values())
+    with (
+        _locked(root),
+        tqdm(desc=f"unpacking {archive.name}", total=total, unit="game", leave=False, disable=_bars(progress)) as bar,
+    ):
+        whole = {name for name in SPLITS if (root / name).is_dir()}
+        for member, content in _members(archive):
+            place = _place(member)
+            if content is None or place is None:
+                others[member.rpartition("/")[2]] += 1
+                continue
+            split, below = place
+            target = (root / split if split in whole else _partial(root, split)) / below
+            if not (target.is_file() and target.read_bytes() == content):
+                if split in whole:
+                    raise DownloadError(
+                        f"{root / split} holds other games than {archive}: choose another directory with --to, or "
+                        "delete it"
+                    )
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            counts[split] += 1
+            bar.update()
+        if not counts:
+            found = _describe(others) or "nothing"
+            raise DownloadError(f"{archive} holds no ALFWorld games, but {found}. {_WHERE_THEY_ARE}")
+        for name, split in SPLITS.items():
+            if counts[name] != split.n_games:
+                raise DownloadError(
+                    f"{archive} holds {counts[name]:,} games of {name}, and {split.n_games:,} are published: it is "
+                    f"incomplete, or another archive. {_WHERE_THEY_ARE}"
+                )
+        for name in SPLITS.keys() - whole:
+            _partial(root, name).replace(root / name)
+    return root
+
+
+def link_games(root: Path, directory: Path) -> Path:
+    """Put a symbolic link `json_2.1.1` to games into a directory; returns the link.
+
+    Raises:
+        DownloadError: something else is in the link's place.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    link = directory / ROOT
+    if link.is_symlink() and link.resolve() != root.resolve():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(root.resolve(), target_is_directory=True)
+    elif not link.samefile(root):
+        raise DownloadError(f"{link} is a directory of its own, not a link to {root}: choose another --to")
+    return link
+
+
+_WHERE_THEY_ARE = (
+    f"The games are the {GAME} files of {ARCHIVE.name}: leave out --from to have them fetched, or open "
+    f"{ARCHIVE.urls[0]} in a browser and pass the file with --from"
+)
+
+
+def _games(split: Path) -> Iterator[str]:
+    """The games of a split as paths below its parent; none where there is no such folder."""
+    for task in _folders(split):
+        for trial in _folders(task):
+            if (trial / GAME).is_file():
+                yield f"{split.name}/{task.name}/{trial.name}/{GAME}"
+
+
+def _folders(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        return [directory / entry.name for entry in entries if entry.is_dir()]
+
+
+def _compare_counts(split: Path, games: Sequence[str]) -> str:
+    """What is wrong with the number of games, or an empty string."""
+    published = SPLITS[split.name]
+    if len(games) == published.n_games:
+        return ""
+    if not games:
+        return f"{split} holds none of its {published.n_games:,} games"
+    types = Counter(game.split("/")[1].split("-")[0] for game in games)
+    differ = [
+        f"{types[name]:,} of {published.types.get(name, 0):,} {name}"
+        for name in sorted(published.types.keys() | types.keys())
+        if types[name] != published.types.get(name, 0)
+    ]
+    return f"{split} holds {len(games):,} games, and {published.n_games:,} are published ({', '.join(differ)})"
+
+
+def _fault(content: bytes) -> str:
+    """Why this is not a game that can be won; an empty string if it is."""
+    try:
+        game = json.loads(content)
+    except ValueError:
+        return "is empty" if not content else "is not JSON: it is cut short or another file"
+    missing = [key for key in _KEYS if not isinstance(game, dict) or key not in game]
+    if missing:
+        return f"is not a game: {' and '.join(missing)} is missing"
+    return "" if game["solvable"] is True else "is marked as unsolvable"
+
+
+def _say_what_is_there(source: Path) -> str:
+    """Why a directory is not one with games, and what to do."""
+    found: Counter[str] = Counter()
+    n_files = 0
+    for place, folders, files in os.walk(source):
+        folders.sort()
+        here = Path(place)
+        if any(True for name in SPLITS for _ in _games(here / name)):
+            return f"{source} is not the directory with ALFWorld's games: they lie deeper, so pass --from {here}"
+        found.update(files)
+        n_files += len(files)
+        if n_files > _LOOK_AT:
+            break
+    if found[GAME]:
+        return (
+            f"{source} holds {found[GAME]:,} {GAME} files, but not as {ROOT}/SPLIT/TASK/TRIAL/{GAME} with the splits "
+            f"{', '.join(SPLITS)}: unpack {ARCHIVE.name} as it is, or pass the archive with --from"
+        )
+    return f"{source} holds no ALFWorld games, but {_describe(found) or 'nothing'}. {_WHERE_THEY_ARE}"
+
+
+def _describe(names: Counter[str]) -> str:
+    """What these files are, in words."""
+    words = []
+    for end, meaning in _OTHER_FILES.items():
+        count = sum(n for name, n in names.items() if (name.endswith(end) if end.startswith(".") else name == end))
+        if count:
+            words.append(f"{count:,} {end.replace('.', '*.', 1) if end.startswith('.') else end} ({meaning})")
+    rest = sum(names.values())
+    return ", ".join(words) or (f"other files ({rest:,})" if rest else "")
+
+
+def _members(archive: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Each plain file of an archive, in the archive's order: its name, and the content of those that are games."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                for name in (info.filename for info in zipped.infolist() if not info.is_dir()):
+                    yield name, zipped.read(name) if _place(name) else None
+        else:
+            with tarfile.open(archive) as tar:
+                for member in tar:
+                    if member.isfile() and (stream := tar.extractfile(member)) is not None:
+                        yield member.name, stream.read() if _place(member.name) else None
+    except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise DownloadError(
+            f"{archive} cannot be unpacked ({str(error) or 'it ends too early'}): it is damaged, incomplete, or no "
+            "archive. Fetch it again"
+        ) from error
+
+
+def _place(member: str) -> tuple[str, str] | None:
+    """Split and path within it of an archive's member that is one of the benchmark's games; None for all others."""
+    match = _MEMBER.fullmatch(member)
+    if match is None or match["split"] not in SPLITS or ".." in member.split("/"):
+        return None
+    return match["split"], match["below"]
+
+
+def _partial(root: Path, split: str) -> Path:
+    return root / f".{split}.part"
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Holds a directory against other processes that unpack into it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise DownloadError(
+                f"{directory} is being written by another process: let it finish, then run again"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_space(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(directory).free, _UNPACKED_BYTES + (ARCHIVE.n_bytes or 0)
+    if free < needed:
+        raise DownloadError(
+            f"{directory} has {free / 1e9:.1f} GB free, and the games take {needed / 1e9:.1f} GB: make room, or choose "
+            "another directory with --to"
+        )
+
+
+def _bars(progress: bool) -> bool | None:
+    """tqdm's `disable`: None lets it look for a terminal."""
+    return None if progress else True

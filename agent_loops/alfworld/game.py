@@ -1,0 +1,307 @@
+"""A game file of ALFWorld (`game.tw-pddl`): what it fixes, and the state of one play of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from agent_loops.alfworld.facts import Facts, Relation
+from agent_loops.alfworld.grammar import GrammarError, Values, Wording, parse_grammar, parse_query
+from agent_loops.alfworld.joins import TYPE, Join, picker
+from agent_loops.alfworld.pddl import Action, Conjunction, Fact, Literal, PddlError, parse_domain, parse_problem
+
+_KEYS = ("pddl_domain", "pddl_problem", "grammar")
+
+
+class GameError(ValueError):
+    """A file is not a game that this engine can play. The message names the file."""
+
+
+class Game:
+    """A game as its file describes it. It never changes: all plays of it share one.
+
+    Args:
+        data: the content of a `game.tw-pddl`.
+
+    Raises:
+        PddlError, GrammarError: a part of the file is not as expected.
+
+    Attributes:
+        walkthrough: commands that win, as the file has them.
+        changing: the predicates that actions change.
+        schemas: the actions that can be typed.
+    """
+
+    def __init__(self, data: dict[str, object]) -> None:
+        domain_text, problem_text, grammar_text = (str(data[key]) for key in _KEYS)
+        self._domain = parse_domain(domain_text)
+        problem = parse_problem(problem_text)
+        self._grammar = parse_grammar(grammar_text)
+        self.walkthrough: list[str] = list(data.get("walkthrough") or ())  # type: ignore[call-overload]
+        self.changing = {effect.literal.predicate for action in self._domain.actions for effect in action.effects}
+        self._initial = {predicate: Relation(facts) for predicate, facts in problem.facts.items()}
+        for kind in self._domain.types:
+            everything = kind == "object"
+            members = ((name,) for name, own in problem.objects.items() if everything or own == kind)
+            self._initial[TYPE + kind] = Relation(members)
+        self._names = _names(name for facts in problem.facts.values() for fact in facts for name in fact)
+        self._queries: dict[tuple[str, tuple[str, ...]], _Query] = {}
+        self._goal = [self.join(one, (), ()) for one in problem.goal]
+        self.schemas: list[_Schema] = []
+        for action in self._domain.actions:
+            wording = self._grammar.wordings.get(action.name)
+            if wording is None:
+                raise GrammarError(f"the grammar does not word the action {action.name}")
+            if self._grammar.predicates(wording.template) & self.changing:  # `_Schema` keeps the words of a command
+                raise GrammarError(f"the template of {action.name} asks for facts that change: {wording.template}")
+            self.schemas.append(_Schema(self, action, wording))
+
+    def facts(self) -> Facts:
+        """What holds at the beginning."""
+        return Facts(self._initial, self.changing)
+
+    def won(self, facts: Facts) -> bool:
+        return any(join.solve(facts) for join in self._goal)
+
+    def name(self, entity: str) -> str:
+        """What the texts call something; upstream leaves a blank behind the names that have no number."""
+        return self._names[entity]
+
+    def solutions(self, facts: Facts, query: str, values: Values) -> list[Values]:
+        """`values`, extended in every way for which the query holds; different variables stand for different things."""
+        key = (query, tuple(values))
+        if key not in self._queries:
+            self._queries[key] = _Query(self, parse_query(query), key[1])
+        return self._queries[key].solve(facts, values)
+
+    def derive(self, text: str, facts: Facts, values: Values) -> str:
+        """A text of the grammar, filled in."""
+        return self._grammar.derive(text, _World(self, facts), values)
+
+    def join(self, conjunction: Conjunction, given: tuple[str, ...], wanted: tuple[str, ...]) -> Join:
+        return Join(conjunction, given, wanted, self._domain, self._initial)
+
+
+class Play:
+    """One play of a game.
+
+    Attributes:
+        text: the answer to the last command; at first the introduction.
+        commands: the admissible commands, in alphabetical order.
+        won: whether the goal holds.
+    """
+
+    def __init__(self, game: Game) -> None:
+        self._game = game
+        self._facts = game.facts()
+        self.text = game.derive("#intro#", self._facts, {})
+        # per schema: the versions of the relations it depends on, and what was admissible then
+        self._known: list[tuple[tuple[int, ...], dict[str, Fact]]] = [((-1,), {})] * len(game.schemas)
+        self._look_around()
+
+    def command(self, text: str) -> None:
+        """Do what a command says; one that is not admissible changes nothing."""
+        found = self._operators.get(text.strip())
+        if found is None:
+            self.text = "Nothing happens."
+            return
+        schema, values = found
+        schema.apply(self._facts, values)
+        self.text = self._game.derive(
+            schema.wording.feedback, self._facts, dict(zip(schema.parameters, values, strict=True))
+        )
+        self._look_around()
+
+    def _look_around(self) -> None:
+        self.won = self._game.won(self._facts)
+        self._operators: dict[str, tuple[_Schema, Fact]] = {}
+        for number, schema in enumerate(self._game.schemas):
+            versions = tuple([self._facts[predicate].version for predicate in schema.watched])
+            if self._known[number][0] != versions:
+                self._known[number] = (versions, schema.commands(self._facts))
+            for command, values in self._known[number][1].items():
+                # where a command means two things, the first is done
+                self._operators.setdefault(command, (schema, values))
+        self.commands = sorted(self._operators)
+
+
+def load_game(path: Path) -> Game:
+    """Read a game file.
+
+    Raises:
+        GameError: there is no such file, or it is not a game of ALFWorld.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GameError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise GameError(f"{path} is not a text file, so it is no game.tw-pddl") from None
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise GameError(
+            f"{path} is not JSON ({error}): the file is cut off or damaged; fetch it again (aem data alfworld)"
+        ) from None
+    missing = [key for key in _KEYS if not isinstance(data, dict) or not isinstance(data.get(key), str)]
+    if missing:
+        raise GameError(
+            f"{path} has no {', '.join(missing)}, so it is no game.tw-pddl: expected a file of ALFWorld's "
+            "json_2.1.1 with its text games (aem data alfworld)"
+        )
+    try:
+        return Game(data)
+    except (PddlError, GrammarError) as error:
+        raise GameError(f"{path} cannot be played: {error}") from error
+
+
+class _Schema:
+    """An action of the domain, prepared for a game."""
+
+    def __init__(self, game: Game, action: Action, wording: Wording) -> None:
+        self.wording = wording
+        self.parameters = tuple(action.parameters)
+        self._game = game
+        self._joins = [
+            (game.join(one, (), self.parameters), _idle_test(action, one, self.parameters))
+            for one in action.precondition
+        ]
+        place = {name: number for number, name in enumerate(self.parameters)}
+        self._effects = [
+            (
+                effect.literal.predicate,
+                picker([place[term] for term in effect.literal.terms]),
+                effect.literal.positive,
+                None if effect.condition is None else [game.join(one, self.parameters, ()) for one in effect.condition],
+            )
+            for effect in action.effects
+        ]
+        conditions = {literal.predicate for one in action.precondition for literal in one.literals}
+        self.watched = tuple(sorted(conditions & game.changing))
+        self._commands: dict[Fact, str] = {}
+
+    def commands(self, facts: Facts) -> dict[str, Fact]:
+        """What can be typed, and the values of the parameters that it means."""
+        found: dict[str, Fact] = {}
+        for join, idle in self._joins:
+            for values in join.solve(facts):
+                if idle is None or not idle(values):
+                    found.setdefault(self._command(facts, values), values)
+        return found
+
+    def apply(self, facts: Facts, values: Fact) -> None:
+        """Change the facts; what is added stays, also where the action takes it away."""
+        due = [
+            (predicate, pick(values), positive)
+            for predicate, pick, positive, condition in self._effects
+            if condition is None or any(join.solve(facts, values) for join in condition)
+        ]
+        added = {(predicate, fact) for predicate, fact, positive in due if positive}
+        for predicate, fact, positive in due:
+            if positive:
+                facts.add(predicate, fact)
+            elif (predicate, fact) not in added:
+                facts.remove(predicate, fact)
+
+    def _command(self, facts: Facts, values: Fact) -> str:
+        """What to type for it; the words of a command never change."""
+        if values not in self._commands:
+            self._commands[values] = self._game.derive(
+                self.wording.template, facts, dict(zip(self.parameters, values, strict=True))
+            )
+        return self._commands[values]
+
+
+class _Query:
+    """A query of the grammar, prepared for a game and for what is known when it is asked."""
+
+    def __init__(self, game: Game, query: Conjunction, given: tuple[str, ...]) -> None:
+        self._given = tuple(name for name in given if name in query.types)
+        self._new = tuple(name for name in query.types if name not in given)
+        in_order = tuple(term for literal in query.literals for term in literal.terms)
+        names = tuple(query.types)
+        self._order = picker([names.index(term) for term in in_order])
+        self._names = names
+        self._join = game.join(query, self._given, names)
+
+    def solve(self, facts: Facts, values: Values) -> list[Values]:
+        rows = self._join.solve(facts, tuple([values[name] for name in self._given]))
+        # TextWorld goes through the literals from left to right, each one's facts in order
+        rows.sort(key=self._order)
+        taken = set(values.values())
+        solutions: list[Values] = []
+        for row in rows:
+            found = dict(zip(self._names, row, strict=True))
+            new = {found[name] for name in self._new}
+            if len(new) == len(self._new) and not new & taken:
+                solutions.append({**values, **found})
+        return solutions
+
+
+class _World:
+    """A game and the facts of one play, as its grammar asks for them."""
+
+    def __init__(self, game: Game, facts: Facts) -> None:
+        self._game = game
+        self._facts = facts
+        self.name = game.name
+
+    def solutions(self, query: str, values: Values) -> list[Values]:
+        return self._game.solutions(self._facts, query, values)
+
+
+def _idle_test(action: Action, precondition: Conjunction, parameters: tuple[str, ...]) -> Callable[[Fact], bool] | None:
+    """A test for values with which the action would change nothing, None where there can be none.
+
+    Fast Downward, the planner below TextWorld, leaves out an action whose effects are all among its preconditions: one
+    cannot go where one is.
+    """
+    changes = []  # for each effect, the ways in which it is none: pairs of parameters that have to be equal
+    for effect in action.effects:
+        literal = effect.literal
+        ways = [_equalities(literal, one, parameters) for one in precondition.literals]
+        if not literal.positive:  # what is added stays
+            added = [replace(one.literal, positive=False) for one in action.effects if one.literal.positive]
+            ways += [_equalities(literal, one, parameters) for one in added]
+        possible = [way for way in ways if way is not None]
+        if effect.condition is not None or not possible:
+            return None
+        changes.append(possible)
+
+    def idle(values: Fact) -> bool:
+        return all(any(all(values[i] == values[j] for i, j in way) for way in ways) for ways in changes)
+
+    return idle
+
+
+def _equalities(one: Literal, other: Literal, parameters: tuple[str, ...]) -> list[tuple[int, int]] | None:
+    """The pairs of parameters that have to be equal for two literals to be the same; None if they never are."""
+    if (one.predicate, one.positive, len(one.terms)) != (other.predicate, other.positive, len(other.terms)):
+        return None
+    different = [pair for pair in zip(one.terms, other.terms, strict=True) if pair[0] != pair[1]]
+    if not all(term in parameters for pair in different for term in pair):
+        return None
+    return [(parameters.index(left), parameters.index(right)) for left, right in different]
+
+
+def _names(entities: Iterable[str]) -> dict[str, str]:
+    """What ALFWorld calls the objects in a game's facts: their type's name and a number, counted down."""
+    kinds: dict[str, str] = {}
+    for entity in sorted(set(entities)):
+        kind, mark, _ = entity.partition("_bar_")
+        if mark:
+            kinds[entity] = kind + ("basin" if "basin" in entity else "")
+        else:
+            kinds[entity] = ""
+    left = Counter(kind for kind in kinds.values() if kind)
+    names = {}
+    for entity, kind in kinds.items():
+        if kind:
+            names[entity] = f"{kind} {left[kind]}"
+            left[kind] -= 1
+        else:
+            names[entity] = f"{entity} "
+    return names

@@ -1,0 +1,272 @@
+"""PDDL as ALFWorld's game files use it: a domain's actions, a problem's facts and goal, as plain data.
+
+Names are case-insensitive in PDDL and become lower case. The subset is `:adl` without `forall`: `and`, `or`, `not`, `=`
+and `exists` in conditions, and `when` in effects; costs are read over.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+Tree = str | list["Tree"]
+Fact = tuple[str, ...]
+
+_TOKEN = re.compile(r"[()]|[^\s()]+")
+_COMMENT = re.compile(r";[^\n]*")
+
+
+class PddlError(ValueError):
+    """The text is not PDDL, or uses more of it than this module knows."""
+
+
+@dataclass(frozen=True)
+class Literal:
+    """`predicate(*terms)`, or its negation. A term that begins with `?` is a variable. `=` is a predicate too."""
+
+    predicate: str
+    terms: Fact
+    positive: bool = True
+
+
+@dataclass(frozen=True)
+class Conjunction:
+    """Literals that hold together for some values of the variables; `types` gives every variable's type."""
+
+    literals: tuple[Literal, ...]
+    types: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A fact that an action adds or takes away, where the condition, if there is one, held before."""
+
+    literal: Literal
+    condition: tuple[Conjunction, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Action:
+    """An action schema: it applies where one of the `precondition`'s conjunctions holds."""
+
+    name: str
+    parameters: dict[str, str]
+    precondition: tuple[Conjunction, ...]
+    effects: tuple[Effect, ...]
+
+
+@dataclass(frozen=True)
+class Domain:
+    types: frozenset[str]
+    predicates: dict[str, tuple[str, ...]]
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`facts` maps a predicate to the tuples of objects it holds for; `objects` an object to its type."""
+
+    objects: dict[str, str]
+    facts: dict[str, set[Fact]]
+    goal: tuple[Conjunction, ...]
+
+
+def parse(text: str) -> Tree:
+    """The one expression in a text, as nested lists of lower-case words.
+
+    Example:
+        >>> parse("(:goal (holds ?A Mug_1)) ; a comment")
+        [':goal', ['holds', '?a', 'mug_1']]
+    """
+    stack: list[list[Tree]] = [[]]
+    for token in _TOKEN.findall(_COMMENT.sub("", text).lower()):
+        if token == "(":
+            stack.append([])
+        elif token == ")":
+            if len(stack) == 1:
+                raise PddlError("there are more closing parentheses than opening ones")
+            done = stack.pop()
+            stack[-1].append(done)
+        else:
+            stack[-1].append(token)
+    if len(stack) > 1:
+        raise PddlError(f"{len(stack) - 1} parentheses are not closed: the text is cut off")
+    if len(stack[0]) != 1:
+        raise PddlError(f"{len(stack[0])} expressions where one was expected")
+    return stack[0][0]
+
+
+@functools.lru_cache(maxsize=8)  # all games of a release share one domain
+def parse_domain(text: str) -> Domain:
+    """Read `(define (domain …) …)`.
+
+    Raises:
+        PddlError: this is not a domain, or not of the known subset.
+    """
+    sections = _sections(parse(text), "domain")
+    # every PDDL domain has the type `object`, declared or not
+    types = frozenset(typed(sections[":types"][0][1:])) | {"object"} if ":types" in sections else frozenset({"object"})
+    if ":predicates" not in sections:
+        raise PddlError("a domain without (:predicates ...)")
+    predicates = {
+        _word(one[0]): tuple(kind for _, kind in _pairs(one[1:])) for one in map(_list, sections[":predicates"][0][1:])
+    }
+    return Domain(types, predicates, tuple(map(_action, sections.get(":action", ()))))
+
+
+def parse_problem(text: str) -> Problem:
+    """Read `(define (problem …) …)`.
+
+    Raises:
+        PddlError: this is not a problem, or not of the known subset.
+    """
+    sections = _sections(parse(text), "problem")
+    for name in (":objects", ":init", ":goal"):
+        if name not in sections:
+            raise PddlError(f"a problem without ({name} ...)")
+    facts: dict[str, set[Fact]] = {}
+    for one in sections[":init"][0][1:]:
+        match one:
+            case ["=", *_]:  # a cost
+                continue
+            case [str(predicate), *terms] if all(isinstance(term, str) for term in terms):
+                facts.setdefault(predicate, set()).add(tuple(map(_word, terms)))
+            case _:
+                raise PddlError(f"not a fact: {one}")
+    return Problem(
+        objects=typed(sections[":objects"][0][1:]),
+        facts=facts,
+        goal=disjuncts(_list(sections[":goal"][0][1]), {}),
+    )
+
+
+def typed(words: Iterable[Tree]) -> dict[str, str]:
+    """`a b - kind c` as a mapping from name to type; without a type it is `object`."""
+    return dict(_pairs(words))
+
+
+def disjuncts(tree: Tree, types: dict[str, str]) -> tuple[Conjunction, ...]:
+    """A condition in disjunctive normal form, its quantified variables renamed apart.
+
+    Args:
+        tree: the condition; an empty one holds always.
+        types: the types of the variables that are free in it.
+
+    Example:
+        >>> [one.literals for one in disjuncts(parse("(or (p ?x) (not (q ?x)))"), {"?x": "object"})]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [(Literal(predicate='p', terms=('?x',), positive=True),),
+         (Literal(predicate='q', terms=('?x',), positive=False),)]
+    """
+    return tuple(
+        Conjunction(tuple(literals), {**types, **quantified}) for literals, quantified in _normal(tree, {}, True, [0])
+    )
+
+
+_Normal = list[tuple[list[Literal], dict[str, str]]]
+
+
+def _normal(tree: Tree, names: dict[str, str], positive: bool, counter: list[int]) -> _Normal:
+    """Pairs of literals and the types of the quantified variables in them; `names` renames variables in scope."""
+    match tree:
+        case []:
+            return [([], {})] if positive else []
+        case ["not", inner]:
+            return _normal(inner, names, not positive, counter)
+        case ["and" | "or" as connective, *parts]:
+            parts = [_normal(part, names, positive, counter) for part in parts]
+            if (connective == "and") != positive:
+                return [one for part in parts for one in part]
+            return [
+                (
+                    [literal for one, _ in chosen for literal in one],
+                    {k: v for _, more in chosen for k, v in more.items()},
+                )
+                for chosen in product(*parts)
+            ]
+        case ["exists", [*variables], inner] if positive:
+            renamed = {}
+            for name, kind in _pairs(variables):
+                counter[0] += 1
+                renamed[name] = (f"{name}#{counter[0]}", kind)
+            inside = _normal(inner, {**names, **{old: new for old, (new, _) in renamed.items()}}, True, counter)
+            return [(literals, {**dict(renamed.values()), **more}) for literals, more in inside]
+        case [str(predicate), *terms] if all(isinstance(term, str) for term in terms):
+            if predicate in ("exists", "forall", "imply", "when"):
+                raise PddlError(f"{predicate} is not supported here")
+            words = tuple(names.get(word, word) for word in map(_word, terms))
+            return [([Literal(predicate, words, positive)], {})]
+    raise PddlError(f"not a condition: {tree}")
+
+
+def _action(section: Sequence[Tree]) -> Action:
+    name = _word(section[1])
+    parts = {_word(section[place]): _list(section[place + 1]) for place in range(2, len(section) - 1, 2)}
+    parameters = typed(parts.get(":parameters", []))
+    return Action(
+        name,
+        parameters,
+        disjuncts(parts.get(":precondition", []), parameters),
+        tuple(_effects(parts.get(":effect", []), parameters)),
+    )
+
+
+def _effects(tree: Tree, types: dict[str, str]) -> Iterator[Effect]:
+    match tree:
+        case [] | ["increase", *_]:
+            return
+        case ["and", *parts]:
+            for part in parts:
+                yield from _effects(part, types)
+        case ["when", [*condition], [*inner]]:
+            for effect in _effects(inner, types):
+                if effect.condition is not None:
+                    raise PddlError("nested `when`")
+                yield Effect(effect.literal, disjuncts(condition, types))
+        case _:
+            match _normal(tree, {}, True, [0]):
+                case [([literal], quantified)] if not quantified:
+                    yield Effect(literal)
+                case _:
+                    raise PddlError(f"not an effect: {tree}")
+
+
+def _sections(tree: Tree, kind: str) -> dict[str, list[list[Tree]]]:
+    match tree:
+        case ["define", [name, *_], *sections] if name == kind:
+            found: dict[str, list[list[Tree]]] = {}
+            for section in map(_list, sections):
+                found.setdefault(_word(section[0]), []).append(section)
+            return found
+    raise PddlError(f"not a PDDL {kind}: it does not begin with (define ({kind} ...)")
+
+
+def _pairs(words: Iterable[Tree]) -> list[tuple[str, str]]:
+    pairs: list[tuple[str, str]] = []
+    waiting: list[str] = []
+    stream = iter(map(_word, words))
+    for word in stream:
+        if word == "-":
+            kind = next(stream, None)
+            if kind is None:
+                raise PddlError("a type is missing after `-`")
+            pairs += [(name, kind) for name in waiting]
+            waiting = []
+        else:
+            waiting.append(word)
+    return pairs + [(name, "object") for name in waiting]
+
+
+def _word(tree: Tree) -> str:
+    if not isinstance(tree, str):
+        raise PddlError(f"a name was expected, not {tree}")
+    return tree
+
+
+def _list(tree: Tree) -> list[Tree]:
+    if not isinstance(tree, list):
+        raise PddlError(f"an expression in parentheses was expected, not {tree}")
+    return tree

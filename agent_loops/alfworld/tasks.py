@@ -1,0 +1,138 @@
+"""ALFWorld as a benchmark: its games in the official splits, by the type of their task."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_loops.alfworld.game import GameError
+
+if TYPE_CHECKING:
+    from agent_loops.alfworld.environment import AlfworldEnvironment
+
+RELEASE = "json_2.1.1"
+SPLITS = ("train", "valid_seen", "valid_unseen")
+KINDS = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+"""The six types of tasks, in the order of ALFWorld's numbers for them (1 to 6)."""
+
+
+def games_directory(data_dir: str | Path) -> Path:
+    """The directory with the splits: `data_dir` itself, or `json_2.1.1` in it.
+
+    Raises:
+        GameError: neither has them.
+    """
+    data_dir = Path(data_dir)
+    for directory in (data_dir / RELEASE, data_dir):
+        if any((directory / split).is_dir() for split in SPLITS):
+            return directory
+    raise GameError(
+        f"{data_dir} holds no games: expected {RELEASE} with {', '.join(SPLITS)} in it; `aem data alfworld` fetches it"
+    )
+
+
+def kind_of(game: str) -> str:
+    """The type of a game's task, which its folder's name begins with.
+
+    Example:
+        >>> kind_of("train/pick_and_place_simple-Book-None-Sofa-229/trial_T2019/game.tw-pddl")
+        'pick_and_place_simple'
+    """
+    return Path(game).parts[-3].split("-")[0] if len(Path(game).parts) > 2 else ""
+
+
+def find_games(data_dir: str | Path) -> dict[str, list[str]]:
+    """Every game by split, as paths below the directory with the splits. Looks at names only.
+
+    The order is that of a checksum of the path: the same everywhere, and any first part of it is a fair sample of the
+    types and rooms, which an alphabetical one would not be.
+    """
+    directory = games_directory(data_dir)
+    found: dict[str, list[str]] = {}
+    for split in SPLITS:
+        games = []
+        for task in _folders(directory / split):
+            for trial in _folders(Path(task)):
+                if os.path.isfile(os.path.join(trial, "game.tw-pddl")):
+                    games.append(f"{split}/{os.path.basename(task)}/{os.path.basename(trial)}/game.tw-pddl")
+        found[split] = sorted(games, key=lambda game: hashlib.sha256(game.encode()).digest())
+    return found
+
+
+class AlfworldTasks:
+    """Games by split. A task is a game's path below `json_2.1.1`.
+
+    Args:
+        games: `find_games`.
+        kinds: only tasks of these types.
+    """
+
+    splits: Sequence[str] = SPLITS
+
+    def __init__(self, games: dict[str, list[str]], kinds: Sequence[str] = KINDS) -> None:
+        unknown = sorted(set(kinds) - set(KINDS))
+        if unknown:
+            raise ValueError(f"kinds={unknown[0]!r} is not a type of task: choose from {', '.join(KINDS)}")
+        self._games = {
+            split: [game for game in games.get(split, ()) if kind_of(game) in kinds] for split in self.splits
+        }
+
+    def tasks(self, split: str) -> Sequence[str]:
+        """Returns the games of a split.
+
+        Raises:
+            ValueError: the split does not exist.
+        """
+        if split not in self._games:
+            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
+        return self._games[split]
+
+
+class Alfworld:
+    """The benchmark over one data directory.
+
+    Args:
+        data_dir: the directory that holds `json_2.1.1`, or that directory itself.
+        kinds: only tasks of these types: a list, or a string with commas between them; all six by default.
+
+    Raises:
+        GameError: there is no `json_2.1.1`.
+    """
+
+    def __init__(self, data_dir: str | Path, kinds: str | Sequence[str] = KINDS) -> None:
+        self._directory = games_directory(data_dir)
+        self._kinds = tuple(kind.strip() for kind in kinds.split(",")) if isinstance(kinds, str) else tuple(kinds)
+        self._tasks: AlfworldTasks | None = None
+
+    @property
+    def name(self) -> str:
+        return "alfworld"
+
+    @property
+    def task_set(self) -> AlfworldTasks:
+        if self._tasks is None:  # a rollout worker never asks
+            self._tasks = AlfworldTasks(find_games(self._directory), self._kinds)
+        return self._tasks
+
+    def make(self) -> AlfworldEnvironment:
+        """Returns a new environment. Environments of a process share the games that they play."""
+        from agent_loops.alfworld.environment import AlfworldEnvironment
+
+        return AlfworldEnvironment(self._directory)
+
+
+def _folders(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        return sorted(entry.path for entry in entries if entry.is_dir())

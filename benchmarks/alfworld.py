@@ -1,0 +1,149 @@
+"""How fast and how large agent_loops.alfworld is, beside its targets and the official package.
+
+    python benchmarks/alfworld.py [--data DIR] [--games 24] [--official PYTHON] [--json FILE]
+
+--data is a directory with json_2.1.1 (default: $ALFWORLD_DATA, or outputs/alfworld, where `aem data alfworld` puts it).
+Walkthroughs and random play, the same commands for both. --official names a Python with `alfworld` and `textworld`
+(default: $AEM_ALFWORLD_PYTHON); without one its lines are left out. Times are wall-clock, ours and theirs one after the
+other in one run; memory is that of a fresh process, with Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from statistics import mean, median, quantiles
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OFFICIAL = ROOT / "tests" / "agent_loops" / "alfworld" / "official.py"
+MIN_TIMES_FASTER, MAX_START_MS, MAX_MEGABYTES = 100, 30.0, 100
+RANDOM_STEPS = 15
+
+
+def make_plans(data: Path, n_games: int) -> list[dict[str, Any]]:
+    """Games, and the commands to play in each: its walkthrough, and a random walk over admissible commands."""
+    from agent_loops.alfworld import Play, find_games, load_game
+
+    rng = Random(0)
+    plans = []
+    for name in find_games(data)["train"][:n_games]:
+        game = load_game(data / name)
+        play, commands = Play(game), []
+        while len(commands) < RANDOM_STEPS and not play.won:
+            commands.append(rng.choice(play.commands))
+            play.command(commands[-1])
+        plans.append({"game": name, "plays": [game.walkthrough, commands]})
+    return plans
+
+
+def measure_ours(data: Path, plans: list[dict[str, Any]]) -> tuple[float, list[float]]:
+    """Returns steps a second, and the milliseconds of each game's loading and first reset together."""
+    from agent_loops.alfworld import Play, load_game
+
+    starts, seconds, steps = [], 0.0, 0
+    for plan in plans:
+        started = time.perf_counter()
+        game = load_game(data / plan["game"])
+        Play(game)
+        starts.append(1000 * (time.perf_counter() - started))
+        for commands in plan["plays"]:
+            play = Play(game)
+            started = time.perf_counter()
+            for command in commands:
+                play.command(command)
+            seconds += time.perf_counter() - started
+            steps += len(commands)
+    return steps / seconds, starts
+
+
+def measure_official(python: str, data: Path, plans: list[dict[str, Any]]) -> tuple[float, list[float]]:
+    """The same for the official package."""
+    done = subprocess.run(
+        [python, str(OFFICIAL), str(data)],
+        input="\n".join(map(json.dumps, plans)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    seconds = sum(record["step_s"] for record in records)
+    starts = [1000 * (record["load_s"] + record["reset_s"][0]) for record in records]
+    return sum(record["steps"] for record in records) / seconds, starts
+
+
+def megabytes(concurrent: int, data: Path) -> float:
+    """Returns the resident memory of a fresh process that plays so many different games at once."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from random import Random; from agent_loops.alfworld import Alfworld\n"
+        "world = Alfworld(sys.argv[2]); rng = Random(0); games = world.task_set.tasks('train')[: int(sys.argv[3])]\n"
+        "playing = [world.make() for _ in games]\n"
+        "seen = [one.reset(game) for one, game in zip(playing, games)]\n"
+        "for turn in range(20):\n"
+        "    for place, one in enumerate(playing):\n"
+        "        step = one.step(rng.choice(seen[place].actions))\n"
+        "        seen[place] = one.reset(games[place]) if step.terminated else step.observation\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmRSS')))\n"
+    )
+    command = [sys.executable, "-c", code, str(ROOT), str(data), str(concurrent)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024
+
+
+def measure(data: Path, n_games: int, official: str | None) -> list[tuple[str, float, str]]:
+    """Returns what is measured: a name, the figure, and its target."""
+    plans = make_plans(data, n_games)
+    ours, starts = measure_ours(data, plans)
+    rows = [
+        ("games played", float(len(plans)), ""),
+        ("steps/s", ours, ""),
+        ("load and reset, median ms", median(starts), f"<= {MAX_START_MS:g}"),
+        ("load and reset, 95th percentile", quantiles(starts, n=20)[-1], ""),
+    ]
+    if official is not None:
+        theirs, their_starts = measure_official(official, data, plans)
+        rows += [
+            ("official: steps/s", theirs, ""),
+            ("official: load and reset, mean ms", mean(their_starts), ""),
+            ("steps/s, times the official", ours / theirs, f">= {MIN_TIMES_FASTER}"),
+        ]
+    for concurrent in (1, 32, 128):
+        target = f"<= {MAX_MEGABYTES}" if concurrent == 128 else ""
+        rows.append((f"memory, {concurrent} live games, MB", megabytes(concurrent, data), target))
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("ALFWORLD_DATA", "outputs/alfworld")))
+    parser.add_argument("--games", type=int, default=24)
+    parser.add_argument("--official", default=os.environ.get("AEM_ALFWORLD_PYTHON"))
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    chosen = parser.parse_args(arguments)
+    from agent_loops.alfworld import GameError
+    from agent_loops.alfworld.tasks import games_directory
+
+    try:
+        data = games_directory(chosen.data)
+    except GameError:
+        print(f"skipped: ALFWorld's games are not at {chosen.data}; give --data or ALFWORLD_DATA")
+        return
+    rows = measure(data, chosen.games, chosen.official)
+    for name, figure, target in rows:
+        print(f"{name:36} {figure:>12,.1f}  {target}".rstrip())
+    if chosen.json:
+        chosen.json.write_text(json.dumps({name: figure for name, figure, _ in rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

@@ -1,0 +1,97 @@
+"""What the subcommands of `aem data` share: where they print, how they fail, and their last words."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+out = Console(highlight=False)
+if not out.is_terminal:
+    out.width = 100  # a log: no narrower than the widest table
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def files_table(title: str, counted: str) -> Table:
+    """A table of files: name, what is counted in them, size, checksum, remark."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("File", no_wrap=True)
+    table.add_column(counted, justify="right", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    table.add_column("sha256", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    return table
+
+
+def add_tasks(table: Table, counts: Mapping[str, int], parquet: Path) -> None:
+    """Add the parquet files of a benchmark's splits to a table of files."""
+    for split, count in counts.items():
+        path = parquet / f"{split}.parquet"
+        table.add_row(path.name, f"{count:,}", f"{path.stat().st_size / 1e6:,.1f}", "", "tasks for verl")
+
+
+def say_next(
+    benchmark: str, config: str, directory: Path, parquet: Path, seconds: float, given: Sequence[str] = ()
+) -> None:
+    """Print the command that trains on what has been prepared.
+
+    Args:
+        benchmark: its name, which is in the names of the script's variables.
+        config: the configuration, and the script `run_CONFIG.sh`.
+        directory: the data.
+        parquet: the tasks.
+        seconds: how long preparing took.
+        given: arguments for the script, which otherwise makes its own tasks.
+    """
+    import verl_aem
+
+    where = {f"{benchmark}_DATA": directory.resolve(), f"{benchmark}_PARQUET": parquet.resolve()}
+    script = Path(verl_aem.__file__).resolve().parents[1] / "scripts" / f"run_{config}.sh"
+    if script.is_file():
+        shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+        command = " ".join(["bash", shlex.quote(str(shown)), *given])
+        del where[f"{benchmark}_PARQUET"]  # the script writes its own
+    else:  # installed without the checkout
+        command = f"python -m verl.trainer.main_ppo --config-path=pkg://recipe.aem.config --config-name={config}"
+    settings = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in where.items())
+    out.print(f"Ready in {seconds:.0f} s. Next, on a node with GPUs:\n")
+    out.print(f"  {settings} {command}", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def failures(extra: str, own: Callable[[], type[Exception]]) -> Iterator[None]:
+    """Turn what users can put right into a message and exit code 1; everything else keeps its traceback.
+
+    Args:
+        extra: what pip installs for the benchmark.
+        own: imports and returns the benchmark's error for data that are not right.
+    """
+    install = f"pip install 'verl-aem\\[{extra}]' installs"
+    try:
+        from agent_loops.download import DownloadError
+
+        wrong_data = own()
+    except ModuleNotFoundError as error:
+        raise stop(f"the package {error.name} is missing: {install} what the data need") from None
+    try:
+        yield
+    except (DownloadError, wrong_data, FileExistsError) as error:
+        raise stop(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise stop(f"the package {error.name} is missing: {install} it") from None
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        raise stop(f"{named}{error.strerror or error}") from None
+    except KeyboardInterrupt:
+        raise stop("interrupted; run the same command again to go on", code=130) from None
+
+
+def stop(message: str, code: int = 1) -> typer.Exit:
+    """Print why the command ends, on standard error; returns what to raise."""
+    err.print(f"aem: {message}", style="red" if err.is_terminal else "")
+    return typer.Exit(code)

@@ -1,0 +1,51 @@
+"""Two steps of the ScienceWorld script: the simulator's worker processes below verl's own, none of them left behind.
+
+Not covered: learning; a small model completes no task.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from importlib.util import find_spec
+
+import psutil
+import pytest
+from by_hand import check_step
+from engine import Run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def run(run_script) -> Run:
+    if not (shutil.which("java") and find_spec("scienceworld")):
+        pytest.skip("ScienceWorld needs Java and the package scienceworld")
+    return run_script(
+        "scienceworld",
+        "run_scienceworld_7b.sh",
+        "data.train_batch_size=2",
+        # letters are tokens of the small model
+        "data.max_prompt_length=4096",
+        "data.max_response_length=32",
+        "actor_rollout_ref.rollout.max_model_len=4160",
+        "actor_rollout_ref.rollout.custom.episode.max_turns=3",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=1",
+    )
+
+
+def test_two_steps_of_the_script(run: Run):
+    assert sorted(run.metrics) == [1, 2]
+    for step, metrics in run.metrics.items():
+        check_step(run.probes, step, metrics)
+        assert math.isfinite(metrics["actor/pg_loss"]) and math.isfinite(metrics["actor/kl_loss"])
+        rows = json.loads((run.probes / f"step_{step:03d}.json").read_text())
+        played = [row["extra_fields"] for row in rows if not row["is_padding"]]
+        assert {fields["fault"] for fields in played} == {""}
+        assert all(anchor for fields in played for anchor in fields["anchors"])
+
+
+def test_no_simulator_is_left_behind(run: Run):
+    left = [process.cmdline() for process in psutil.process_iter(["name"]) if process.info["name"] == "java"]
+    assert not [command for command in left if any("scienceworld" in word for word in command)]
