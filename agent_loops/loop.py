@@ -2,9 +2,10 @@
 and **transcript**, one row a trajectory (docs/conversations.md shows both).
 
 Settings come from `actor_rollout_ref.rollout.custom`, verl's free slot: `benchmark` (`target`, what makes an
-`agent_loops.environment.Benchmark`, and its arguments; opened once a process) and `episode`
-(`agent_loops.episode.EpisodeSettings`). The task comes from the dataset's `extra_info.task`. The loop's name in verl is
-`environment`.
+`agent_loops.environment.Benchmark`, and its arguments; opened once a process), `workers` (how many subprocesses host
+environments that are not thread-safe, see `agent_loops.workers`), `threads` (how many calls to thread-safe ones run at
+once in a process; null: four a core, at most 32) and `episode` (`agent_loops.episode.EpisodeSettings`). The task comes
+from the dataset's `extra_info.task`. The loop's name in verl is `environment`.
 
 What each row carries in `extra_fields`, for the estimators and for analysis:
 
@@ -16,8 +17,9 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
 * `fault`: empty, or why the environment failed: then the whole trajectory is masked and its reward is 0;
 * `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the
   next message would have left no room for an answer), `turns` (`max_turns`), `truncated` (the environment's own limit)
-  or `time` (a call to the environment outlasted `step_seconds`, a fault too). Under `episode.compact_filtering` such a
-  trajectory is masked whole, and keeps its reward: it trains nothing, but stays in the group's baseline;
+  or `time` (`trajectory_seconds` are over; or a call to the environment outlasted `step_seconds`, which is a fault
+  too). Under `episode.compact_filtering` such a trajectory is masked whole, and keeps its reward: it trains nothing,
+  but stays in the group's baseline;
 * `reward_extra_info`: `acc` (success), `task_score`, `turns`, `invalid_turns`, `fault`, `cut`, for verl's validation.
 """
 
@@ -28,6 +30,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import threading
 import time
 from typing import Any
@@ -39,8 +42,9 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
-from agent_loops.pool import EnvironmentPool, EnvironmentTimeout
+from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout
 from agent_loops.rows import ROWS, Rows
+from agent_loops.workers import DEFAULT_WORKERS, WorkerPool, check_workers
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +54,15 @@ class EnvironmentAgentLoop(AgentLoopBase):
     """Plays one episode and returns its rows. It never raises for a fault of the environment."""
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> list[AgentLoopOutput]:  # type: ignore[override]
-        benchmark, pool, settings = await asyncio.to_thread(open_benchmark, self.rollout_config.custom)
+        _, pool, settings = await asyncio.to_thread(open_benchmark, self.rollout_config.custom)
         rows = ROWS[settings.layout](self, settings, bool(sampling_params.get("logprobs")), kwargs)
         metrics = {"generate_sequences": 0.0, "tool_calls": 0.0}
-        episode = Episode(benchmark.make(), settings)
+        seat = pool.open()
+        episode = Episode(seat.environment, settings)
         try:
-            fault = await self._play(episode, kwargs["extra_info"]["task"], pool, rows, sampling_params, metrics)
+            fault = await self._play(episode, kwargs["extra_info"]["task"], seat.call, rows, sampling_params, metrics)
         finally:  # a cancelled episode ends here too
-            _close_quietly(episode)
+            await asyncio.to_thread(_close_quietly, episode)
         if not rows.rows:
             await rows.add_placeholder(list(kwargs["raw_prompt"]))
         return rows.outputs(episode, fault, AgentLoopMetrics(num_preempted=-1, **metrics))
@@ -66,52 +71,95 @@ class EnvironmentAgentLoop(AgentLoopBase):
         self,
         episode: Episode,
         task: Any,
-        pool: EnvironmentPool,
+        call: Call,
         rows: Rows,
         sampling_params: dict[str, Any],
         metrics: dict[str, float],
     ) -> str:
         """Play to the end; returns the environment's fault, or an empty string."""
-        seconds = episode.settings.step_seconds
+        settings = episode.settings
+        seconds = settings.step_seconds
         try:
-            await pool.call(seconds, episode.reset, task)
+            await call(seconds, episode.reset, task)
         except Exception as error:  # any fault of foreign code: reported in the row, never raised into verl
             rows.timed_out = isinstance(error, EnvironmentTimeout)
             return _describe(error, "reset")
+        deadline = time.perf_counter() + (settings.trajectory_seconds or math.inf)
+        # a worker process that is given up takes other episodes with it
+        can_give_up = type(episode.environment).thread_safe
+        busy = False
         request_id = uuid4().hex  # one a trajectory: verl keeps it on the server whose cache knows its beginning
-        # a prompt that cannot fit is for the user to mend, and so is not a fault: `ask` raises
-        while not episode.done and (room := await rows.ask(episode)):
+        while not episode.done and not rows.out_of_time:
+            if time.perf_counter() >= deadline:
+                rows.out_of_time = True
+                break
+            # a prompt that cannot fit is for the user to mend, and so is not a fault: `ask` raises
+            if not (room := await rows.ask(episode)):
+                break
             started = time.perf_counter()
-            output = await self.server_manager.generate(
+            anchor = episode.observation.text if episode.observation is not None else ""
+            output = await self._generate(
+                deadline - started,
                 request_id=request_id,
                 prompt_ids=rows.rows[-1].ids,
                 sampling_params={**sampling_params, "max_tokens": room},
             )
             generated = time.perf_counter()
+            metrics["generate_sequences"] += generated - started
+            if output is None:
+                rows.out_of_time = True
+                rows.withdraw(anchor)
+                break
             response_ids = list(output.token_ids)[:room]
             response = self.tokenizer.decode(response_ids, skip_special_tokens=True)  # type: ignore[attr-defined]
-            anchor = episode.observation.text if episode.observation is not None else ""
+            left = deadline - generated if can_give_up else math.inf
             turn, fault = None, ""
             try:
-                turn = await pool.call(seconds, episode.step, response)
-                overlong = episode.settings.overlong(len(response_ids), room)
-                turn = dataclasses.replace(turn, penalty=turn.penalty + overlong)
+                if left > 0:
+                    turn = await call(min(seconds, left), episode.step, response)
+                    overlong = settings.overlong(len(response_ids), room)
+                    turn = dataclasses.replace(turn, penalty=turn.penalty + overlong)
+                else:
+                    rows.out_of_time = True
+            except EnvironmentTimeout as error:
+                busy = True
+                rows.out_of_time = left < seconds
+                rows.timed_out = not rows.out_of_time
+                fault = _describe(error, f"turn {len(episode.turns)}") if rows.timed_out else ""
             except Exception as error:  # as above
-                rows.timed_out = isinstance(error, EnvironmentTimeout)
                 fault = _describe(error, f"turn {len(episode.turns)}")
-            metrics["generate_sequences"] += generated - started
             metrics["tool_calls"] += time.perf_counter() - generated
             await rows.add(response_ids, output, room, turn, anchor)
             if fault:
                 return fault
+        if settings.conclude and not busy and episode.end not in ("terminated", "truncated"):
+            try:
+                await call(seconds, episode.conclude)
+            except Exception as error:  # as above
+                rows.timed_out = isinstance(error, EnvironmentTimeout)
+                return _describe(error, "the end")
         return ""
+
+    async def _generate(self, seconds: float, **request: Any) -> Any:
+        """verl's TokenOutput, or None where the time is up first; the engine then ends the request unheard."""
+        limit = asyncio.timeout(None if math.isinf(seconds) else seconds)
+        try:
+            async with limit:
+                return await self.server_manager.generate(**request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return None
 
 
 _OPENING = threading.Lock()
 
 
-def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool, EpisodeSettings]:
+def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool, EpisodeSettings]:
     """What `actor_rollout_ref.rollout.custom` names, opened once a process: a loop object lives for one episode only.
+
+    Its environments run in threads where they are thread-safe, and in worker processes otherwise; those start with
+    their first episode.
 
     Raises whatever is wrong with the settings or the data: that is the user's to mend, not a fault of an episode. The
     trainer calls it once before it starts anything.
@@ -122,17 +170,27 @@ def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool, EpisodeSett
             "actor_rollout_ref.rollout.custom.benchmark is not set: the agent loop `environment` needs to know what to "
             "play, e.g. {target: agent_loops.webshop.WebShop, data_dir: ...}"
         )
+    workers = settings.get("workers", DEFAULT_WORKERS)
+    check_workers(workers)
+    threads = settings.get("threads")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ValueError(
+            f"actor_rollout_ref.rollout.custom.threads={threads!r}: expected null or a whole number from 1 on"
+        )
     with _OPENING:  # the cache alone would let every episode of the first batch open its own
-        benchmark, pool = _opened_benchmark(json.dumps(settings["benchmark"], sort_keys=True))
+        benchmark, pool = _opened_benchmark(json.dumps(settings["benchmark"], sort_keys=True), workers, threads)
     return benchmark, pool, EpisodeSettings.from_config(settings.get("episode") or {})
 
 
 @functools.lru_cache(maxsize=8)
-def _opened_benchmark(config: str) -> tuple[Benchmark, EnvironmentPool]:
+def _opened_benchmark(config: str, workers: int, threads: int | None) -> tuple[Benchmark, EnvironmentPool | WorkerPool]:
     arguments = json.loads(config)
+    target = arguments.pop("target")
     # not `_target_`: verl instantiates its rollout configuration in every worker, which would open the benchmark there
-    benchmark = hydra.utils.get_object(arguments.pop("target"))(**arguments)
-    return benchmark, EnvironmentPool(thread_safe=type(benchmark.make()).thread_safe)
+    benchmark = hydra.utils.get_object(target)(**arguments)
+    if type(benchmark.make()).thread_safe:
+        return benchmark, EnvironmentPool(benchmark.make, threads)
+    return benchmark, WorkerPool(target, arguments, workers)
 
 
 def _describe(error: Exception, where: str) -> str:

@@ -5,13 +5,14 @@ import threading
 import time
 
 import pytest
+from guess import GuessBenchmark
 
 from agent_loops.pool import EnvironmentPool, EnvironmentTimeout
 
 
 def test_the_event_loop_runs_on_while_an_environment_blocks():
     async def scenario() -> int:
-        pool, beats = EnvironmentPool(thread_safe=True), 0
+        pool, beats = EnvironmentPool(), 0
         call = asyncio.ensure_future(pool.call(5.0, time.sleep, 0.3))
         while not call.done():
             beats += 1
@@ -23,7 +24,7 @@ def test_the_event_loop_runs_on_while_an_environment_blocks():
 
 def test_a_deadline_is_kept_and_names_the_setting():
     async def scenario() -> None:
-        await EnvironmentPool(thread_safe=True).call(0.05, time.sleep, 0.5)
+        await EnvironmentPool().call(0.05, time.sleep, 0.5)
 
     with pytest.raises(EnvironmentTimeout, match=r"sleep took longer than 0\.05 s \(episode\.step_seconds\)"):
         asyncio.run(scenario())
@@ -34,29 +35,26 @@ def test_a_timeout_of_the_environment_itself_is_not_ours():
         raise TimeoutError("the game's server")
 
     async def scenario() -> None:
-        await EnvironmentPool(thread_safe=True).call(5.0, own_timeout)
+        await EnvironmentPool().call(5.0, own_timeout)
 
     with pytest.raises(TimeoutError, match="the game's server") as caught:
         asyncio.run(scenario())
     assert not isinstance(caught.value, EnvironmentTimeout)
 
 
-@pytest.mark.parametrize(("thread_safe", "together"), [(True, 2), (False, 1)])
-def test_environments_that_are_not_thread_safe_take_turns(thread_safe, together):
-    lock, running, most = threading.Lock(), 0, 0
-
-    def step() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.1)
-        with lock:
-            running -= 1
+def test_thread_safe_environments_step_side_by_side():
+    met = threading.Barrier(2, timeout=20)
 
     async def scenario() -> None:
-        pool = EnvironmentPool(thread_safe=thread_safe, threads=2)
-        await asyncio.gather(*(pool.call(5.0, step) for _ in range(4)))
+        seats = [EnvironmentPool(GuessBenchmark().make, threads=2).open()]
+        seats.append(seats[0])
+        await asyncio.gather(*(seat.call(30.0, met.wait) for seat in seats))
 
     asyncio.run(scenario())
-    assert most == together
+
+
+def test_every_episode_has_an_environment_of_its_own():
+    benchmark = GuessBenchmark()
+    pool = EnvironmentPool(benchmark.make)
+    seats = [pool.open() for _ in range(2)]
+    assert [seat.environment for seat in seats] == benchmark.made and len(set(map(id, benchmark.made))) == 2

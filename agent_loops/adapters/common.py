@@ -1,0 +1,130 @@
+"""What the adapters share: tasks that are seeds, and facts under the environment's own names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from agent_loops.environment import Observation, Step
+
+FACTS: Final = ("won", "score", "truncated", "instruction", "body", "kind", "actions")
+_FIRST_TRAINING_SEED: Final = 1_000_000
+
+
+class SeedTasks:
+    """Seeds by split. A split's first seed does not depend on the sizes, so a larger split only adds tasks.
+
+    Args:
+        train: how many tasks train; their seeds are 1,000,000 and on.
+        validation: how many validate; their seeds are 0 and on.
+        options: what each task carries beside its seed, where an environment's `reset` takes more.
+
+    Raises:
+        ValueError: a split is empty, or the validation seeds would run into the training ones.
+
+    Example:
+        >>> SeedTasks(train=2, validation=1).tasks("train")
+        [{'seed': 1000000}, {'seed': 1000001}]
+    """
+
+    splits: Sequence[str] = ("train", "validation")
+
+    def __init__(self, train: int, validation: int, options: Mapping[str, Any] | None = None) -> None:
+        if train < 1:
+            raise ValueError(f"train={train}: expected at least 1 task")
+        if not 1 <= validation <= _FIRST_TRAINING_SEED:
+            raise ValueError(f"validation={validation}: expected from 1 to {_FIRST_TRAINING_SEED} tasks")
+        self._seeds = {
+            "train": range(_FIRST_TRAINING_SEED, _FIRST_TRAINING_SEED + train),
+            "validation": range(validation),
+        }
+        self._more = {"options": dict(options)} if options else {}
+
+    def tasks(self, split: str) -> list[dict[str, Any]]:
+        """Returns the tasks of a split, `{"seed": …}`, with `options` where there are any.
+
+        Raises:
+            ValueError: the split does not exist.
+        """
+        if split not in self._seeds:
+            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
+        return [{"seed": seed, **self._more} for seed in self._seeds[split]]
+
+
+class Facts:
+    """Reads what this package calls `won`, `score`, … out of what an environment tells beside its text.
+
+    Args:
+        keys: the environment's own names, by ours (`FACTS`); a name that is left out is the same in both.
+        winning_reward: for environments that never say whether the task is solved: an episode that ends with a step of
+            at least this reward is won.
+
+    Raises:
+        ValueError: a key of `keys` is not one of ours, or both ways of winning are given.
+
+    Example:
+        >>> Facts({"won": "is_success"}).of_step({"is_success": True, "score": 0.5}, reward=1.0, ended=True)
+        {'won': True, 'score': 0.5}
+    """
+
+    def __init__(self, keys: Mapping[str, str] | None = None, winning_reward: float | None = None) -> None:
+        keys = dict(keys or {})
+        unknown = sorted(set(keys) - set(FACTS))
+        if unknown:
+            raise ValueError(f"keys.{unknown[0]} is not a fact; there are {', '.join(FACTS)}")
+        if winning_reward is not None and "won" in keys:
+            raise ValueError(f"keys.won={keys['won']!r} and winning_reward={winning_reward!r}: give one of them")
+        self._key = {fact: keys.get(fact, fact) for fact in FACTS}
+        self._winning_reward = None if winning_reward is None else float(winning_reward)
+
+    def of_observation(self, text: str, told: Mapping[str, Any]) -> Observation:
+        """Returns the observation with what is told of its actions, `instruction`, `body` and `kind`."""
+        actions = self._get(told, "actions", ())
+        if isinstance(actions, str) or not all(isinstance(action, str) for action in actions):
+            raise TypeError(
+                f"{self._key['actions']!r} is {actions!r}: expected a list of strings, the possible actions"
+            )
+        found = {fact: str(self._get(told, fact)) for fact in ("instruction", "body", "kind") if self._told(told, fact)}
+        return Observation(text, tuple(actions), found)
+
+    def of_step(self, told: Mapping[str, Any], reward: float, ended: bool) -> dict[str, Any]:
+        """Returns `won`, and `score` where it is told.
+
+        Raises:
+            KeyError: the episode ended, and nothing says whether it is won.
+            TypeError: `won` is neither true nor false.
+        """
+        won = False
+        if self._winning_reward is not None:
+            won = ended and reward >= self._winning_reward
+        elif self._told(told, "won"):
+            won = self._get(told, "won")
+            if won not in (True, False):
+                raise TypeError(f"{self._key['won']!r} is {won!r}: expected true or false")
+        elif ended:
+            raise KeyError(
+                f"the episode ended and {self._key['won']!r} is not among what the environment tells "
+                f"({', '.join(map(str, told)) or 'nothing'}): name what says so in keys.won, or set winning_reward"
+            )
+        score = {"score": float(self._get(told, "score"))} if self._told(told, "score") else {}
+        return {"won": bool(won), **score}
+
+    def truncated(self, told: Mapping[str, Any]) -> bool:
+        """Whether an environment without a word of its own for it says that its limit ended the episode."""
+        return bool(self._get(told, "truncated", False))
+
+    def _told(self, told: Mapping[str, Any], fact: str) -> bool:
+        return told.get(self._key[fact]) is not None
+
+    def _get(self, told: Mapping[str, Any], fact: str, default: Any = None) -> Any:
+        return told[self._key[fact]] if self._told(told, fact) else default
+
+
+def refuse(observation: Observation, reason: str) -> Step:
+    """The answer to an action that the environment is not given: the reason, above what the agent saw before."""
+    info = dict(observation.info)
+    if "body" in info:
+        info["body"] = f"{reason}\n{info['body']}"
+    again = dataclasses.replace(observation, text=f"{reason}\n{observation.text}", info=info)
+    return Step(again, reward=0.0, terminated=False, info={"won": False})

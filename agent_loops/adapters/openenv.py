@@ -1,0 +1,265 @@
+"""Any running OpenEnv server as a benchmark, through OpenEnv's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import requests
+
+from agent_loops.adapters.common import Facts, SeedTasks, refuse
+from agent_loops.environment import Observation, Step
+
+
+class OpenEnvError(RuntimeError):
+    """The server, or the connection to it, failed; the session is over."""
+
+
+class OpenEnvEnvironment:
+    """Plays one episode at a time, each in a session of its own on the server.
+
+    An action that the server's model refuses (it is too long, say) is the agent's mistake: it is told so and sees the
+    last observation again. Any other failure ends the session and is an `OpenEnvError`.
+    """
+
+    # each has its own connection
+    thread_safe: ClassVar[bool] = True
+
+    def __init__(self, server: OpenEnvBenchmark) -> None:
+        self._server = server
+        self._client: Any = None
+        self._seen: Observation | None = None
+
+    def reset(self, task: Mapping[str, Any]) -> Observation:
+        """Opens a session and starts the episode of this seed; `options` are further arguments of the server's reset.
+
+        Raises:
+            OpenEnvError: the server did not answer, refused, or is at its limit of sessions.
+        """
+        self.close()
+        self._client = self._ask(self._server.connect)
+        result = self._ask(self._client.reset, seed=int(task["seed"]), **(task.get("options") or {}))
+        if result.done:
+            self._end()
+            raise OpenEnvError(f"{self._server.url}: the episode of seed {task['seed']} is over before it begins")
+        self._seen = self._observe(result)
+        return self._seen
+
+    def step(self, action: str) -> Step:
+        """Plays one action.
+
+        Raises:
+            RuntimeError: no episode is being played: none was started, or its session was lost.
+            OpenEnvError: the server did not answer, or failed.
+            KeyError: the episode ended, and nothing says whether it is won.
+        """
+        if self._client is None or self._seen is None:
+            raise RuntimeError("step() without a session: reset() opens one, and a failure ends it")
+        try:
+            result = self._ask(self._client.step, self._server.action(action))
+        except _Refused as error:
+            return refuse(self._seen, f"Not an action: {error}.")
+        told = _told(result)
+        reward = float(result.reward or 0.0)
+        truncated = result.done and self._server.facts.truncated(told)
+        info = self._server.facts.of_step(told, reward, result.done)
+        self._seen = self._observe(result)
+        return Step(self._seen, reward, result.done and not truncated, truncated, info)
+
+    def close(self) -> None:
+        """Ends the session, if there is one."""
+        client, self._client, self._seen = self._client, None, None
+        if client is not None:
+            client.close()
+
+    def _ask(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:  # whatever it was: a client that lost an answer would take the next one for it
+            if "(code: VALIDATION_ERROR)" in str(error) and self._seen is not None:
+                raise _Refused(f"the server refused it: {error}") from error
+            beginning = self._seen is None
+            self._end()
+            remedy = ""
+            # a full server says so and hangs up; the oldest clients see only the latter
+            if "CAPACITY_REACHED" in str(error) or (beginning and type(error).__name__ == "ConnectionClosedOK"):
+                remedy = "; is it full? Raise its max_concurrent_envs to the number of episodes at a time"
+            elif isinstance(error, OSError):
+                remedy = "; is it still running at benchmark.base_url?"
+            raise OpenEnvError(f"{self._server.url}: {type(error).__name__}: {error}{remedy}") from error
+
+    def _end(self) -> None:
+        with contextlib.suppress(Exception):  # it is broken already
+            self.close()
+
+    def _observe(self, result: Any) -> Observation:
+        text = result.observation.get(self._server.observation_field)
+        if not isinstance(text, str):
+            self._end()
+            raise OpenEnvError(
+                f"{self._server.url}: the observation's {self._server.observation_field!r} is {text!r}: expected text"
+            )
+        return self._server.facts.of_observation(text, _told(result))
+
+
+class _Refused(Exception):
+    """The server's action model does not take the action."""
+
+
+class OpenEnvBenchmark:
+    """An OpenEnv server as a benchmark. A task is a seed, which the server's `reset` is given.
+
+    The server must allow as many sessions (`max_concurrent_envs`) as episodes run at a time. OpenEnv knows a reward and
+    `done`; whether the task is solved is read from the observation's fields and its metadata (`keys.won`), or taken
+    from the last reward (`winning_reward`). Facts that may be there too: `score`, `truncated`, `instruction`, `body`,
+    `kind`, `actions`. Some versions of the server leave the metadata out, so fields are the safer place.
+
+    Args:
+        base_url: where the server runs, e.g. `http://localhost:8000`.
+        action_field: the field of the server's action that takes the agent's text.
+        observation_field: the field of its observation that is the text.
+        action_defaults: what else an action needs, the same in every step.
+        train, validation: how many tasks the splits have.
+        options: further arguments of the server's `reset`, in every task.
+        keys: the server's own names for the facts, e.g. `{won: is_solved}`.
+        winning_reward: the last step's reward from which on an episode is won, where nothing says so.
+        connect_seconds: how long a connection may take.
+        message_seconds: how long an answer may take. Hanging up takes up to ten seconds more: keep both below
+            `episode.step_seconds`, which would give the step up without a cause.
+        name: the benchmark's name in the metrics.
+
+    Raises:
+        ImportError: openenv is not installed.
+        OpenEnvError: no OpenEnv server answers there.
+        ValueError: a setting does not fit what the server offers.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        action_field: str = "message",
+        observation_field: str = "message",
+        action_defaults: Mapping[str, Any] | None = None,
+        train: int = 1000,
+        validation: int = 100,
+        options: Mapping[str, Any] | None = None,
+        keys: Mapping[str, str] | None = None,
+        winning_reward: float | None = None,
+        connect_seconds: float = 10.0,
+        message_seconds: float = 45.0,
+        name: str = "openenv",
+    ) -> None:
+        self._client_class = _one_session_client()
+        self.url = base_url.rstrip("/")
+        self.action_field = action_field
+        self.observation_field = observation_field
+        self.facts = Facts(keys, winning_reward)
+        self._action_defaults = dict(action_defaults or {})
+        self._seconds = {"connect_timeout_s": connect_seconds, "message_timeout_s": message_seconds}
+        self._tasks = SeedTasks(train, validation, options)
+        self._name = name
+        check_fields(self._schema(connect_seconds), action_field, observation_field, self._action_defaults)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def task_set(self) -> SeedTasks:
+        return self._tasks
+
+    def make(self) -> OpenEnvEnvironment:
+        """Returns an environment that is not yet connected: its resets open a session each."""
+        return OpenEnvEnvironment(self)
+
+    def action(self, text: str) -> dict[str, Any]:
+        """Returns the server's action for the agent's text."""
+        return {**self._action_defaults, self.action_field: text}
+
+    def connect(self) -> Any:
+        """Returns a connected client that blocks: from 0.2.2 on, OpenEnv's own is asynchronous behind `sync()`."""
+        client = self._client_class(base_url=self.url, **self._seconds)
+        if hasattr(client, "sync"):
+            client = client.sync()
+        try:
+            return client.connect()
+        except Exception:
+            with contextlib.suppress(Exception):  # ends its thread
+                client.close()
+            raise
+
+    def _schema(self, seconds: float) -> Mapping[str, Any]:
+        address = f"http{self.url.removeprefix('ws')}" if self.url.startswith("ws") else self.url
+        try:
+            answer = requests.get(f"{address}/schema", timeout=seconds)
+            answer.raise_for_status()
+            schema = answer.json()
+            action, observation = schema["action"], schema["observation"]
+            return {
+                "action": action["properties"],
+                "observation": observation["properties"],
+                "required": action.get("required", ()),
+            }
+        except (requests.RequestException, KeyError, TypeError) as error:
+            raise OpenEnvError(
+                f"no OpenEnv server answers at benchmark.base_url={self.url!r} ({type(error).__name__}: {error}); "
+                "start it before the training, where every node can reach it"
+            ) from error
+
+
+def check_fields(
+    schema: Mapping[str, Any], action_field: str, observation_field: str, action_defaults: Mapping[str, Any]
+) -> None:
+    """Compare the settings with what the server offers.
+
+    Args:
+        schema: the properties of the server's `action` and `observation` as JSON Schema has them, and `required`, the
+            fields that an action cannot be without.
+        action_field, observation_field, action_defaults: as `OpenEnvBenchmark` takes them.
+
+    Raises:
+        ValueError: a field does not exist or is no text, or the action needs another one too.
+    """
+    for side, field in (("action", action_field), ("observation", observation_field)):
+        texts = [name for name, kind in schema[side].items() if _is_text(kind)]
+        if field not in texts:
+            raise ValueError(
+                f"{side}_field={field!r} is not a text field of the server's {side}: its text fields are "
+                f"{', '.join(texts) or 'none'}, all its fields {', '.join(schema[side])}"
+            )
+    unknown = sorted(set(action_defaults) - set(schema["action"]))
+    if unknown:
+        raise ValueError(f"action_defaults.{unknown[0]}: the server's action has {', '.join(schema['action'])}")
+    missing = sorted(set(schema["required"]) - {action_field, *action_defaults})
+    if missing:
+        raise ValueError(f"the server's action also needs {', '.join(missing)}: set action_defaults")
+
+
+def _is_text(kind: Mapping[str, Any]) -> bool:
+    return any(one.get("type") == "string" for one in (kind, *kind.get("anyOf", ())))
+
+
+def _told(result: Any) -> dict[str, Any]:
+    observation = result.observation
+    return {**(observation.get("metadata") or {}), **(getattr(result, "metadata", None) or {}), **observation}
+
+
+def _one_session_client() -> type:
+    """OpenEnv's generic client, but for its newer versions' way of opening another session behind a lost one: the
+    episode would go on in an environment that was never reset."""
+    try:
+        from openenv.core.generic_client import GenericEnvClient
+    except ImportError as error:
+        raise ImportError("openenv is not installed: pip install 'verl-aem[openenv]'") from error
+    if not inspect.iscoroutinefunction(GenericEnvClient._ensure_connected):
+        return GenericEnvClient
+
+    class OneSessionClient(GenericEnvClient):
+        async def _ensure_connected(self) -> None:  # type: ignore[override]
+            if self._ws is None:
+                raise ConnectionError("the connection was lost, and with it the session")
+            # a closed connection is left to fail by itself, which reads the server's last word
+
+    return OneSessionClient

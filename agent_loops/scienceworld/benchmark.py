@@ -1,0 +1,76 @@
+"""ScienceWorld as a benchmark: its tasks in their splits, and environments over one JVM a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent_loops.scienceworld.environment import ScienceWorldEnvironment
+from agent_loops.scienceworld.jvm import check_heap, find_java
+from agent_loops.scienceworld.simulator import Simulator
+from agent_loops.scienceworld.tasks import EASY, ScienceWorldTasks
+
+
+class ScienceWorld:
+    """The benchmark. Its environments share one JVM, which starts with the first episode; `make` only looks for Java.
+
+    Args:
+        tasks: names of tasks, as a list or with commas between them; None for all 30 (`VARIATIONS` lists them).
+        simplifications: how the tasks of `task_set` are played (`ScienceWorldTasks`).
+        valid_actions: list the valid actions with every observation. That takes longer than the step itself.
+        show_state: add the agent's surroundings and inventory to every text, so that it names the state.
+        max_steps: actions after which an episode is truncated; the agent loop's `max_turns` is usually less.
+        heap: the JVM's bound, such as `1g` or `768m`.
+
+    Raises:
+        ValueError: an argument is not as it should be.
+    """
+
+    def __init__(
+        self,
+        tasks: str | Iterable[str] | None = None,
+        simplifications: str = EASY,
+        valid_actions: bool = False,
+        show_state: bool = False,
+        max_steps: int = 1000,
+        heap: str = "1g",
+    ) -> None:
+        for setting, value in (("valid_actions", valid_actions), ("show_state", show_state)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{setting}={value!r}: expected true or false")
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
+        self._tasks = ScienceWorldTasks(tasks, simplifications)
+        self._shown = {"valid_actions": valid_actions, "show_state": show_state, "max_steps": max_steps}
+        self._heap = check_heap(heap)
+        self._running: Simulator | None = None
+
+    @property
+    def name(self) -> str:
+        return "scienceworld"
+
+    @property
+    def task_set(self) -> ScienceWorldTasks:
+        return self._tasks
+
+    def make(self) -> ScienceWorldEnvironment:
+        """Returns a new environment.
+
+        Raises:
+            JavaError: there is no Java.
+        """
+        find_java()
+        return ScienceWorldEnvironment(self.simulator, **self._shown)
+
+    def simulator(self) -> Simulator:
+        """The simulator of this process, started anew where there is none that lives.
+
+        Raises:
+            JavaError: Java is missing or does not start.
+        """
+        if self._running is None or not self._running.alive:
+            self._running = Simulator(self._heap)
+        return self._running
+
+    def warm_up(self) -> None:
+        """Start the JVM and load a task, which reads the simulator's classes: a worker process does so at its start."""
+        self.simulator().load(self._tasks.names[0], 0, self._tasks.simplifications).close()

@@ -1,0 +1,151 @@
+"""A Java process with ScienceWorld's simulator in it, bounded in memory and silent."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import weakref
+from pathlib import Path
+from typing import IO, Any
+
+from agent_loops.workers import die_with_parent
+
+try:
+    from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
+
+    JAR = importlib.metadata.distribution("scienceworld").locate_file("scienceworld/scienceworld.jar")
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("ScienceWorld is not installed: pip install 'verl-aem[scienceworld]'") from error
+
+logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs each error that it raises
+
+INSTALL = "install one, e.g. `apt-get install openjdk-17-jre-headless`, or point JAVA_HOME at it"
+_OUT_OF_MEMORY = 3  # the exit status of -XX:+ExitOnOutOfMemoryError
+
+
+class JavaError(RuntimeError):
+    """There is no Java, or it does not start; the message says what to do."""
+
+
+def find_java() -> str:
+    """Returns the path of `java`: the one of JAVA_HOME, else the one on PATH.
+
+    Raises:
+        JavaError: there is none.
+    """
+    home = os.environ.get("JAVA_HOME")
+    if home and (found := shutil.which(str(Path(home, "bin", "java")))):
+        return found
+    if found := shutil.which("java"):
+        return found
+    raise JavaError(f"ScienceWorld needs Java 8 or newer, and there is no `java` on PATH: {INSTALL}")
+
+
+def check_heap(heap: str) -> str:
+    """Returns a heap size as Java takes it.
+
+    Raises:
+        ValueError: it is not a number with a unit.
+    """
+    if not re.fullmatch(r"[1-9]\d*[mMgG]", str(heap)):
+        raise ValueError(f"heap={heap!r}: expected a size such as 1g or 768m")
+    return str(heap)
+
+
+class Jvm:
+    """A Java process, reached through `gateway.jvm`; it ends with this object, and with this process however it ends.
+
+    Args:
+        heap: its bound, such as `1g`.
+
+    Raises:
+        JavaError: Java is missing, too old, or does not start.
+    """
+
+    def __init__(self, heap: str = "1g") -> None:
+        self.heap = check_heap(heap)
+        command = [
+            find_java(),
+            f"-Xmx{self.heap}",
+            "-XX:+UseSerialGC",
+            "-XX:+ExitOnOutOfMemoryError",
+            "-XX:-UsePerfData",  # no files in /tmp
+            # The simulator goes through hash sets of objects, whose order follows from addresses: the same episode
+            # would show other texts and scores each time. With one hash code for all the order is that of insertion.
+            "-XX:+UnlockExperimentalVMOptions",
+            "-XX:hashCode=2",
+            "-XX:+IgnoreUnrecognizedVMOptions",
+            "-XX:+DisplayVMOutputToStderr",
+            "-Dfile.encoding=UTF-8",
+            *("-classpath", os.pathsep.join((find_jar_path(), str(JAR))), "py4j.GatewayServer"),
+            *("--die-on-broken-pipe", "--enable-auth", "0"),
+        ]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115, it is closed with the process
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=tempfile.gettempdir(),  # where it would leave the report of a crash
+            # the kernel counts from the thread that starts it, so only one that lasts will do
+            preexec_fn=die_with_parent if threading.current_thread() is threading.main_thread() else None,
+        )
+        assert self.process.stdout is not None
+        port, token = (self.process.stdout.readline().decode(errors="replace").strip() for _ in range(2))
+        if not port.isdecimal():
+            reason = f"{port}\n{token}\n{self.last_words()}"
+            _end(self.process, self._errors)
+            raise JavaError(_why_it_does_not_start(command[0], self.heap, reason))
+        self.gateway: Any = JavaGateway(gateway_parameters=GatewayParameters(port=int(port), auth_token=token))
+        self.close = weakref.finalize(self, _end, self.process, self._errors)
+        self._silence()
+
+    def _silence(self) -> None:
+        """What the simulator prints goes nowhere: nobody reads it, and a full pipe would stop it."""
+        java = self.gateway.jvm.java
+        nowhere = java.io.PrintStream(java.io.FileOutputStream(os.devnull))
+        java.lang.System.setOut(nowhere)
+        java.lang.System.setErr(nowhere)
+
+    def last_words(self) -> str:
+        """What the process wrote to standard error; nothing after `close`."""
+        if self._errors.closed:
+            return ""
+        self._errors.seek(0)
+        return self._errors.read(1 << 16).decode(errors="replace")
+
+    def obituary(self) -> str | None:
+        """Why the process is gone; None while it lives."""
+        status = self.process.poll()
+        if status is None:
+            return None
+        if status == _OUT_OF_MEMORY:
+            return f"Java ran out of its heap of {self.heap}: raise `heap`, or play fewer episodes at once in a process"
+        how = f"by signal {-status}" if status < 0 else f"with status {status}"
+        return f"Java ended {how}. {' '.join(self.last_words().split())[:200]}".rstrip()
+
+
+def _why_it_does_not_start(java: str, heap: str, said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
+    if "UnsupportedClassVersionError" in said:
+        return f"{java} is too old for ScienceWorld, which needs Java 8 or newer: {INSTALL}"
+    reason = next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")
+    return (
+        f"{java} does not start with a heap of {heap}: {reason[:200]}. Mend that, choose another `heap`, or {INSTALL}"
+    )
+
+
+def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, errors):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()

@@ -1,0 +1,186 @@
+"""One JVM and the games in it, whose calls take turns.
+
+A game is a `PythonInterface` object of ScienceWorld's. That alone does not keep games apart: the simulator draws its
+random numbers, numbers its objects and looks up its simplifications in objects that there is one of in a JVM, and
+`load` sets all three anew for every game. So each game has its own, which are put in place before its calls. Then games
+that take turns go exactly as each would alone, and calls from two threads at once are still not possible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+from py4j.protocol import Py4JError, Py4JJavaError
+
+from agent_loops.scienceworld.jvm import Jvm
+from agent_loops.workers import ProcessUnusable
+
+_END_SECONDS = 5.0
+
+
+class SimulatorError(RuntimeError):
+    """The simulator failed in one game; the others go on."""
+
+
+class Simulator:
+    """A JVM that holds games. Its calls, and those of its games, must not overlap.
+
+    Args:
+        heap: the JVM's bound. A game takes about a megabyte, and ten more while it is loaded.
+
+    Raises:
+        JavaError: Java is missing or does not start.
+    """
+
+    def __init__(self, heap: str = "1g") -> None:
+        self._jvm = Jvm(heap)
+        jvm = self._jvm.gateway.jvm
+        self.join = jvm.java.lang.String.join
+        self._new_random = jvm.java.util.Random
+        self._new_interface = jvm.scienceworld.runtime.pythonapi.PythonInterface
+        self._identifiers = getattr(getattr(jvm.util, "UniqueIdentifier$"), "MODULE$")
+        self._set_count = getattr(self._identifiers, "count_$eq")
+        self._processor = getattr(
+            getattr(jvm.main.scala.scienceworld.runtime, "SimplifierProcessor$"),
+            "MODULE$",
+        )
+        self._random = getattr(getattr(jvm.scala.util, "Random$"), "MODULE$")
+        self._random_source = jvm.java.lang.Class.forName("scala.util.Random").getDeclaredField("self")
+        self._random_source.setAccessible(True)
+        self._playing: Game | None = None
+
+    @property
+    def process_id(self) -> int:
+        """Of the JVM."""
+        return self._jvm.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._jvm.obituary() is None
+
+    def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> Game:
+        """A new game, before its first move.
+
+        Args:
+            gold: have the simulator work out a solution too (`Game.gold_actions`), which takes up to five seconds.
+
+        Raises:
+            SimulatorError: it cannot be loaded.
+            ProcessUnusable: the JVM is dead.
+        """
+        return self.call(self._load, task, variation, simplifications, gold)
+
+    def _load(self, task: str, variation: int, simplifications: str, gold: bool) -> Game:
+        game = Game(self, self._new_random())
+        self._put_in_place(game)  # already making the interface draws and counts
+        game.interface = self._new_interface()
+        try:
+            problem = game.interface.load(task, variation, simplifications, gold)
+            if problem:
+                raise SimulatorError(f"{task}, variation {variation} cannot be loaded: {problem}")
+        except (Py4JJavaError, SimulatorError):
+            self.release(game)
+            raise
+        game.simplifications = self._processor.getSimplificationsUsed()  # `easy` is spelled out there
+        # the tables of all tasks: needed for loading alone, and ten times as large as the game
+        getattr(game.interface, "taskMaker_$eq")(None)
+        return game
+
+    def _put_in_place(self, game: Game) -> None:
+        if self._playing is game:
+            return
+        if self._playing is not None:
+            self._playing.count = self._identifiers.count()
+        self._set_count(game.count)
+        self._random_source.set(self._random, game.random)
+        if game.simplifications is not None:
+            self._processor.parseSimplificationStr(game.simplifications)
+        self._playing = game
+
+    def play(self, game: Game, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call one of a game's own methods, with what belongs to the game in place."""
+
+        def turn() -> Any:
+            self._put_in_place(game)
+            return function(*arguments)
+
+        return self.call(turn)
+
+    def release(self, game: Game) -> None:
+        """Let go of a game. Python alone would not: the proxies of Java objects stand in cycles."""
+        if self._playing is game:
+            self._playing = None
+        for one in (game.interface, game.random):
+            self._jvm.gateway.detach(one)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that asks the JVM, and tell its faults apart."""
+        if (obituary := self._jvm.obituary()) is not None:
+            raise ProcessUnusable(obituary)
+        try:
+            return function(*arguments)
+        except Py4JJavaError as error:
+            raise SimulatorError(f"in ScienceWorld: {error.java_exception.toString()}"[:500]) from error
+        except Py4JError as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the connection breaks a moment before it is gone
+                self._jvm.process.wait(_END_SECONDS)
+            obituary = self._jvm.obituary() or f"Java does not answer: {error}"
+            self._jvm.close()
+            raise ProcessUnusable(obituary) from error
+
+    def close(self) -> None:
+        """End the JVM."""
+        self._jvm.close()
+
+
+class Game:
+    """One game in a simulator's JVM. Scores are whole numbers up to 100; a failure is −100."""
+
+    def __init__(self, simulator: Simulator, random: Any) -> None:
+        self._simulator = simulator
+        self.interface: Any = None
+        self.random = random
+        self.simplifications: str | None = None
+        self.count = 0
+
+    def step(self, command: str) -> tuple[str, int, bool]:
+        """Returns the text, the score from now on, and whether the task is completed."""
+        # a lone surrogate cannot be sent; the simulator understands nothing but ASCII anyway
+        command = command.encode("utf-8", "replace").decode("utf-8")
+        return self._simulator.play(self, self._step, command)
+
+    def _step(self, command: str) -> tuple[str, int, bool]:
+        text = self.interface.step(command)
+        return text, round(100 * self.interface.getScore()), self.interface.getCompleted()
+
+    def look(self) -> str:
+        """The agent's surroundings; takes no time."""
+        return self._simulator.play(self, self.interface.freeActionLook)
+
+    def inventory(self) -> str:
+        """What the agent holds; takes no time."""
+        return self._simulator.play(self, self.interface.freeActionInventory)
+
+    def description(self) -> str:
+        """The task in words."""
+        return self._simulator.play(self, self.interface.getTaskDescription)
+
+    def valid_actions(self) -> list[str]:
+        """All commands that would be understood now; each of the hundreds is tried, so this takes time."""
+        return self._simulator.play(self, self._valid_actions)
+
+    def _valid_actions(self) -> list[str]:
+        # as one string: a Java list would be asked for one element after the other
+        return self._simulator.join("\n", self.interface.getValidActionObjectCombinations()).split("\n")
+
+    def gold_actions(self) -> list[str]:
+        """A solution, where `load` was asked for it."""
+        return list(self._simulator.play(self, self.interface.getGoldActionSequence))
+
+    def close(self) -> None:
+        """Let go of the game."""
+        if self._simulator.alive:
+            self._simulator.call(self._simulator.release, self)

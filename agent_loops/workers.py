@@ -1,0 +1,406 @@
+"""Environments that are not thread-safe, in a few long-lived subprocesses, each of which hosts many.
+
+`WorkerPool` stands in for `agent_loops.pool.EnvironmentPool`: an episode's environment is then a stand-in
+(`RemoteEnvironment`) whose calls run in a worker, one at a time there. Processes start with their first episode, so a
+process that only looks at a benchmark opens nothing heavy.
+
+A worker is a fresh interpreter (`subprocess`) that speaks pickles over a socket (`multiprocessing.connection`). The
+standard library's process pools do not fit: `spawn` runs the parent's main module again in every child (in a Ray worker
+that loads Ray, in verl's main process torch), and a pool neither says how a child ended nor replaces one that hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import itertools
+import logging
+import os
+import pickle
+import pkgutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+from agent_loops.environment import Environment, Observation, Step, Task
+from agent_loops.pool import EnvironmentTimeout, Seat
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_WORKERS = 2
+SETTING = "actor_rollout_ref.rollout.custom.workers"
+START_SECONDS = 300.0  # a process, its imports, the benchmark and what it warms up, on a machine that starts many
+END_SECONDS = 3.0  # to go of its own accord
+CLOSE_SECONDS = 60.0
+
+_BOOT = (
+    "import sys; from multiprocessing.connection import Connection; connection = Connection(int(sys.argv[1])); "
+    "sys.path[:] = connection.recv(); from agent_loops.workers import serve; serve(connection, int(sys.argv[2]))"
+)
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerDied(RuntimeError):
+    """The process that an episode lived in is gone, and the episode with it."""
+
+
+class ProcessUnusable(RuntimeError):
+    """Raised by an environment in a worker: nothing in this process can go on, so that it is to be replaced."""
+
+
+class RemoteError(RuntimeError):
+    """An environment's exception that cannot be sent as it is; the message names its type."""
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, whatever ends it (Linux)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- in the worker
+
+
+def serve(connection: Connection, parent: int) -> None:
+    """A worker's life: open the benchmark, then answer one request after the other until the parent is gone.
+
+    Args:
+        connection: to the parent, which sends the benchmark's target and arguments first.
+        parent: its process id.
+    """
+    die_with_parent()
+    if os.getppid() != parent:  # it died before the line above
+        return
+    os.set_inheritable(connection.fileno(), False)  # a child must not hold the connection open
+    environments: dict[int, Environment] = {}
+    try:
+        try:
+            target, arguments = connection.recv()
+            benchmark = pkgutil.resolve_name(target)(**arguments)
+            if hasattr(benchmark, "warm_up"):
+                benchmark.warm_up()
+        except Exception as error:  # whatever is wrong, the parent is to say it
+            connection.send(("error", _portable(error)))
+            return
+        connection.send(("value", None))
+        while True:
+            name, key, argument = connection.recv()
+            answer: tuple[str, Any]
+            try:
+                answer = ("value", _answer(benchmark, environments, name, key, argument))
+            except ProcessUnusable as error:
+                connection.send(("unusable", _portable(error)))
+                return
+            except Exception as error:  # any fault of foreign code belongs to its episode
+                answer = ("error", _portable(error))
+            try:
+                connection.send(answer)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:  # the answer itself; nothing was sent
+                connection.send(("error", _portable(RemoteError(f"the answer of {name} cannot be sent: {error}"))))
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone, or wants no more
+        pass
+    finally:
+        for environment in environments.values():
+            _close_quietly(environment)
+
+
+def _answer(benchmark: Any, environments: dict[int, Environment], name: str, key: int, argument: Any) -> Any:
+    if name == "reset":
+        if key not in environments:
+            environments[key] = benchmark.make()
+        return environments[key].reset(argument)
+    if name == "step":
+        return environments[key].step(argument)
+    environment = environments.pop(key, None)
+    return None if environment is None else environment.close()
+
+
+def _close_quietly(environment: Environment) -> None:
+    try:
+        environment.close()
+    except Exception:
+        logger.warning("closing an environment failed", exc_info=True)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception as it can be sent, with its traceback as a note."""
+    error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # classes made on the fly, constructors with other arguments
+        return RemoteError(f"{type(error).__name__}: {error}")
+    return error
+
+
+# ---------------------------------------------------------------------------------------------------- in the parent
+
+
+@dataclass
+class _Job:
+    future: Future[Any]
+    seconds: float
+    run: Callable[[], Any]
+
+
+@dataclass
+class _Life:
+    """One process of a worker. `obituary` is empty while it lives."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    obituary: str = ""
+
+
+@dataclass
+class _Worker:
+    """A thread of this process that speaks with one subprocess after the other.
+
+    Only that thread touches the process: nothing needs a lock, a call's deadline begins with its own turn, and the
+    kernel's rule that a child dies with the thread that started it is the right one.
+    """
+
+    number: int
+    target: str
+    arguments: Mapping[str, Any]
+    live: int = 0
+    life: _Life | None = None
+    seconds: float = START_SECONDS
+    jobs: SimpleQueue[_Job | None] = field(default_factory=SimpleQueue)
+    thread: threading.Thread | None = None
+    ended: bool = False
+    submitting: threading.Lock = field(default_factory=threading.Lock)
+
+    def submit(self, seconds: float, run: Callable[[], R]) -> Future[R]:
+        future: Future[R] = Future()
+        with self.submitting:
+            if self.ended:
+                future.set_exception(WorkerDied(f"worker {self.number} has been ended with its pool"))
+                return future
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, name=f"environment worker {self.number}", daemon=True)
+                self.thread.start()
+            self.jobs.put(_Job(future, seconds, run))
+        return future
+
+    def end(self) -> None:
+        with self.submitting:
+            self.ended = True
+            self.jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            self.seconds = job.seconds
+            try:
+                job.future.set_result(job.run())
+            except Exception as error:
+                job.future.set_exception(error)
+            del job  # not until the next one comes
+        if self.life and not self.life.obituary:
+            self.life.connection.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.life.process.wait(END_SECONDS)
+            self._bury(self.life, "was ended")
+
+    def request(self, life: _Life, name: str, key: int, argument: Any) -> Any:
+        """One request and its answer. Raises what the environment raised, `EnvironmentTimeout` or `WorkerDied`."""
+        if life.obituary:
+            raise WorkerDied(life.obituary)
+        if life is not self.life:
+            raise AssertionError("a worker has one process at a time")
+        return self._exchange(life, [(name, key, argument)], name, self.seconds, "episode.step_seconds")
+
+    def living(self) -> _Life:
+        """The process that takes new episodes, started if there is none."""
+        if self.life is None or self.life.obituary or self._ended(self.life):
+            self.life = self._start()
+        return self.life
+
+    def _start(self) -> _Life:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # its children can be killed with it
+            )
+        life = _Life(process, Connection(ours.detach()))
+        messages = (sys.path, (self.target, dict(self.arguments)))
+        try:
+            self._exchange(life, messages, "the start", START_SECONDS, "a worker's limit")
+        except BaseException:
+            self._bury(life, "did not start")
+            raise
+        return life
+
+    def _exchange(self, life: _Life, messages: Sequence[Any], name: str, seconds: float, limit: str) -> Any:
+        try:
+            for message in messages:
+                life.connection.send(message)
+            if not life.connection.poll(seconds):
+                text = f"{name} took longer than {seconds:g} s ({limit})"
+                self._bury(life, f"was ended because another episode's {text}")
+                raise EnvironmentTimeout(text)
+            kind, value = life.connection.recv()
+        except (EOFError, OSError):
+            raise WorkerDied(self._bury(life, "")) from None
+        if kind == "unusable":
+            self._bury(life, f"was ended after another episode's {name}: {value}")
+        if kind != "value":
+            raise value
+        return value
+
+    def _ended(self, life: _Life) -> bool:
+        if life.process.poll() is None:
+            return False
+        self._bury(life, "")
+        return True
+
+    def _bury(self, life: _Life, reason: str) -> str:
+        """Kill the process with all its children, and say why it is gone. An empty reason: it went first."""
+        if not reason:
+            try:
+                life.process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                reason = "closed its connection"
+        _kill_group(life.process)
+        if not life.obituary:
+            reason = reason or _how_it_ended(life.process.returncode)
+            life.obituary = f"worker {self.number} (process {life.process.pid}) {reason}; its episodes are lost"
+            life.connection.close()
+        return life.obituary
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # also what a dead worker has left behind
+    process.wait()
+
+
+def _how_it_ended(status: int) -> str:
+    if status >= 0:
+        return f"exited with status {status} (its last words are in the log)"
+    name = signal.Signals(-status).name
+    hint = ": if nobody did it by hand, the machine was out of memory" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+class RemoteEnvironment:
+    """An episode's environment in a worker. `reset` and `step` are to be run by the seat's `call`; `close` waits for
+    nothing."""
+
+    thread_safe: ClassVar[bool] = False
+
+    def __init__(self, worker: _Worker, key: int, left: Callable[[_Worker], None]):
+        self._worker = worker
+        self._key = key
+        self._left = left
+        self._life: _Life | None = None
+        self._closed = False
+
+    def reset(self, task: Task, /) -> Observation:
+        self._check_thread()
+        self._life = self._worker.living()
+        return self._worker.request(self._life, "reset", self._key, task)
+
+    def step(self, action: str, /) -> Step:
+        self._check_thread()
+        if self._life is None:
+            raise RuntimeError("step() before reset()")
+        return self._worker.request(self._life, "step", self._key, action)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._left(self._worker)
+        self._worker.submit(CLOSE_SECONDS, self._close)  # after a call that still runs, if there is one
+
+    def _close(self) -> None:
+        if self._life is None or self._life.obituary:
+            return
+        try:
+            self._worker.request(self._life, "close", self._key, None)
+        except Exception:  # the episode is over; this is only worth a line
+            logger.warning("closing an environment failed", exc_info=True)
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is not self._worker.thread:
+            raise RuntimeError("an environment in a worker is used through its seat: await seat.call(seconds, …)")
+
+
+class WorkerPool:
+    """A few worker processes for the environments of one benchmark.
+
+    Each process opens the benchmark anew, and calls its `warm_up()` where there is one: what takes long there counts
+    as the worker's start, and not as an episode's first call. A call past its deadline ends with `EnvironmentTimeout`
+    and its worker is killed; a worker's death ends its other episodes with `WorkerDied`, and the next `reset` there
+    starts another process. All of them, and the processes that they started, end with this object and with this
+    process, however it ends.
+
+    Args:
+        target: what makes the benchmark, such as `agent_loops.scienceworld.ScienceWorld`.
+        arguments: its arguments.
+        workers: how many processes.
+
+    Raises:
+        ValueError: `workers` is not a whole number from 1 on.
+    """
+
+    def __init__(self, target: str, arguments: Mapping[str, Any], workers: int = DEFAULT_WORKERS):
+        check_workers(workers)
+        self._workers = [_Worker(number, target, arguments) for number in range(workers)]
+        self._keys = itertools.count()
+        self._counting = threading.Lock()
+        self.close = weakref.finalize(self, _end, self._workers)  # at the interpreter's exit too
+
+    def open(self) -> Seat:
+        """A seat for a new episode, in the worker with the fewest live ones."""
+        with self._counting:
+            worker = min(self._workers, key=lambda one: one.live)
+            worker.live += 1
+
+        async def call(seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+            return await asyncio.wrap_future(worker.submit(seconds, lambda: function(*args, **kwargs)))
+
+        return Seat(RemoteEnvironment(worker, next(self._keys), self._leave), call)
+
+    def _leave(self, worker: _Worker) -> None:
+        with self._counting:
+            worker.live -= 1
+
+
+def check_workers(workers: Any) -> None:
+    """Raises ValueError where the setting is not a whole number from 1 on."""
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ValueError(
+            f"{SETTING}={workers!r}: expected a whole number from 1 on, the processes for environments that are not "
+            f"thread-safe in each of verl's agent loop workers (default {DEFAULT_WORKERS})"
+        )
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.end()
+    for worker in workers:
+        if worker.thread not in (None, threading.current_thread()):
+            worker.thread.join(2 * END_SECONDS)
+    for worker in workers:  # those that are still busy with a call
+        if worker.life and not worker.life.obituary:
+            _kill_group(worker.life.process)

@@ -1,0 +1,181 @@
+"""How fast and how large agent_loops.scienceworld is, beside the package's own environment.
+
+    python benchmarks/scienceworld.py [--rounds 3] [--json FILE]
+
+Three ways play the same commands in turn, the package's solutions of seven tasks: `package` is ScienceWorldEnv.step,
+which also lists the valid actions each time; `simulator` is the bare calls that a step needs, in this process; `worker`
+is an environment in a worker process, through asyncio, as in the agent loop. Times are wall-clock, so that a busy
+machine matters; those of steps are without loading, and after a round that warms Java up. Memory is what a worker
+process and its JVM hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = (
+    "boil",
+    "find-plant",
+    "grow-plant",
+    "chemistry-mix",
+    "power-component",
+    "inclined-plane-determine-angle",
+    "identify-life-stages-1",
+)
+LIVE = (1, 8, 32)
+Solutions = dict[str, list[str]]
+Row = tuple[str, float]
+
+
+def task(name: str) -> dict:
+    return {"task": name, "variation": 0, "simplification": "easy"}
+
+
+def milliseconds(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    function()
+    return 1000 * (time.perf_counter() - started)
+
+
+def measure_start() -> tuple[Solutions, list[Row]]:
+    """Returns the solutions of all tasks that are played, and what starting and loading cost."""
+    from agent_loops.scienceworld import VARIATIONS, Simulator
+
+    started = time.perf_counter()
+    simulator = Simulator()
+    rows = [("JVM start, s", time.perf_counter() - started)]
+    rows.append(("first load, s", milliseconds(lambda: simulator.load("boil", 0, "easy").close()) / 1000))
+    solutions: Solutions = {}
+    loads, listings = [], []
+    for name in VARIATIONS:
+        loads.append(milliseconds(lambda name=name: simulator.load(name, 0, "easy").close()))
+        game = simulator.load(name, 0, "easy", gold=name in TASKS)
+        listings.append(milliseconds(game.valid_actions))
+        if name in TASKS:
+            solutions[name] = game.gold_actions()
+        game.close()
+    simulator.close()
+    return solutions, [*rows, ("load, median ms", median(loads)), ("valid actions, median ms", median(listings))]
+
+
+async def measure_steps(solutions: Solutions, rounds: int) -> list[Row]:
+    """Returns steps a second of the three ways, one episode at a time."""
+    from scienceworld import ScienceWorldEnv
+
+    from agent_loops.scienceworld import Simulator
+    from agent_loops.workers import WorkerPool
+
+    simulator, package = Simulator(), ScienceWorldEnv("", envStepLimit=10**6)
+    pool = WorkerPool("agent_loops.scienceworld.ScienceWorld", {}, 1)
+    seat = pool.open()
+    seconds, steps = dict.fromkeys(("simulator", "package", "worker"), 0.0), 0
+    for number in range(rounds + 1):
+        for name, actions in solutions.items():
+            game = simulator.load(name, 0, "easy")
+            played = 0
+            started = time.perf_counter()
+            for action in actions:
+                played += 1
+                if game.step(action)[2]:
+                    break
+            ends = [started, time.perf_counter()]
+            game.close()
+            await seat.call(600, seat.environment.reset, task(name))
+            ends.append(time.perf_counter())
+            for action in actions[:played]:
+                await seat.call(600, seat.environment.step, action)
+            ends.append(time.perf_counter())
+            package.load(name, 0, "easy")
+            package.reset()
+            ends.append(time.perf_counter())
+            for action in actions[:played]:
+                package.step(action)
+            ends.append(time.perf_counter())
+            if number:
+                steps += played
+                for way, place in (("simulator", 0), ("worker", 2), ("package", 4)):
+                    seconds[way] += ends[place + 1] - ends[place]
+    package.close()
+    pool.close()
+    simulator.close()
+    return [
+        *((f"steps/s, {way}", steps / spent) for way, spent in seconds.items()),
+        ("worker / simulator, time", seconds["worker"] / seconds["simulator"]),
+        ("package / worker, time", seconds["package"] / seconds["worker"]),
+    ]
+
+
+async def measure_live(solutions: Solutions, live: int, workers: int = 1) -> list[Row]:
+    """Returns steps a second and megabytes of so many episodes at once."""
+    from agent_loops.workers import WorkerPool
+
+    pool = WorkerPool("agent_loops.scienceworld.ScienceWorld", {}, workers)
+    names = [list(solutions)[place % len(solutions)] for place in range(live)]
+    seats = [pool.open() for _ in names]
+
+    async def episode(place: int) -> int:
+        seat = seats[place]
+        for number, action in enumerate(solutions[names[place]], 1):
+            if (await seat.call(600, seat.environment.step, action)).terminated:
+                return number
+        return len(solutions[names[place]])
+
+    steps, seconds = 0, 0.0
+    for number in range(2):
+        for place, seat in enumerate(seats):
+            await seat.call(600, seat.environment.reset, task(names[place]))
+        started = time.perf_counter()
+        played = sum(await asyncio.gather(*map(episode, range(live))))
+        if number:
+            steps, seconds = played, time.perf_counter() - started
+    size = sum(resident(worker.life.process.pid) for worker in pool._workers if worker.life)
+    pool.close()
+    where = f"{live} live, {workers} worker{'s' * (workers > 1)}"
+    return [(f"steps/s, {where}", steps / seconds), (f"memory, {where}, MB", size)]
+
+
+def resident(pid: int) -> float:
+    """Megabytes of a process and of all below it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    own = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    below = (int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split())
+    return own + sum(map(resident, below))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    from agent_loops.scienceworld import JavaError
+    from agent_loops.scienceworld.jvm import find_java
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    chosen = parser.parse_args(arguments)
+    try:
+        find_java()
+    except JavaError as error:
+        print(f"skipped: {error}")
+        return
+    solutions, rows = measure_start()
+    rows += asyncio.run(measure_steps(solutions, chosen.rounds))
+    for live in LIVE:
+        rows += asyncio.run(measure_live(solutions, live))
+    rows += asyncio.run(measure_live(solutions, LIVE[-1], workers=2))
+    for name, figure in rows:
+        print(f"{name:32} {figure:>12,.3f}" if figure < 10 else f"{name:32} {figure:>12,.0f}")
+    if chosen.json:
+        chosen.json.write_text(json.dumps(dict(rows), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not this folder: this file has the name of the package that it measures
+    main()

@@ -1,0 +1,405 @@
+"""Environments in worker processes: what they answer, and what becomes of them when something dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fragile import FragileBenchmark
+
+from agent_loops.pool import EnvironmentTimeout, Seat
+from agent_loops.workers import ProcessUnusable, RemoteError, WorkerDied, WorkerPool
+
+HERE = Path(__file__).parent
+TARGET = "fragile.FragileBenchmark"
+LONG = 60.0
+
+
+@pytest.fixture
+def make_pool() -> Iterator[Callable[..., WorkerPool]]:
+    made: list[WorkerPool] = []
+
+    def make(workers: int = 2, **arguments) -> WorkerPool:
+        made.append(WorkerPool(TARGET, arguments, workers))
+        return made[-1]
+
+    yield make
+    for pool in made:
+        pool.close()
+
+
+def running(pid: int) -> bool:
+    """Whether the process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(*pids: int) -> bool:
+    """Waits for their end."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not any(running(pid) for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def children() -> set[int]:
+    return {
+        int(pid)
+        for path in Path("/proc/self/task").glob("*/children")
+        for pid in path.read_text().split()
+        if running(int(pid))
+    }
+
+
+async def reset(seat: Seat, name: str = "a"):
+    return await seat.call(LONG, seat.environment.reset, {"name": name})
+
+
+async def step(seat: Seat, action: str, seconds: float = LONG):
+    return await seat.call(seconds, seat.environment.step, action)
+
+
+def test_episodes_answer_as_they_would_here(make_pool):
+    here = FragileBenchmark().make()
+    actions = ["first", "", "Ü 漢字 \ud800\n", "x" * 100_000, "win"]
+
+    async def scenario():
+        pool = make_pool(workers=1)
+        seats = [pool.open() for _ in range(3)]
+        begun = [await reset(seat, f"game {number}") for number, seat in enumerate(seats)]
+        answers: list[list] = [[] for _ in seats]
+        for action in actions:
+            for seat, seen in zip(seats, answers, strict=True):
+                seen.append(await step(seat, action))
+        return begun, answers
+
+    begun, answers = asyncio.run(scenario())
+    for number, (first, seen) in enumerate(zip(begun, answers, strict=True)):
+        assert first.text == here.reset({"name": f"game {number}"}).text and first.info["instruction"] == "count"
+        assert first.info["pid"] != os.getpid()
+        for action, remote in zip(actions, seen, strict=True):
+            local = here.step(action)
+            assert (remote.observation, remote.reward, remote.terminated) == (
+                local.observation,
+                local.reward,
+                local.terminated,
+            )
+            assert remote.info["won"] == local.info["won"]
+
+
+def test_nothing_starts_before_the_first_episode_does(make_pool):
+    before = children()
+    seat = make_pool().open()
+    assert children() == before
+    asyncio.run(reset(seat))
+    assert len(children() - before) == 1
+
+
+def test_an_episode_goes_to_the_worker_with_the_fewest(make_pool):
+    async def scenario():
+        pool = make_pool(workers=3)
+        seats = [pool.open() for _ in range(6)]
+        homes = [(await reset(seat)).info["pid"] for seat in seats]
+        assert len(set(homes)) == 3 and all(homes.count(home) == 2 for home in homes)
+        left = homes[1]
+        for seat, home in zip(seats, homes, strict=True):
+            if home == left:
+                seat.environment.close()
+                seat.environment.close()  # counts once
+        new = [(await reset(pool.open())).info["pid"] for _ in range(3)]
+        assert new.count(left) == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_episode_is_closed_in_the_worker_and_one_that_cannot_costs_nothing(make_pool):
+    async def scenario():
+        pool = make_pool(workers=1)
+        for name in ("one", "unclosable"):
+            seat = pool.open()
+            await reset(seat, name)
+            seat.environment.close()
+        never = pool.open()
+        never.environment.close()
+        last = pool.open()
+        await reset(last)
+        return (await step(last, "closed")).info
+
+    info = asyncio.run(scenario())
+    assert info["closed"] == ["one", "unclosable"] and info["kept"] == 1
+
+
+def test_exceptions_cross_with_type_and_message_and_cost_only_their_episode(make_pool):
+    async def scenario():
+        pool = make_pool(workers=1)
+        one, other = pool.open(), pool.open()
+        home = (await reset(one)).info["pid"]
+        await reset(other, "b")
+        with pytest.raises(OSError, match="the game file is gone"):
+            await reset(pool.open(), "missing")
+        with pytest.raises(RuntimeError, match=r"^the game crashed") as caught:
+            await step(one, "raise")
+        assert "fragile.py" in caught.value.__notes__[0]
+        with pytest.raises(RemoteError, match=r"^TwoPartError: one and two$"):
+            await step(one, "odd")
+        with pytest.raises(RemoteError, match=r"the answer of step cannot be sent: .*lock"):
+            await step(one, "lock")
+        with pytest.raises((TypeError, AttributeError), match="pickle"):
+            await one.call(LONG, one.environment.reset, lambda: None)
+        answer = await step(other, "go")
+        assert answer.info["pid"] == home and answer.observation.text == "b: 1 actions, 2 characters"
+        assert (await step(one, "go")).observation.text == "a: 4 actions, 2 characters"
+
+    asyncio.run(scenario())
+
+
+def test_a_call_past_its_deadline_ends_its_worker_and_nothing_else(make_pool):
+    async def scenario():
+        pool = make_pool(workers=2)
+        slow, elsewhere, beside = pool.open(), pool.open(), pool.open()
+        home = (await reset(slow)).info["pid"]
+        assert (await reset(beside)).info["pid"] == home
+        await reset(elsewhere)
+        child = (await step(slow, "stray")).info["child"]
+        late = asyncio.ensure_future(step(slow, "sleep 600", seconds=0.3))
+        waiting = asyncio.ensure_future(step(beside, "go"))  # its own deadline has not begun
+        with pytest.raises(EnvironmentTimeout, match=r"^step took longer than 0\.3 s \(episode\.step_seconds\)$"):
+            await late
+        with pytest.raises(WorkerDied, match=r"another episode's step took longer than 0\.3 s .*its episodes are lost"):
+            await waiting
+        assert gone(home, child)
+        assert (await step(elsewhere, "go")).reward == 1.0
+        back = (await reset(slow)).info["pid"]
+        assert back != home and (await step(slow, "go")).reward == 1.0
+        with pytest.raises(WorkerDied):
+            await step(beside, "go")
+
+    asyncio.run(scenario())
+
+
+def test_the_event_loop_runs_on_while_a_worker_blocks(make_pool):
+    async def scenario() -> int:
+        seat, beats = make_pool(workers=1).open(), 0
+        await reset(seat)
+        call = asyncio.ensure_future(step(seat, "sleep 0.3"))
+        while not call.done():
+            beats += 1
+            await asyncio.sleep(0.01)
+        return beats
+
+    assert asyncio.run(scenario()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("kill", r"was killed by SIGKILL: if nobody did it by hand, the machine was out of memory"),
+        ("die", r"exited with status 3"),
+    ],
+)
+def test_a_worker_that_dies_in_a_call_takes_its_own_episodes_only(action, reason, make_pool):
+    async def scenario():
+        pool = make_pool(workers=2)
+        one, elsewhere, beside = pool.open(), pool.open(), pool.open()
+        home = (await reset(one)).info["pid"]
+        for seat in (elsewhere, beside):
+            await reset(seat)
+        for seat, command in ((one, action), (beside, "go")):
+            with pytest.raises(WorkerDied, match=rf"worker 0 \(process {home}\) {reason}.*; its episodes are lost"):
+                await step(seat, command)
+        assert (await step(elsewhere, "go")).reward == 1.0
+        for seat in (one, beside):
+            seat.environment.close()
+        new = pool.open()
+        assert (await reset(new)).info["pid"] != home and (await step(new, "go")).reward == 1.0
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_was_killed_between_calls_comes_back(make_pool):
+    async def scenario():
+        seat = make_pool(workers=1).open()
+        home = (await reset(seat)).info["pid"]
+        os.kill(home, signal.SIGKILL)
+        assert gone(home)
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            await step(seat, "go")
+        home = (await reset(seat)).info["pid"]
+        os.kill(home, signal.SIGKILL)
+        assert gone(home)
+        assert (await reset(seat)).text == "a begins"  # nothing was lost that it would need
+
+    asyncio.run(scenario())
+
+
+def test_a_process_that_its_environment_gives_up_is_replaced(make_pool):
+    async def scenario():
+        pool = make_pool(workers=1)
+        one, beside = pool.open(), pool.open()
+        home = (await reset(one)).info["pid"]
+        await reset(beside)
+        with pytest.raises(ProcessUnusable, match=r"^the game's engine is dead"):
+            await step(one, "unusable")
+        with pytest.raises(WorkerDied, match="after another episode's step: the game's engine is dead"):
+            await step(beside, "go")
+        assert gone(home) and (await reset(beside)).info["pid"] != home
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        ("open", ValueError, "the catalogue is damaged"),
+        ("die", WorkerDied, "exited with status 7"),
+    ],
+)
+def test_a_worker_that_cannot_start_says_why_and_leaves_nothing(fault, error, message, make_pool):
+    before = children()
+    seat = make_pool(fault=fault).open()
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            asyncio.run(reset(seat))
+    assert children() <= before
+
+
+def test_a_cancelled_call_is_not_made_where_it_has_not_begun(make_pool):
+    async def scenario():
+        pool = make_pool(workers=1)
+        one, other = pool.open(), pool.open()
+        await reset(one)
+        await reset(other)
+        running_now = asyncio.ensure_future(step(one, "sleep 0.3"))
+        queued = asyncio.ensure_future(step(other, "never"))
+        await asyncio.sleep(0.1)
+        queued.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await queued
+        await running_now
+        return (await step(other, "go")).reward
+
+    assert asyncio.run(scenario()) == 1.0
+
+
+def test_an_environment_is_used_through_its_seat(make_pool):
+    seat = make_pool().open()
+    with pytest.raises(RuntimeError, match=r"await seat\.call"):
+        seat.environment.reset({"name": "a"})
+
+    async def scenario():
+        await step(seat, "go")
+
+    with pytest.raises(RuntimeError, match="before reset"):
+        asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_the_processes_end_with_the_pool(how):
+    pool: WorkerPool | None = WorkerPool(TARGET, {}, 2)
+    seats = [pool.open() for _ in range(2)]
+
+    async def scenario():
+        homes = [(await reset(seat)).info["pid"] for seat in seats]
+        return [*homes, (await step(seats[0], "stray")).info["child"]]
+
+    pids = asyncio.run(scenario())
+    assert all(running(pid) for pid in pids)
+    if how == "close":
+        pool.close()
+        with pytest.raises(WorkerDied, match="ended with its pool"):
+            asyncio.run(reset(seats[0]))
+        seats[0].environment.close()
+    pool = None
+    seats.clear()
+    gc.collect()
+    assert gone(*pids)
+
+
+def test_a_pool_can_be_closed_while_a_call_hangs():
+    pool = WorkerPool(TARGET, {}, 1)
+    seat = pool.open()
+
+    async def scenario():
+        home = (await reset(seat)).info["pid"]
+        hanging = asyncio.ensure_future(step(seat, "sleep 600", seconds=600.0))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(pool.close)
+        with pytest.raises(WorkerDied):
+            await hanging
+        return home
+
+    assert gone(asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True, "2", None, [2]])
+def test_the_number_of_workers_is_checked(workers):
+    with pytest.raises(ValueError, match=r"actor_rollout_ref\.rollout\.custom\.workers=.*expected a whole number"):
+        WorkerPool(TARGET, {}, workers)
+
+
+SCRIPT = """
+import asyncio, os, sys, time
+from agent_loops.workers import WorkerPool
+
+async def main():
+    pool = WorkerPool("fragile.FragileBenchmark", {}, 2)
+    seats = [pool.open() for _ in range(2)]
+    pids = []
+    for seat in seats:
+        pids.append((await seat.call(60, seat.environment.reset, {"name": "a"})).info["pid"])
+        pids.append((await seat.call(60, seat.environment.step, "child")).info["child"])
+    print(*pids, flush=True)
+    if "busy" in sys.argv[1]:
+        asyncio.ensure_future(seats[0].call(600, seats[0].environment.step, "sleep 600"))
+        await asyncio.sleep(0.2)
+    if sys.argv[1] == "raise":
+        raise RuntimeError("on purpose")
+    if sys.argv[1] == "_exit":
+        os._exit(0)
+    if "killed" in sys.argv[1]:
+        print("playing", flush=True)
+        time.sleep(600)
+    return pool
+
+kept = asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("end", ["normal", "raise", "busy", "_exit", "killed", "killed busy", "terminated"])
+def test_no_process_outlives_its_parent(end):
+    """Neither the workers nor what they started, whatever ends the parent."""
+    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), "killed" if end == "terminated" else end],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    try:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 4
+        if end in ("killed", "killed busy", "terminated"):
+            assert process.stdout.readline() == "playing\n"
+            process.send_signal(signal.SIGTERM if end == "terminated" else signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+        assert ("on purpose" in errors) == (end == "raise")
+        assert gone(*pids)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
