@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 import jinja2
 
-from agent_loops.actions import ParsedAction, parse_action
+from agent_loops.actions import ParsedAction, parse_action, parse_function_call
 from agent_loops.environment import Environment, Observation, Task
 
 LAYOUTS = ("turns", "transcript")
+ACTION_FORMATS = ("action_tags", "function_calls")
 
 End = Literal["", "terminated", "truncated", "turns"]
 """Why an episode is over: the task ended, the environment's own limit, `max_turns`; empty while it goes on."""
@@ -29,6 +30,10 @@ class EpisodeSettings:
             template serves both layouts: it is told whether its message stands alone.
         layout: `turns`: each turn is its own prompt with a short history, and its own row. `transcript`: the whole
             conversation is one row; its first message holds the task and the instructions, the later ones what is new.
+        action_format: how a response names its action. `action_tags`: `<action>…</action>`, lower-cased
+            (`agent_loops.actions.parse_action`). `function_calls`: `<function=NAME><parameter=KEY>VALUE</parameter>
+            </function>`, as it is written (`parse_function_call`); the environment says what is wrong with one that it
+            does not know (`Step.info["invalid"]`), which breaks the format too.
         max_turns: the agent is cut off after so many.
         turn_tokens: a response has at most so many tokens; by default what is left of its row
             (data.max_response_length and rollout.max_model_len): in a transcript, all that is left for the episode.
@@ -37,17 +42,24 @@ class EpisodeSettings:
         won_reward, lost_reward: the trajectory's outcome reward.
         invalid_penalty: taken from the turn whose response breaks the format.
         require_think: whether a response without `<think>…</think>` breaks the format.
-        fallback_characters: how much of a response without action tags is executed.
+        fallback_characters: how much of a response without action tags is executed (`action_tags`).
         overlong_buffer: the last share of the tokens that a response may have, in which a turn's penalty grows with its
             response; 0 for none (see `overlong`).
         overlong_penalty: what a response as long as the limit is charged.
         compact_filtering: mask every row of a trajectory that was cut short (`agent_loops.loop` says by what); its
             reward stays in the baseline.
+        conclude: a trajectory that the loop cuts gets the outcome that the environment's `conclude()` finds, where it
+            has one: `{"won": …, "score": …}` as in `Step.info`, of the task as it stands. Otherwise it counts as lost.
+            For thread-safe environments; one whose last call is still running is not asked.
         step_seconds: an environment that takes longer for one step has failed.
+        trajectory_seconds: from the end of `reset` on; then no turn begins, a running generation is given up, and so is
+            a running step where the environment is thread-safe (in a worker process, others would suffer). That cuts
+            the trajectory, and is no fault. null: no such limit.
     """
 
     prompt: str = "webshop/full"
     layout: str = "turns"
+    action_format: str = "action_tags"
     max_turns: int = 15
     turn_tokens: int | None = None
     history_length: int = 2
@@ -60,16 +72,21 @@ class EpisodeSettings:
     overlong_buffer: float = 0.0
     overlong_penalty: float = 1.0
     compact_filtering: bool = False
+    conclude: bool = True
     step_seconds: float = 60.0
+    trajectory_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"episode.layout={self.layout!r}: expected one of {list(LAYOUTS)}")
+        for name, known in (("layout", LAYOUTS), ("action_format", ACTION_FORMATS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected one of {list(known)}")
         for name, least in (("max_turns", 1), ("history_length", 0), ("fallback_characters", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected at least {least}")
         if self.turn_tokens is not None and self.turn_tokens < 1:
             raise ValueError(f"episode.turn_tokens={self.turn_tokens!r}: expected null or at least 1")
+        if self.trajectory_seconds is not None and not self.trajectory_seconds > 0:
+            raise ValueError(f"episode.trajectory_seconds={self.trajectory_seconds!r}: expected null or more than 0")
         if not 0 <= self.overlong_buffer <= 1:
             raise ValueError(
                 f"episode.overlong_buffer={self.overlong_buffer!r}: expected a share, from 0 to 1, of the tokens that "
@@ -134,10 +151,12 @@ class Episode:
     won: bool = False
     score: float = 0.0
     instruction: str = ""
+    kind: str = ""
 
     def reset(self, task: Task) -> None:
         self.observation = self.environment.reset(task)
         self.instruction = str(self.observation.info.get("instruction", ""))
+        self.kind = str(self.observation.info.get("kind", ""))
 
     def prompt(self, shorter: int = 0) -> str:
         """The user message of the coming turn. In a transcript, only the first one holds the task and the instructions.
@@ -154,17 +173,14 @@ class Episode:
     def step(self, response: str) -> Turn:
         """Execute the action in a response; returns the turn, and updates `done`, `end`, `won` and `score`."""
         assert self.observation is not None, "reset the episode first"
-        action = parse_action(
-            response,
-            require_think=self.settings.require_think,
-            fallback_characters=self.settings.fallback_characters,
-        )
+        action = self._parse(response)
         result = self.environment.step(action.text)
+        if action.valid and (reason := result.info.get("invalid")):
+            action = dataclasses.replace(action, valid=False, reason=str(reason))
         turn = Turn(self.observation, action, result.reward, 0.0 if action.valid else -self.settings.invalid_penalty)
         self.turns.append(turn)
         self.observation = result.observation
-        self.won = bool(result.info.get("won", False))
-        self.score = float(result.info.get("score", float(self.won)))
+        self._record(result.info)
         if result.terminated:
             self.end = "terminated"
         elif result.truncated:
@@ -173,6 +189,25 @@ class Episode:
             self.end = "turns"
         self.done = self.end != ""
         return turn
+
+    def conclude(self) -> None:
+        """Update `won` and `score` of an episode that was cut, where its environment can tell how it stands."""
+        conclude = getattr(self.environment, "conclude", None)
+        if conclude is not None:
+            self._record(conclude())
+
+    def _record(self, info: Mapping[str, Any]) -> None:
+        self.won = bool(info.get("won", False))
+        self.score = float(info.get("score", float(self.won)))
+
+    def _parse(self, response: str) -> ParsedAction:
+        if self.settings.action_format == "function_calls":
+            return parse_function_call(response, require_think=self.settings.require_think)
+        return parse_action(
+            response,
+            require_think=self.settings.require_think,
+            fallback_characters=self.settings.fallback_characters,
+        )
 
     @property
     def outcome_reward(self) -> float:

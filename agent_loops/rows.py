@@ -95,10 +95,29 @@ class Rows(ABC):
         self.unfinished = False
         # the last call to the environment took too long
         self.timed_out = False
+        # the trajectory's time was up
+        self.out_of_time = False
+        self._before: list[Row] = []
 
-    @abstractmethod
     async def ask(self, episode: Episode) -> int:
         """Bring the last row to where the model answers; returns how many tokens it may answer with, 0 for no room."""
+        self._before = list(self.rows)
+        return await self._ask(episode)
+
+    @abstractmethod
+    async def _ask(self, episode: Episode) -> int: ...
+
+    def withdraw(self, anchor: str) -> None:
+        """Take back what `ask` brought, for nothing will answer it. verl needs a row, so the first one stays, masked.
+
+        Args:
+            anchor: the observation that was not answered.
+        """
+        if self._before:
+            self.rows = self._before
+            return
+        self.rows[-1].engine = self._without_engine()
+        self._add_nothing(None, anchor)
 
     async def add(self, ids: list[int], output: Any, room: int, turn: Turn | None, anchor: str) -> None:
         """Record a response: what the model answered to `ask`.
@@ -136,7 +155,7 @@ class Rows(ABC):
     async def add_placeholder(self, messages: Messages) -> None:
         """A row for an episode that never began."""
         self.rows.append(self._row(messages, await self._loop.ct_build_initial_tokens(messages)))
-        self.rows[-1].engine = {"min_global_steps": self._global_steps, "max_global_steps": self._global_steps}
+        self.rows[-1].engine = self._without_engine()
         self._add_nothing(None, "")
 
     def outputs(self, episode: Episode, fault: str, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
@@ -145,14 +164,17 @@ class Rows(ABC):
         cut = self._cut(episode, fault)
         masked = bool(fault) or (bool(cut) and self._settings.compact_filtering)
         turns = [turn for row in self.rows for turn in row.turns]
+        success = float(episode.won and not fault)
         info = {
-            "acc": float(episode.won and not fault),
+            "acc": success,
             "task_score": 0.0 if fault else float(episode.score),
             "turns": float(len(turns)),
             "invalid_turns": float(sum(not (turn and turn.action.valid) for turn in turns)),
             "fault": float(bool(fault)),
             "cut": float(bool(cut)),
         }
+        if episode.kind:  # verl averages each entry over the trajectories that have it
+            info[f"acc/{episode.kind}"] = success
         if fault:
             logger.error("episode %s: %s", self._trajectory_id, fault)
         of_all = {"trajectory_id": self._trajectory_id, "fault": fault, "cut": cut}
@@ -174,9 +196,15 @@ class Rows(ABC):
         """What cut the trajectory short. A response that was cut counts even where its action ended the task."""
         if fault:
             return "time" if self.timed_out else ""
+        if self.out_of_time:
+            return "time"
         if self.unfinished:
             return "response"
         return episode.end if episode.end in ("turns", "truncated") else ""
+
+    def _without_engine(self) -> dict[str, Any]:
+        """What verl reads of the engine's facts, where the engine was never heard."""
+        return {"min_global_steps": self._global_steps, "max_global_steps": self._global_steps}
 
     def _row(self, messages: Messages, prompt_ids: list[int]) -> Row:
         return Row(messages, prompt_ids, [] if self._log_probs else None)
@@ -219,7 +247,7 @@ class Rows(ABC):
 class TurnRows(Rows):
     """A row a turn, each with a prompt of its own."""
 
-    async def ask(self, episode: Episode) -> int:
+    async def _ask(self, episode: Episode) -> int:
         self.rows.append(await self._new_row(episode))
         return self._room(self.rows[-1])
 
@@ -227,7 +255,7 @@ class TurnRows(Rows):
 class TranscriptRow(Rows):
     """One row: the first message is its prompt; responses and later messages are its response part."""
 
-    async def ask(self, episode: Episode) -> int:
+    async def _ask(self, episode: Episode) -> int:
         if not self.rows:
             self.rows.append(await self._new_row(episode))
             return self._room(self.rows[-1])

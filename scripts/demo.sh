@@ -7,6 +7,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=_common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+# shellcheck disable=SC2119 # its arguments are not the script's
 aem_setup
 cd "$AEM_ROOT"
 if [ "$AEM_STACK" = gpu ]; then set -- "$@" machine=gpu1; fi

@@ -317,3 +317,6 @@ step check "$KEY_CHECK" 'check: files complete, verl loads and knows adv_estimat
 
 grep '^verl ' "$LOG" | tail -n 1
 printf 'Ready in %d s: %s stack in %s.\n' $((SECONDS - STARTED)) "$STACK" "$SHOWN"
+if ! command -v bwrap >/dev/null; then
+    echo 'The software-engineering benchmark runs commands in bubblewrap, which is not installed: apt-get install bubblewrap.'
+fi

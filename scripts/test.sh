@@ -43,6 +43,10 @@ run_pytest() {
 # no `stage`: where the set-up fails there is nothing to test with, and its own message is the last one
 aem_setup --dev
 TABLE+=$(printf '%-32s %-8s %5d s' 'set-up' passed "$SECONDS")$'\n'
+# the sandbox of agent_loops.swe; where it cannot be had, its tests are skipped and say so
+if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    (apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }) >/dev/null 2>&1 </dev/null || true
+fi
 OUTPUT=$(mktemp)
 trap 'rm -f "$OUTPUT"' EXIT
 

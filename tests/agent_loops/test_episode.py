@@ -28,6 +28,55 @@ def test_the_example_follows_the_protocols():
     assert isinstance(benchmark.make(), Environment)
 
 
+CALLS = dataclasses.replace(COMPACT, action_format="function_calls")
+
+
+def test_an_episode_of_function_calls():
+    """The environment gets the call as it was written; without one, or with half of one, what there is."""
+    guess = "<function=Guess><parameter=digit>{}</parameter></function>"
+    episode = play(CALLS, [f"Low? {guess.format(3)}", "7", "<function=Guess><parameter=digit>8", guess.format(7)])
+    assert [turn.action.text for turn in episode.turns] == [
+        guess.format(3), "", "<function=Guess><parameter=digit>8", guess.format(7),
+    ]  # fmt: skip
+    assert [turn.action.valid for turn in episode.turns] == [True, False, False, True]
+    assert [turn.penalty for turn in episode.turns] == [0.0, -0.1, -0.1, 0.0]
+    assert episode.turns[2].action.reason == "<parameter=digit> is not closed" and episode.won
+    thinking = dataclasses.replace(CALLS, require_think=True)
+    assert [turn.action.valid for turn in play(thinking, [guess.format(3)]).turns] == [False]
+
+
+@pytest.mark.parametrize(
+    ("format", "text"), [("action_tags", "<action>{}</action>"), ("function_calls", "<function={}></function>")]
+)
+def test_an_action_that_the_environment_does_not_know_breaks_the_format(format, text):
+    class Strict(type(GuessBenchmark().make())):
+        def step(self, action):
+            return dataclasses.replace(super().step(action), info={"invalid": "" if "guess" in action else "no verb"})
+
+    episode = Episode(Strict(""), dataclasses.replace(COMPACT, action_format=format))
+    episode.reset({"secret": 7})
+    turns = [episode.step(response) for response in (text.format("go"), text.format("guess 3"), "nothing")]
+    assert [turn.action.valid for turn in turns] == [False, True, False]
+    assert [turn.penalty for turn in turns] == [-0.1, 0.0, -0.1]
+    assert turns[0].action.reason == "no verb" and turns[2].action.reason.startswith("no <")
+
+
+def test_a_cut_episode_asks_its_environment_how_it_stands():
+    class Knowing(type(GuessBenchmark().make())):
+        def conclude(self):
+            return {"won": True, "score": 0.5}
+
+    episode = Episode(Knowing(""), COMPACT)
+    episode.reset({"secret": 7})
+    episode.step("<action>guess[3]</action>")
+    assert (episode.won, episode.score) == (False, 0.0)
+    episode.conclude()
+    assert (episode.won, episode.score, episode.outcome_reward) == (True, 0.5, 10.0)
+    silent = play(COMPACT, ["<action>guess[3]</action>"])
+    silent.conclude()
+    assert (silent.won, silent.done) == (False, False)
+
+
 def test_a_won_episode():
     episode = play(COMPACT, ["<action>guess[3]</action>", "<action>guess[7]</action>"])
     assert episode.done and episode.won and episode.score == 1.0 and episode.outcome_reward == 10.0
@@ -144,6 +193,12 @@ def test_a_transcripts_full_message_ends_with_what_can_be_done():
     ("change", "message"),
     [
         ({"layout": "rows"}, r"episode\.layout='rows': expected one of \['turns', 'transcript'\]"),
+        (
+            {"action_format": "xml"},
+            r"episode\.action_format='xml': expected one of \['action_tags', 'function_calls'\]",
+        ),
+        ({"trajectory_seconds": 0}, r"episode\.trajectory_seconds=0: expected null or more than 0"),
+        ({"trajectory_seconds": float("nan")}, r"episode\.trajectory_seconds=nan: expected null or more than 0"),
         ({"max_turns": 0}, r"episode\.max_turns=0: expected at least 1"),
         ({"overlong_buffer": 4096}, r"episode\.overlong_buffer=4096: expected a share, from 0 to 1, of the tokens"),
         ({"turn_tokens": 0}, r"episode\.turn_tokens=0: expected null or at least 1"),

@@ -6,11 +6,14 @@ What only a transcript has is in test_transcript.py.
 from __future__ import annotations
 
 import asyncio
+import re
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
+from omegaconf import OmegaConf
 from scripted import ScriptedServer, log_prob, make_loop, play, run
 
 from agent_loops import episode as episode_module
@@ -295,3 +298,256 @@ def test_an_interrupted_engine_leaves_a_masked_token(layout):
 def test_missing_settings_are_named():
     with pytest.raises(ValueError, match=r"rollout\.custom\.benchmark is not set"):
         loop_module.open_benchmark(None)
+
+
+@pytest.mark.parametrize(
+    ("last", "fault"),
+    [
+        ("kill", r"^turn 1: WorkerDied: worker \d \(process \d+\) was killed by SIGKILL"),
+        ("raise", r"^turn 1: RuntimeError: the game crashed$"),
+        ("sleep 600", r"^turn 1: EnvironmentTimeout: step took longer than 5 s \(episode\.step_seconds\)$"),
+    ],
+)
+def test_environments_that_are_not_thread_safe_play_in_workers(last, fault, layout):
+    """One of two episodes meets a fault; the other has another worker, and the next one finds both."""
+    benchmark = {"target": "fragile.FragileBenchmark"}
+    episode = {"layout": layout, "step_seconds": 5.0}
+
+    async def one(actions, number):
+        server = ScriptedServer([f"<action>{action}</action>" for action in actions])
+        return await play(make_loop(server, benchmark=benchmark, episode=episode), {"name": "a"}, session_id=number)
+
+    async def scenario():
+        together = await asyncio.gather(one(["go", last], 0), one(["go", "go", "win"], 1))
+        return *together, await one(["win"], 2)
+
+    failed, won, again = asyncio.run(scenario())
+    assert re.match(fault, failed[0].extra_fields["fault"]), failed[0].extra_fields["fault"]
+    assert failed[0].extra_fields["cut"] == ("time" if "sleep" in last else "") and failed[0].reward_score == 0.0
+    for rows in (won, again):
+        assert rows[0].extra_fields["fault"] == "" and rows[0].reward_score == 10.0
+    assert entries(won, "turn_rewards") == [1.0, 2.0, 3.0]
+    assert len(entries(failed, "turn_rewards")) == 2
+
+
+def test_the_number_of_workers_is_a_setting():
+    def opened(**custom):
+        settings = {"benchmark": {"target": "fragile.FragileBenchmark"}, **custom}
+        return loop_module.open_benchmark(OmegaConf.create(settings))[1]
+
+    assert [len(opened(**custom)._workers) for custom in ({}, {"workers": 1}, {"workers": 3})] == [2, 1, 3]
+    assert opened(workers=3) is opened(workers=3)
+    for target in ("fragile.FragileBenchmark", "guess.GuessBenchmark"):
+        with pytest.raises(ValueError, match=r"rollout\.custom\.workers=0: expected a whole number"):
+            loop_module.open_benchmark(OmegaConf.create({"benchmark": {"target": target}, "workers": 0}))
+
+
+# --- the trajectory's own time ----------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands in for the loop's clock; a test moves it."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+
+class Ticking(ScriptedServer):
+    """Each answer takes so many seconds of that clock."""
+
+    clock: Clock
+    seconds = 0.0
+
+    async def generate(self, *args, **kwargs):
+        output = await super().generate(*args, **kwargs)
+        self.clock.now += self.seconds
+        return output
+
+
+class Endless(ScriptedServer):
+    """Never answers beyond its list."""
+
+    async def generate(self, *args, **kwargs):
+        if len(self.requests) == len(self.answers):
+            await asyncio.sleep(3600)
+        return await super().generate(*args, **kwargs)
+
+
+def play_with(server, layout, benchmark=None, **episode):
+    async def scenario():
+        made = make_loop(server, episode={"layout": layout, **episode}, benchmark=benchmark)
+        return await play(made, {"secret": 7})
+
+    return asyncio.run(scenario())
+
+
+def check_cut_by_time(rows, filtered):
+    for row in rows:
+        extra = row.extra_fields
+        assert extra["cut"] == "time" and extra["fault"] == "" and extra["reward_extra_info"]["cut"] == 1.0
+        assert extra["reward_extra_info"]["fault"] == 0.0
+        assert len(row.response_mask) == len(row.response_ids) == len(row.response_logprobs)
+        assert isinstance(extra["min_global_steps"], int) and isinstance(extra["max_global_steps"], int)
+        for start, stop in extra["response_spans"]:
+            assert stop > start and (not filtered or set(row.response_mask[start:stop]) == {0})
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_no_turn_begins_after_the_trajectorys_time(filtered, layout, monkeypatch):
+    server = Ticking([WRONG])
+    server.clock, server.seconds = Clock(monkeypatch), 1.0
+    settings = {"compact_filtering": filtered, "lost_reward": -1.0}
+    rows = play_with(server, layout, trajectory_seconds=2.5, step_seconds=0.5, **settings)
+    # the second turn ended at 2 s, so a third began, whose answer came too late to be executed
+    assert len(server.requests) == 3 and entries(rows, "turn_valid") == [True, True, False]
+    check_cut_by_time(rows, filtered)
+    assert {row.reward_score for row in rows} == {-1.0}, "a cut trajectory is lost, not void: it stays in the baseline"
+    assert (sum(sum(row.response_mask) for row in rows) == 0) == filtered
+
+
+def test_an_episode_that_ends_in_time_is_not_cut_by_it(layout, monkeypatch):
+    server = Ticking([WRONG, RIGHT])
+    server.clock, server.seconds = Clock(monkeypatch), 1.0
+    rows = play_with(server, layout, trajectory_seconds=2.5, compact_filtering=True)
+    assert {row.extra_fields["cut"] for row in rows} == {""} and rows[0].reward_score == 10.0
+    assert sum(sum(row.response_mask) for row in rows) == 2 * (LENGTH + 1)
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_generation_that_outlasts_the_trajectory_is_given_up(filtered, layout):
+    """What came before stays as it is, without the message that nothing answered."""
+    server = Endless([WRONG, "nothing"])
+    rows = play_with(server, layout, trajectory_seconds=1.0, compact_filtering=filtered)
+    check_cut_by_time(rows, filtered)
+    assert len(entries(rows, "response_spans")) == len(server.requests) == 2
+    assert entries(rows, "turn_valid") == [True, False] and rows[0].reward_score == 0.0
+    last = rows[-1]
+    assert last.extra_fields["response_spans"][-1][1] == len(last.response_ids), "it ends with the last response"
+    if not filtered:
+        assert sum(sum(row.response_mask) for row in rows) == sum(len(request.ids) for request in server.requests)
+
+
+def test_a_trajectory_whose_first_generation_is_given_up_is_one_masked_token(layout):
+    (row,) = play_with(Endless([]), layout, trajectory_seconds=0.05)
+    check_cut_by_time([row], filtered=True)
+    assert row.extra_fields["response_spans"] == [[0, 1]] and row.response_mask == [0]
+    assert row.extra_fields["turn_valid"] == [False] and row.extra_fields["anchors"] == ["Guess a digit."]
+    ended, _ = run([RIGHT], layout=layout)
+    assert row.prompt_ids == ended[0].prompt_ids
+    # verl stacks rows, so they have the same keys
+    assert {*row.extra_fields} == {*ended[0].extra_fields} - {"global_steps"}
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_a_step_that_outlasts_the_trajectory_is_no_fault(filtered, layout):
+    """Beyond `step_seconds` it would be one."""
+    benchmark = {"fault": "slow"}
+    rows = play_with(
+        ScriptedServer([WRONG]), layout, benchmark, trajectory_seconds=0.2, step_seconds=60, compact_filtering=filtered
+    )
+    check_cut_by_time(rows, filtered)
+    assert len(entries(rows, "response_spans")) == 1 and rows[0].reward_score == 0.0
+    assert sum(rows[0].response_mask) == (0 if filtered else LENGTH + 1)
+    (fault, *_) = play_with(ScriptedServer([WRONG]), layout, benchmark, trajectory_seconds=60, step_seconds=0.2)
+    assert fault.extra_fields["fault"] and fault.extra_fields["cut"] == "time"
+
+
+def test_a_worker_is_never_killed_for_a_trajectorys_time(layout):
+    """Its other episodes would die with it."""
+    benchmark = {"target": "fragile.FragileBenchmark"}
+
+    asked = []
+
+    class Server(ScriptedServer):
+        async def generate(self, *args, **kwargs):
+            asked.append(kwargs)
+            return await super().generate(*args, **kwargs)
+
+    async def scenario():
+        episode = {"layout": layout, "trajectory_seconds": 0.5, "step_seconds": 60.0}
+        server = Server(["<action>sleep 1</action>", "<action>win</action>"])
+        return await play(make_loop(server, benchmark=benchmark, episode=episode), {"name": "a"})
+
+    rows = asyncio.run(scenario())
+    check_cut_by_time(rows, filtered=False)
+    assert entries(rows, "turn_valid") == [True]
+    assert len(asked) == 1, "the engine is not asked for what would come too late"
+
+
+def test_a_servers_own_timeout_is_not_the_trajectorys(layout):
+    class Broken(ScriptedServer):
+        async def generate(self, *args, **kwargs):
+            raise TimeoutError("the engine")
+
+    with pytest.raises(TimeoutError, match="the engine"):
+        play_with(Broken([]), layout, trajectory_seconds=60)
+
+
+# --- the outcome of a trajectory that was cut -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def concluding(monkeypatch):
+    """Guessing games that can say how they stand; the list of those that were asked."""
+    asked = []
+
+    def conclude(self):
+        asked.append(self)
+        if self._fault == "conclude":
+            raise RuntimeError("no grade")
+        return {"won": True, "score": 0.75}
+
+    monkeypatch.setattr("guess.GuessEnvironment.conclude", conclude, raising=False)
+    return asked
+
+
+@pytest.mark.parametrize("reason", ["turns", "response", "time"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_trajectory_that_the_loop_cuts_gets_the_outcome_as_it_stands(reason, asked, layout, concluding):
+    cuts = {
+        "turns": {"max_turns": 2},
+        "response": {"turn_tokens": 5, "max_turns": 2},
+        "time": {"trajectory_seconds": 1.0},
+    }
+    server = Endless([WRONG, WRONG])
+    rows = play_with(server, layout, compact_filtering=True, conclude=asked, **cuts[reason])
+    assert {row.extra_fields["cut"] for row in rows} == {reason} and len(concluding) == asked
+    assert {row.reward_score for row in rows} == {10.0 if asked else 0.0}
+    info = rows[0].extra_fields["reward_extra_info"]
+    assert (info["acc"], info["task_score"]) == ((1.0, 0.75) if asked else (0.0, 0.0))
+    assert sum(sum(row.response_mask) for row in rows) == 0
+
+
+@pytest.mark.parametrize("fault", ["limit", "slow"])
+def test_an_episode_that_ended_or_still_runs_is_not_asked(fault, layout, concluding):
+    answers, benchmark = [RIGHT if not fault else WRONG], {"fault": fault}
+    play_with(ScriptedServer(answers), layout, benchmark, trajectory_seconds=0.3 if fault == "slow" else None)
+    play_with(ScriptedServer([RIGHT]), layout)
+    assert not concluding
+
+
+def test_an_outcome_that_cannot_be_had_is_a_fault(layout, concluding):
+    rows = play_with(ScriptedServer([WRONG]), layout, {"fault": "conclude"}, max_turns=1)
+    assert {row.extra_fields["fault"] for row in rows} == {"the end: RuntimeError: no grade"}
+    assert {row.reward_score for row in rows} == {0.0} and sum(rows[0].response_mask) == 0
+
+
+def test_the_environment_is_closed_off_the_event_loop(layout, monkeypatch):
+    """A sandbox takes its time to go."""
+    import threading
+
+    closed = []
+    monkeypatch.setattr("guess.GuessEnvironment.close", lambda self: closed.append(threading.current_thread()))
+    run([RIGHT], layout=layout)
+    assert len(closed) == 1 and closed[0] is not threading.main_thread()
+
+
+def test_the_number_of_threads_is_a_setting():
+    def opened(**custom):
+        settings = {"benchmark": {"target": "guess.GuessBenchmark"}, **custom}
+        return loop_module.open_benchmark(OmegaConf.create(settings))[1]
+
+    assert opened(threads=3)._executor._max_workers == 3 and opened(threads=3) is not opened()
+    with pytest.raises(ValueError, match=r"rollout\.custom\.threads=0: expected null or a whole number"):
+        opened(threads=0)

@@ -1,0 +1,224 @@
+"""How many tasks a set of predictions resolves: python -m agent_loops.swe.evaluate PREDICTIONS --tasks DIR.
+
+Predictions are written and read in swebench's format: instance_id, model_name_or_path and model_patch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from agent_loops.swe.grading import Grade, GradeSettings, grade, grade_row
+from agent_loops.swe.readers import read_tasks
+from agent_loops.swe.sandbox import BACKENDS, SandboxError, SandboxSettings
+from agent_loops.swe.slots import cores
+from agent_loops.swe.tasks import SweTask
+
+NO_PREDICTION = "there is no prediction"
+GOLD = "gold"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An agent's answer to a task, in swebench's words; `model_patch` is empty where it gave none."""
+
+    instance_id: str
+    model_name_or_path: str
+    model_patch: str
+
+
+def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> None:
+    """Write predictions as swebench reads them: a list (`.json`), or one a line (`.jsonl`).
+
+    Args:
+        predictions: what to write.
+        path: the file; there is nothing, or the whole of it.
+
+    Raises:
+        ValueError: the file's name ends in neither.
+    """
+    path = Path(path)
+    rows = [vars(one) for one in predictions]
+    if path.suffix == ".jsonl":
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    elif path.suffix == ".json":
+        text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+    else:
+        raise ValueError(f"{path}: expected a name that ends in .json or .jsonl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def read_predictions(path: Path | str) -> list[Prediction]:
+    """Read predictions: a JSON list, an object by instance, or JSON lines.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no predictions, or two of one task; the message names the file, the row and the field.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            rows: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error})") from error
+    if isinstance(rows, dict):
+        rows = list(rows.values())
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected predictions, not {type(rows).__name__}")
+    predictions = [_prediction(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+    seen: set[str] = set()
+    for one in predictions:
+        if one.instance_id in seen:
+            raise ValueError(f"{path}: two predictions for {one.instance_id}")
+        seen.add(one.instance_id)
+    return predictions
+
+
+def _prediction(row: Any, place: str) -> Prediction:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected an object, not {type(row).__name__}")
+    values = {"model_name_or_path": "", **row}
+    values["model_patch"] = values.get("model_patch") or ""
+    for name in ("instance_id", "model_name_or_path", "model_patch"):
+        if not isinstance(values.get(name), str):
+            raise ValueError(f"{place}, field {name!r}: expected text, not {type(values.get(name)).__name__}")
+    return Prediction(values["instance_id"], values["model_name_or_path"], values["model_patch"])
+
+
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22).
+
+    Args:
+        successes: how often.
+        total: of how many.
+        confidence: how sure.
+
+    Raises:
+        ValueError: there are more successes than cases, or no cases.
+
+    Example:
+        >>> [round(bound, 4) for bound in wilson_interval(42, 100)]
+        [0.328, 0.5179]
+    """
+    if not 0 <= successes <= total or total < 1 or not 0 < confidence < 1:
+        raise ValueError(f"no interval of {successes} out of {total} at a confidence of {confidence}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, scale = successes / total, 1 + z * z / total
+    middle = (share + z * z / (2 * total)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # exactly 0 and 1 at the ends, where rounding would miss them
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == total else middle + half)
+
+
+def evaluate(
+    tasks: Sequence[SweTask],
+    predictions: Sequence[Prediction],
+    settings: GradeSettings | None = None,
+    jobs: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Grade predictions; a task without one counts as not resolved.
+
+    Args:
+        tasks: all that count.
+        predictions: the answers.
+        settings: how they are graded.
+        jobs: how many at once; as many as cores by default.
+        report: is told each grade, a line each.
+
+    Returns:
+        Plain data: `resolved`, `total`, `rate`, `interval` (95 %, Wilson), `errors` (tasks whose sandbox failed; they
+        count as not resolved), and `grades` by instance.
+
+    Raises:
+        ValueError: a prediction is for a task that is not there, or there are no tasks.
+    """
+    by_name = {one.instance_id: one for one in predictions}
+    if unknown := sorted(set(by_name) - {task.instance_id for task in tasks}):
+        raise ValueError(f"{len(unknown)} predictions are for tasks that are not there, the first for {unknown[0]}")
+    if not tasks:
+        raise ValueError("there are no tasks to evaluate on")
+
+    def graded(task: SweTask) -> dict[str, Any]:
+        if task.instance_id not in by_name:
+            row = grade_row(_missing(task))
+        else:
+            try:
+                row = grade_row(grade(task, by_name[task.instance_id].model_patch, settings))
+            except SandboxError as error:
+                row = grade_row(_missing(task)) | {"reason": "", "error": f"the sandbox failed: {error}"}
+        report(f"{task.instance_id}: {'resolved' if row['resolved'] else row.get('error') or row['reason']}")
+        return row
+
+    with ThreadPoolExecutor(jobs or cores()) as pool:
+        rows = list(pool.map(graded, tasks))
+    resolved = sum(row["resolved"] for row in rows)
+    return {
+        "resolved": resolved,
+        "total": len(tasks),
+        "rate": resolved / len(tasks),
+        "interval": list(wilson_interval(resolved, len(tasks))),
+        "errors": sum("error" in row for row in rows),
+        "grades": {task.instance_id: row for task, row in zip(tasks, rows, strict=True)},
+    }
+
+
+def _missing(task: SweTask) -> Grade:
+    totals = ((0, len(task.fail_to_pass or task.expected)), (0, len(task.pass_to_pass)))
+    return Grade(False, False, NO_PREDICTION, *totals)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Grade predictions as the command line says; the exit status is 0 where no sandbox failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agent_loops.swe.evaluate", description="Grades predictions with swebench's grading functions."
+    )
+    parser.add_argument("predictions", help=f"a .json or .jsonl file, or `{GOLD}` for the known solutions")
+    parser.add_argument("--tasks", required=True, type=Path, help="a file of tasks, or a directory of them")
+    parser.add_argument("--out", type=Path, help="where the grades go, as JSON")
+    parser.add_argument("--jobs", type=int, help="how many at once (default: the cores)")
+    parser.add_argument("--seconds", type=float, default=GradeSettings.seconds, help="a test run (%(default)s)")
+    parser.add_argument("--backend", choices=BACKENDS, default=SandboxSettings.backend, help="the sandbox")
+    parser.add_argument("--unconfined", action="store_true", help="allows --backend host: no isolation at all")
+    given = parser.parse_args(arguments)
+    try:
+        tasks = read_tasks(given.tasks)
+        if given.predictions == GOLD:
+            predictions = [Prediction(task.instance_id, GOLD, task.patch) for task in tasks]
+        else:
+            predictions = read_predictions(given.predictions)
+        sandbox = SandboxSettings(backend=given.backend, unconfined=given.unconfined)
+        settings = GradeSettings(sandbox=sandbox, seconds=given.seconds)
+        result = evaluate(tasks, predictions, settings, given.jobs, report=lambda line: print(line, flush=True))
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    low, high = result["interval"]
+    print(
+        f"\nresolved {result['resolved']} of {result['total']}: {result['rate']:.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%})"
+    )
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if result["errors"]:
+        print(f"{result['errors']} tasks have no grade: their sandbox failed", file=sys.stderr)
+    return 1 if result["errors"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Makes tasks: fault by fault, each run, written down and verified, so that it can be stopped and taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+from filelock import FileLock, Timeout
+
+from agent_loops.swe.generate.journal import Journal
+from agent_loops.swe.generate.mutations import Mutation, mutations, other_wrong
+from agent_loops.swe.generate.packages import Package, download, unpack
+from agent_loops.swe.generate.repository import commit, pack
+from agent_loops.swe.generate.statement import write_statement
+from agent_loops.swe.generate.suite import Run, installed, modules, pytest_command, reliable, run_suite, top_names
+from agent_loops.swe.grading import GradeSettings, grade
+from agent_loops.swe.patches import text_patch
+from agent_loops.swe.readers import TASKS_FILE, task_row
+from agent_loops.swe.sandbox import open_sandbox
+from agent_loops.swe.tasks import SweTask
+
+MOST_FAILING = 25
+MOST_A_SCOPE = 2
+LEAST_PASSING = 5
+_TRIES_A_TASK = 12
+BASELINE_RUNS = 3
+KEPT = "kept"
+SCRATCH = ".scratch"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is made.
+
+    Args:
+        directory: where the tasks go, and what is needed to take the work up again.
+        packages: what they are made of.
+        per_package: how many tasks of each package.
+        seed: of the order in which faults are tried.
+        grading: the sandbox and the limits that faults are tried and tasks are verified with.
+        jobs: how many packages at once.
+    """
+
+    directory: Path
+    packages: Sequence[Package]
+    per_package: int = 7
+    seed: int = 0
+    grading: GradeSettings = field(default_factory=GradeSettings)
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.per_package < 1 or self.jobs < 1 or not self.packages:
+            raise ValueError("expected at least one package, per_package and jobs of 1 or more")
+
+
+@dataclass
+class Outcome:
+    """What became of a package.
+
+    Attributes:
+        package: its name and version.
+        kept: how many tasks there are of it now.
+        tried: how many faults were tried, by what came of them.
+        seconds: how long this run took over it.
+        error: why it was given up, if it was.
+    """
+
+    package: str
+    kept: int = 0
+    tried: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    error: str = ""
+
+
+def generate(options: Options, report: Callable[[str], None] = print) -> list[Outcome]:
+    """Make the tasks that are still missing.
+
+    Args:
+        options: what is made. The same directory with more packages, or more of each, adds to what is there.
+        report: is told about the progress, a line at a time.
+
+    Returns:
+        An outcome for each package. A package that cannot be had, or whose tests do not run, does not stop the others.
+
+    Raises:
+        RuntimeError: another process works on the directory.
+        ValueError: a file in the directory is damaged.
+    """
+    options.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(options.directory / ".lock", timeout=0):
+            shutil.rmtree(options.directory / SCRATCH, ignore_errors=True)  # of a run that was killed
+            tasks, tried = Journal(options.directory / TASKS_FILE), Journal(options.directory / "tried.jsonl")
+            makers = [_Maker(options, package, tasks, tried, report) for package in options.packages]
+            with ThreadPoolExecutor(options.jobs) as pool:
+                try:
+                    outcomes = list(pool.map(_Maker.run, makers))
+                except BaseException:  # an interrupt: no more than the faults under way
+                    for maker in makers:
+                        maker.stopped = True
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+            _sort(tasks)
+            return outcomes
+    except Timeout:
+        raise RuntimeError(f"another process makes tasks in {options.directory}: wait for it") from None
+
+
+def _sort(tasks: Journal) -> None:
+    """The file in an order that does not depend on which package was faster."""
+    if tasks.rows:
+        part = tasks.file.with_name(f".{tasks.file.name}.{os.getpid()}.part")
+        rows = sorted(tasks.rows, key=lambda row: row["instance_id"])
+        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        part.replace(tasks.file)
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A mutation of one of the package's modules."""
+
+    module: str
+    source: str
+    mutation: Mutation
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([self.module, self.mutation.start, self.mutation.end, self.mutation.new, self.source])
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class _Maker:
+    """Makes the tasks of one package."""
+
+    def __init__(
+        self, options: Options, package: Package, tasks: Journal, tried: Journal, report: Callable[[str], None]
+    ) -> None:
+        self.options, self.package, self.report = options, package, report
+        self.tasks, self.tried = tasks, tried
+        self.outcome = Outcome(package.title)
+        self.command = pytest_command(package.deselect)
+        self.stopped = False
+
+    def run(self) -> Outcome:
+        began = time.monotonic()
+        mine = [row for row in self.tried.rows if row["package"] == self.package.title]
+        self.outcome.kept = len(self._made())
+        self.outcome.tried.update(row["outcome"] for row in mine)
+        try:
+            if self.outcome.kept < self.options.per_package:
+                file = download(self.package, self.options.directory / "packages")
+                (self.options.directory / SCRATCH).mkdir(exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=self.options.directory / SCRATCH) as scratch:
+                    tree = unpack(file, Path(scratch) / "package")
+                    self._from_tree(tree, Path(scratch))
+        except (RuntimeError, ValueError, OSError) as error:  # SandboxError is a RuntimeError
+            self.outcome.error = str(error)
+            self.report(f"{self.package.title}: given up: {error}")
+        self.outcome.seconds = time.monotonic() - began
+        return self.outcome
+
+    def _made(self) -> list[dict]:
+        prefix = f"{self.package.title}__"
+        return [row for row in self.tasks.rows if row["instance_id"].startswith(prefix)]
+
+    def _from_tree(self, tree: Path, scratch: Path) -> None:
+        shutil.rmtree(tree / ".git", ignore_errors=True)
+        paths = modules(tree)
+        with open_sandbox(self.options.grading.sandbox) as sandbox:
+            if known := installed(top_names(paths), sandbox):
+                raise ValueError(
+                    f"the sandbox's Python has {', '.join(known)} installed, where the answer could be read: leave "
+                    f"{self.package.name} out, or set sandbox.python to an environment without it"
+                )
+        self.report(f"{self.package.title}: running its tests, {BASELINE_RUNS} times")
+        runs = [run_suite(tree, {}, self.command, self.options.grading, self._limit()) for _ in range(BASELINE_RUNS)]
+        passing = reliable(runs)
+        if len(passing) < LEAST_PASSING:
+            words = " ".join(runs[0].log.split())[-300:]
+            raise ValueError(f"only {len(passing)} of its tests pass by themselves: {words}")
+        limit = min(self._limit(), 20 + 10 * max(run.seconds for run in runs))
+        for fault in self._faults(tree, paths):
+            if self.stopped or self.outcome.kept >= self.options.per_package:
+                break
+            if sum(self.outcome.tried.values()) >= _TRIES_A_TASK * self.options.per_package:
+                self.report(f"{self.package.title}: no more faults tried")
+                break
+            came = self._try(fault, tree, scratch, passing, limit)
+            self.outcome.tried[came] += 1
+            self.outcome.kept += came == KEPT
+            scope = f"{fault.module}:{fault.mutation.scope}"
+            self.tried.add({"package": self.package.title, "fault": fault.key, "scope": scope, "outcome": came})
+            if came == KEPT:
+                n_tried = sum(self.outcome.tried.values())
+                done = f"{self.outcome.kept} of {self.options.per_package} tasks"
+                self.report(f"{self.package.title}: {done}, {n_tried} faults tried")
+
+    def _limit(self) -> float:
+        return self.options.grading.seconds
+
+    def _faults(self, tree: Path, paths: Sequence[str]) -> Iterator[_Fault]:
+        """The faults that are left to try, in the seed's order; not too many of one function."""
+        faults = []
+        for path in paths:
+            try:
+                source = (tree / path).read_bytes().decode("utf-8")
+                faults += [_Fault(path, source, mutation) for mutation in mutations(source)]
+            except (SyntaxError, ValueError, RecursionError):
+                continue  # for another Python, or in another encoding
+        Random(f"{self.options.seed}:{self.package.title}").shuffle(faults)
+        made = {row["instance_id"].rpartition("__")[2] for row in self._made()}
+        for fault in faults:
+            mine = [row for row in self.tried.rows if row["package"] == self.package.title]
+            scope = f"{fault.module}:{fault.mutation.scope}"
+            of_scope = sum(row["scope"] == scope and row["outcome"] == KEPT for row in mine)
+            if fault.key not in made | {row["fault"] for row in mine} and of_scope < MOST_A_SCOPE:
+                yield fault
+
+    def _try(self, fault: _Fault, tree: Path, scratch: Path, passing: set[str], limit: float) -> str:
+        """Tries a fault, and keeps the task if there is one; returns what came of it, in a few words."""
+        faulty = fault.mutation.apply(fault.source)
+        command = pytest_command(self.package.deselect, tb="short")
+        run = run_suite(tree, {fault.module: faulty}, command, self.options.grading, limit)
+        failing = sorted(passing - run.passed)
+        if run.timed_out:
+            return "hangs"
+        if not failing:
+            return "no test fails"
+        if len(failing) > MOST_FAILING:
+            return "too many tests fail"
+        name = f"{self.package.title}__{fault.key}"
+        packed = self.options.directory / "sources" / f"{name}.tar.gz"
+        base = self._pack(fault.module, faulty, tree, scratch, packed)
+        task = self._task(name, base, fault, faulty, run, failing, passing, packed)
+        if came := self._refuted(task, fault, faulty, limit):
+            packed.unlink()
+            return came
+        self.tasks.add(task_row(replace(task, source=f"sources/{packed.name}")))
+        return KEPT
+
+    def _pack(self, module: str, faulty: str, tree: Path, scratch: Path, packed: Path) -> str:
+        copy = scratch / "faulty"
+        shutil.copytree(tree, copy, symlinks=True)
+        try:
+            (copy / module).write_bytes(faulty.encode())
+            base = commit(copy)
+            pack(copy, packed)
+        finally:
+            shutil.rmtree(copy)
+        return base
+
+    def _task(
+        self,
+        name: str,
+        base: str,
+        fault: _Fault,
+        faulty: str,
+        run: Run,
+        failing: Sequence[str],
+        passing: set[str],
+        packed: Path,
+    ) -> SweTask:
+        return SweTask(
+            instance_id=name,
+            repo=self.package.name,
+            base_commit=base,
+            problem_statement=write_statement(
+                self.package.name, fault.module, fault.mutation.scope, failing, run.log, name, len(passing)
+            ),
+            patch=text_patch(fault.module, faulty, fault.source),
+            test_patch="",
+            fail_to_pass=tuple(failing),
+            pass_to_pass=tuple(sorted(passing & run.passed)),
+            test_command=self.command,
+            source=str(packed),
+            version=self.package.version,
+        )
+
+    def _refuted(self, task: SweTask, fault: _Fault, faulty: str, limit: float) -> str:
+        """Why a task is no good, in a few words; empty where the known solution solves it and nothing else does."""
+        settings = replace(self.options.grading, seconds=limit)
+        if not grade(task, task.patch, settings).resolved:
+            return "the known solution does not solve it"
+        comment = text_patch(fault.module, faulty, f"{faulty}\n# nothing has changed\n")
+        wrong = other_wrong(fault.mutation)
+        patches = ["", comment] + ([text_patch(fault.module, faulty, wrong.apply(fault.source))] if wrong else [])
+        for patch in patches:
+            if grade(task, patch, settings).resolved:
+                return "a wrong patch solves it"
+        return ""

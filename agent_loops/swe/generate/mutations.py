@@ -1,0 +1,204 @@
+"""Small faults in Python code, at the places that its syntax tree names."""
+
+from __future__ import annotations
+
+import ast
+import io
+import token
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+_COMPARISONS = {
+    "<": ("<=", ">"),
+    "<=": ("<", ">="),
+    ">": (">=", "<"),
+    ">=": (">", "<="),
+    "==": ("!=", ">="),
+    "!=": ("==", ">"),
+    "in": ("not in",),
+    "not in": ("in",),
+    "is": ("is not",),
+    "is not": ("is",),
+}
+_INTEGERS = {0: ("1", "2"), 1: ("0", "2"), 2: ("1", "3")}
+_ARITHMETIC = {"+": ("-", "*"), "-": ("+", "*")}
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A few characters of a module replaced by others.
+
+    Attributes:
+        start: where they begin, in the module's text.
+        end: where they end.
+        new: what takes their place.
+        kind: what was done.
+        line: the line that they stand in, from 1.
+        scope: the function or method, dotted; empty at the top of the module.
+        others: other replacements, as wrong as `new` but not the same.
+    """
+
+    start: int
+    end: int
+    new: str
+    kind: str
+    line: int
+    scope: str
+    others: tuple[str, ...] = ()
+
+    def apply(self, source: str) -> str:
+        """Return the module with the fault."""
+        return source[: self.start] + self.new + source[self.end :]
+
+
+def mutations(source: str) -> list[Mutation]:
+    """Return the faults that can be put into a module, in the order of their places.
+
+    Comparisons are flipped or moved by one, + and -, `and` and `or`, 0, 1 and 2, True and False exchanged, and a `not`
+    dropped. Annotations, doc strings, `__all__` and what follows `if __name__ == "__main__"` are left alone.
+
+    Args:
+        source: the module's text.
+
+    Raises:
+        SyntaxError: it is no Python.
+
+    Example:
+        >>> for mutation in mutations("def f(a):\\n    return a < 1\\n"):
+        ...     print(mutation.kind, mutation.scope, repr(mutation.apply("def f(a):\\n    return a < 1\\n")))
+        comparison f 'def f(a):\\n    return a <= 1\\n'
+        number f 'def f(a):\\n    return a < 0\\n'
+    """
+    finder = _Finder(source)
+    finder.visit(ast.parse(source))
+    found = []
+    for mutation in sorted(set(finder.found), key=lambda one: (one.start, one.kind)):
+        try:
+            ast.parse(mutation.apply(source))
+        except (SyntaxError, ValueError):
+            continue
+        found.append(mutation)
+    return found
+
+
+class _Finder(ast.NodeVisitor):
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.found: list[Mutation] = []
+        self._lines = source.encode().splitlines(keepends=True)
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line.decode()))
+        self._scope: list[str] = []
+
+    def place(self, line: int, column: int) -> int:
+        """A node's line and column (of UTF-8) as a position in the text."""
+        return self._starts[line - 1] + len(self._lines[line - 1][:column].decode())
+
+    def span(self, node: ast.expr) -> tuple[int, int]:
+        return self.place(node.lineno, node.col_offset), self.place(node.end_lineno or 0, node.end_col_offset or 0)
+
+    def add(self, start: int, end: int, news: tuple[str, ...], kind: str) -> None:
+        line = self.source.count("\n", 0, start) + 1
+        self.found.append(Mutation(start, end, news[0], kind, line, ".".join(self._scope), news[1:]))
+
+    def operator(self, left: ast.expr, right: ast.expr, words: set[str]) -> tuple[int, int, str] | None:
+        """The operator between two operands, which the tree itself does not place."""
+        start, end = self.span(left)[1], self.span(right)[0]
+        found = [(at, at + len(text), text) for at, text in _tokens(self.source[start:end]) if text in words]
+        if not found:
+            return None
+        return start + found[0][0], start + found[-1][1], " ".join(text for _, _, text in found)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        place = self.operator(node.left, node.comparators[0], {word for one in _COMPARISONS for word in one.split()})
+        if place and place[2] in _COMPARISONS:
+            self.add(place[0], place[1], _COMPARISONS[place[2]], "comparison")
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        is_text = any(isinstance(one, ast.JoinedStr) or _is_text(one) for one in (node.left, node.right))
+        if isinstance(node.op, ast.Add | ast.Sub) and not is_text:
+            place = self.operator(node.left, node.right, set(_ARITHMETIC))
+            if place and place[2] in _ARITHMETIC:
+                self.add(place[0], place[1], _ARITHMETIC[place[2]], "arithmetic")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        word, other = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
+        place = self.operator(node.values[0], node.values[1], {word})
+        if place and len(node.values) == 2:
+            self.add(place[0], place[1], (other,), "logic")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Not):
+            start, end = self.span(node)[0], self.span(node.operand)[0]
+            # what stands between is space, or a parenthesis that must stay
+            word_end = start + len("not")
+            gap = self.source[word_end:end]
+            self.add(start, word_end + len(gap) - len(gap.lstrip(" ")), ("",), "negation")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        start, end = self.span(node)
+        text = self.source[start:end]
+        if isinstance(node.value, bool):
+            self.add(start, end, (str(not node.value),), "truth")
+        elif isinstance(node.value, int) and text == str(node.value) and node.value in _INTEGERS:
+            self.add(start, end, _INTEGERS[node.value], "number")
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        """Places inside an f-string are those of the whole before Python 3.12."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        for one in node.decorator_list:
+            self.visit(one)
+        self._scope.append(node.name)
+        for one in (*node.args.defaults, *(one for one in node.args.kw_defaults if one), *node.body):
+            self.visit(one)
+        self._scope.pop()
+
+    visit_AsyncFunctionDef = visit_FunctionDef  # the visitor's own way to name it
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._scope.append(node.name)
+        for one in node.body:
+            self.visit(one)
+        self._scope.pop()
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value:
+            self.visit(node.value)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        if not any(isinstance(one, ast.Name) and one.id.startswith("__") for one in node.targets):
+            self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        names = {one.id for one in ast.walk(node.test) if isinstance(one, ast.Name)}
+        if names.isdisjoint({"__name__", "TYPE_CHECKING"}):
+            self.generic_visit(node)
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
+
+
+def _tokens(text: str) -> Iterator[tuple[int, str]]:
+    """The names and operators of a piece of code, with their places in it."""
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    try:
+        for one in tokenize.generate_tokens(io.StringIO(text).readline):
+            if one.type in (token.OP, token.NAME):
+                yield starts[one.start[0] - 1] + one.start[1], one.string
+    except (tokenize.TokenError, IndentationError):  # the piece ends within parentheses
+        return
+
+
+def other_wrong(mutation: Mutation) -> Mutation | None:
+    """Return a second fault at the same place, or None where there is but one way to be wrong."""
+    return replace(mutation, new=mutation.others[0], others=()) if mutation.others else None

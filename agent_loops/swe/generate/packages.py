@@ -1,0 +1,136 @@
+"""Source packages from PyPI: which, downloaded by pip, and unpacked without trusting them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+_DOWNLOAD_SECONDS = 600
+MAX_UNPACKED_MB = 200
+
+
+@dataclass(frozen=True)
+class Package:
+    """A source package.
+
+    Attributes:
+        name: its name on PyPI.
+        version: the release.
+        sha256: of the file; pip refuses another. Empty where it is not known.
+        licence: of the code, and so of the tasks made from it.
+        deselect: tests that are left out, as pytest's `--deselect` names them.
+    """
+
+    name: str
+    version: str
+    sha256: str = ""
+    licence: str = ""
+    deselect: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}-{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> Package:
+        """Return the package that `name==version` names.
+
+        Raises:
+            ValueError: it does not name one release.
+        """
+        match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)", text.strip())
+        if match is None:
+            raise ValueError(f"package {text!r}: expected name==version, e.g. inflection==0.5.1")
+        known = {(one.name, one.version): one for one in bundled_recipe()}
+        return known.get((match[1], match[2])) or cls(match[1], match[2])
+
+
+def bundled_recipe() -> list[Package]:
+    """Return the packages that tasks are made of by default: pure Python, with quick tests that only need pytest."""
+    text = resources.files("agent_loops.swe.generate").joinpath("recipe.json").read_text(encoding="utf-8")
+    return [Package(**{**row, "deselect": tuple(row.get("deselect", ()))}) for row in json.loads(text)]
+
+
+def download(package: Package, directory: Path) -> Path:
+    """Fetch a package's source file with pip, unless it is there already.
+
+    pip builds the package's metadata for that, which may run code of the package: its digest is checked before.
+
+    Args:
+        package: which one.
+        directory: where it is kept.
+
+    Returns:
+        The file.
+
+    Raises:
+        RuntimeError: pip could not; the message ends with its last words.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if found := _source_file(package, directory):
+        return found
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        wanted = Path(scratch) / "requirements.txt"
+        digest = f" --hash=sha256:{package.sha256}" if package.sha256 else ""
+        wanted.write_text(f"{package.name}=={package.version}{digest}\n")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", package.name]
+        command += ["--disable-pip-version-check", "--dest", scratch, "--requirement", str(wanted)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"pip did not fetch {package.title} in {_DOWNLOAD_SECONDS} seconds") from None
+        if done.returncode:
+            words = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+            raise RuntimeError(f"pip cannot fetch the source of {package.title}: {' '.join(words)[-400:]}")
+        found = _source_file(package, Path(scratch))
+        if found is None:
+            raise RuntimeError(f"pip fetched {package.title}, but no .tar.gz file")
+        return Path(shutil.move(found, directory / found.name))
+
+
+def unpack(file: Path, into: Path) -> Path:
+    """Unpack a source package, links and special files that lead out of it refused.
+
+    Args:
+        file: the .tar.gz file.
+        into: a directory of its own, which may be missing.
+
+    Returns:
+        The directory in it that holds the package.
+
+    Raises:
+        ValueError: it is no package, is too large, or would write elsewhere.
+    """
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(file, "r:gz") as archive:
+            size = 0
+            for member in archive:
+                size += member.size
+                if size > MAX_UNPACKED_MB << 20:
+                    raise ValueError(f"{file} holds more than {MAX_UNPACKED_MB} MB")
+                archive.extract(member, into, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(f"{file} cannot be unpacked: {error}") from error
+    tops = list(into.iterdir())
+    if len(tops) != 1 or not tops[0].is_dir():
+        raise ValueError(f"{file}: expected one directory at its top, not {sorted(one.name for one in tops)[:5]}")
+    return tops[0]
+
+
+def _source_file(package: Package, directory: Path) -> Path | None:
+    def plain(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    for file in sorted(directory.glob("*.tar.gz")):
+        if plain(file.name.removesuffix(".tar.gz")) == plain(package.title):
+            return file
+    return None

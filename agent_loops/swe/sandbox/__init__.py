@@ -1,0 +1,13 @@
+"""Where an agent's shell commands run: a sandbox of its own for each episode.
+
+Example:
+    >>> from agent_loops.swe.sandbox import SandboxSettings, open_sandbox
+    >>> with open_sandbox(SandboxSettings(tree_mb=64)) as sandbox:     # doctest: +SKIP
+    ...     sandbox.execute("echo hello > a; cat a", seconds=10)
+    Executed(output='hello\\n', returncode=0, timed_out=False, cut=False)
+"""
+
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings, read_patch
+from agent_loops.swe.sandbox.open import BACKENDS, open_sandbox
+
+__all__ = ["BACKENDS", "Executed", "Sandbox", "SandboxError", "SandboxSettings", "open_sandbox", "read_patch"]

@@ -1,0 +1,159 @@
+"""What every sandbox offers, and its settings."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+_SYSTEM = frozenset(
+    ("bin", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "proc", "root", "run", "sbin", "sys")
+)
+_SYSTEM |= {"tmp", "usr", "var"}
+
+
+class SandboxError(RuntimeError):
+    """A sandbox could not be had, or failed by itself; a command that fails is no such error."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What a command left.
+
+    Attributes:
+        output: standard output and error together, as text; bytes that are no UTF-8 are replaced.
+        returncode: the exit status; 128 + n after signal n, 124 where its time was up, 137 where its memory was.
+        timed_out: its time was up, and all that it had started was killed.
+        cut: the output was longer than `output_kb`: a line in its middle says how much is left out.
+    """
+
+    output: str
+    returncode: int
+    timed_out: bool = False
+    cut: bool = False
+
+
+class Sandbox(Protocol):
+    """One episode's machine: a tree of files that lasts until `close`, and commands that each begin afresh in it.
+
+    Attributes:
+        tree: where the repository lies, as commands see it; they start there.
+    """
+
+    tree: str
+
+    def execute(
+        self, command: str, *, seconds: float, stdin: bytes | None = None, output_kb: int | None = None
+    ) -> Executed:
+        """Run a command in bash. What it leaves in the background ends with it.
+
+        Args:
+            command: the command, as for `bash -c`.
+            seconds: the wall-clock time after which everything that it started is killed.
+            stdin: what it can read; nothing by default.
+            output_kb: how much of its output to keep, instead of `SandboxSettings.output_kb`.
+
+        Raises:
+            SandboxError: the sandbox is closed, or its back end failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """End it, a running command with it, and leave nothing behind. May be called twice."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class SandboxSettings:
+    """Where commands run, and what they may use.
+
+    Args:
+        backend: `bubblewrap`, `docker`, `swerex_docker`, `swerex_modal`, `swerex_remote`, `swerex_fargate`, or `host`
+            (no isolation at all).
+        unconfined: must be true for `host`.
+        tree: where the repository lies, as commands see it.
+        memory_mb: memory of all processes of a command together.
+        processes: how many processes and threads a command may have at once.
+        file_mb: the largest file.
+        tree_mb: everything that the episode writes, the tree itself, /tmp and the home directory included.
+        files: how many files and directories that may be.
+        output_kb: how much of a command's output is kept.
+        env: further environment variables.
+        python: the interpreter (`…/bin/python`) or the virtual environment that comes first on PATH, visible read-only
+            with the installation that it is made from; None for the one that runs this, "" for the system's own.
+        readable: further files and directories that are visible read-only, at their own paths.
+        options: arguments of the back end's own class, beside those that the settings above make.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    backend: str = "bubblewrap"
+    unconfined: bool = False
+    tree: str = "/testbed"
+    memory_mb: int = 2048
+    processes: int = 256
+    file_mb: int = 256
+    tree_mb: int = 1024
+    files: int = 100_000
+    output_kb: int = 64
+    env: Mapping[str, str] = field(default_factory=dict)
+    python: str | None = None
+    readable: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"sandbox.{one.name}={value!r}: expected a whole number of 1 or more")
+        parts = self.tree.split("/")
+        if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
+            raise ValueError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
+        object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list
+
+
+def read_patch(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, max_kb: int = 4096) -> str:
+    """Return what changed in the tree since a commit, new files included, as git's patch.
+
+    Git runs in the sandbox, so that neither a link out of the tree nor a hook or filter that the agent has configured
+    reaches the host. The patch is whatever the tree's git says: apply it to a fresh tree, and trust nothing else.
+
+    Args:
+        sandbox: the sandbox, with a git repository in its tree.
+        base: the commit to compare with; its own, not a branch, where the agent may have committed.
+        seconds: how long git may take.
+        max_kb: the largest patch.
+
+    Returns:
+        The patch; empty where nothing changed. Bytes that are no UTF-8 are replaced.
+
+    Raises:
+        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's own words.
+    """
+    # base64, because the output of a command is text; git's warnings would mix with it
+    diff = f"git -c core.quotePath=true diff --binary --no-color --no-ext-diff --no-textconv {shlex.quote(base)} --"
+    command = f"set -o pipefail; git add --all --intent-to-add && {diff} | base64 -w 0"
+    done = sandbox.execute(f"({command}) 2>/dev/null", seconds=seconds, output_kb=max_kb * 4 // 3 + 1)
+    if done.returncode or done.cut:
+        reason = f"larger than {max_kb} kB"
+        if done.returncode:
+            said = sandbox.execute(f"({command}) 2>&1 >/dev/null", seconds=seconds).output
+            reason = f"git ended with {done.returncode}: {said.strip()[-500:]}"
+        raise SandboxError(f"no patch of {sandbox.tree} against {base}: {reason}")
+    try:
+        return base64.b64decode(done.output, validate=True).decode(errors="replace")
+    except binascii.Error as error:
+        raise SandboxError(f"no patch of {sandbox.tree} against {base}: git printed {done.output[:500]!r}") from error

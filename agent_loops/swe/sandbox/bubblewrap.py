@@ -1,0 +1,231 @@
+"""The sandbox made of bubblewrap: namespaces of its own, no network, no privileges, bounded resources.
+
+mini-swe-agent's BubblewrapEnvironment (MIT licence) is the model of one `bwrap` a command. It is not used itself: it
+leaves the network and the other processes in sight, inherits the environment, binds a directory of the host, kills
+`bwrap` alone at a deadline, and holds all output in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import resource
+import subprocess
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES, STORE, Keeper, find_program
+from agent_loops.swe.sandbox.run import Ended, Process
+from agent_loops.swe.sandbox.seccomp import forbidding_filter
+from agent_loops.swe.sandbox.visible import PATH, make_environment, python_paths, system_arguments
+from agent_loops.swe.sandbox.watch import ResourceWatch
+
+HOME = "/home/agent"
+MIN_VERSION = (0, 8)  # --size, --disable-userns
+LONGEST_COMMAND = 131_071  # bytes in one argument, as Linux has it
+COPY_SECONDS = 300.0
+CLOSE_SECONDS = 30.0
+_OPEN_FILES, _SHM_MB = 1024, 64
+_RESERVED = 4  # address space for each byte of memory: what programs reserve and never use
+_OWN_PROCESSES = 3  # bwrap, twice, and what `exec` leaves of the shell
+_COMPRESSIONS = {
+    b"\x1f\x8b": b"--gzip",
+    b"BZh": b"--bzip2",
+    b"\xfd7zXZ\0": b"--xz",
+    b"\x28\xb5\x2f\xfd": b"--zstd",
+}
+
+# The limits on processes count in the sandbox's own user namespace, hence are set inside it. The kernel's killer takes
+# these processes first, should the machine run out of memory all the same.
+_LAUNCH = """
+echo 1000 >/proc/self/oom_score_adj
+ulimit -c 0 -u "$1" -f "$2" -d "$3" -v "$4" -n "$5" -t "$6" || exit 125
+exec /bin/bash -c "$0"
+"""
+
+
+def _capped(kind: int, value: int) -> int:
+    """The value, or the limit that this process itself has: only root may exceed that."""
+    limit = resource.getrlimit(kind)[1]
+    return value if limit == resource.RLIM_INFINITY else min(value, limit)
+
+
+@cache
+def find_bwrap() -> str:
+    """Return the path of `bwrap`.
+
+    Raises:
+        SandboxError: it is missing or too old.
+    """
+    path = find_program("bwrap")
+    said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+    version = tuple(map(int, re.findall(r"\d+", said)))[:2]
+    if version < MIN_VERSION:
+        raise SandboxError(f"{path} is {said.strip() or 'of an unknown version'}; {INSTALL}")
+    return path
+
+
+class BubblewrapSandbox(Sandbox):
+    """A sandbox of its own for an episode; see docs/swe_sandbox.md for what it contains and what it does not.
+
+    Args:
+        settings: its limits.
+        source: a directory or a tar file (compressed or not) that is copied into its tree.
+
+    Raises:
+        SandboxError: it cannot be had here, or the source does not fit.
+    """
+
+    def __init__(self, settings: SandboxSettings, source: Path | None = None) -> None:
+        self.tree = settings.tree
+        self._settings = settings
+        self._lock, self._running, self._closed = threading.Lock(), set[Process](), False
+        self._idle = threading.Condition(self._lock)
+        self._watch = ResourceWatch(settings.memory_mb, settings.processes + _OWN_PROCESSES)
+        bwrap = find_bwrap()
+        interpreter, visible = python_paths(settings.python)
+        readable = list(dict.fromkeys([*visible, *settings.readable]))
+        for path in settings.readable:
+            if not Path(path).exists():
+                raise SandboxError(f"sandbox.readable: there is no {path}")
+        self._keeper = Keeper(settings.tree_mb, settings.files, readable)
+        self._command = [*self._keeper.enter, bwrap, *self._arguments(interpreter, readable)]
+        try:
+            if source is not None:
+                self._copy(Path(source))
+        except BaseException:
+            self.close()
+            raise
+
+    def _arguments(self, interpreter: str | None, readable: list[str]) -> list[str]:
+        environment = make_environment(self._settings, interpreter, HOME)
+        return [
+            *("--unshare-all", "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"),
+            *("--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
+            *(part for name, value in environment.items() for part in ("--setenv", name, value)),
+            *system_arguments(),
+            *("--ro-bind", f"{STORE}/etc/passwd", "/etc/passwd", "--ro-bind", f"{STORE}/etc/group", "/etc/group"),
+            *("--ro-bind", f"{STORE}/etc/hosts", "/etc/hosts"),
+            *("--ro-bind", f"{STORE}/etc/nsswitch.conf", "/etc/nsswitch.conf"),
+            *("--proc", "/proc", "--dev", "/dev"),
+            *("--size", str(_SHM_MB << 20), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+            *("--bind", f"{STORE}/tmp", "/tmp", "--bind", f"{STORE}/home", HOME),
+            *(part for place, path in enumerate(readable) for part in ("--ro-bind", f"{STORE}/readable/{place}", path)),
+            *("--bind", f"{STORE}/tree", self.tree, "--chdir", self.tree, "--remount-ro", "/"),
+        ]
+
+    def execute(
+        self, command: str, *, seconds: float, stdin: bytes | None = None, output_kb: int | None = None
+    ) -> Executed:
+        words = command.encode(errors="replace")
+        if b"\0" in words:
+            return Executed("the command holds a NUL character, which no shell takes\n", 126)
+        if len(words) > LONGEST_COMMAND:
+            message = f"the command has {len(words)} bytes, more than the {LONGEST_COMMAND} that Linux takes\n"
+            return Executed(message, 126)
+        limit = (output_kb or self._settings.output_kb) * 1024
+        ended = self._run(words, seconds, stdin=stdin, limit=limit)
+        if ended.reason == "closed":
+            raise SandboxError("the sandbox was closed while a command ran in it")
+        if ended.reason == "time":
+            return Executed(ended.output, 124, timed_out=True, cut=ended.cut)
+        if ended.reason is not None:
+            return Executed(f"{ended.output}\n[killed: {ended.reason}]\n", 137, cut=ended.cut)
+        if ended.exit_code is None:
+            raise SandboxError(f"bubblewrap failed: {ended.output[-500:].strip()}. It may be that {NAMESPACES}")
+        return Executed(ended.output, ended.exit_code, cut=ended.cut)
+
+    def _run(self, command: bytes, seconds: float, *, stdin: bytes | int | None, limit: int) -> Ended:
+        one = self._settings
+        limits = (
+            _capped(resource.RLIMIT_NPROC, one.processes),
+            _capped(resource.RLIMIT_FSIZE, one.file_mb << 20) >> 10,
+            _capped(resource.RLIMIT_DATA, one.memory_mb << 20) >> 10,
+            _capped(resource.RLIMIT_AS, _RESERVED * one.memory_mb << 20) >> 10,
+            _capped(resource.RLIMIT_NOFILE, _OPEN_FILES),
+            _capped(resource.RLIMIT_CPU, math.ceil(seconds) * (os.cpu_count() or 1) + 1),  # that of all its threads
+        )
+        status, status_end = os.pipe()
+        forbidden, forbidden_end = os.pipe()
+        os.write(forbidden_end, forbidding_filter())
+        os.close(forbidden_end)
+        argv: list[str | bytes] = [*self._command, "--json-status-fd", str(status_end), "--seccomp", str(forbidden)]
+        argv += ["--", "/bin/bash", "-c", _LAUNCH, command, *map(str, limits)]
+        with self._lock:
+            try:
+                if self._closed:
+                    raise SandboxError("the sandbox is closed")
+                popen = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    bufsize=0,
+                    cwd="/",
+                    env={"PATH": PATH},
+                    pass_fds=(status_end, forbidden),
+                    start_new_session=True,
+                )
+            except BaseException as error:
+                os.close(status)
+                if isinstance(error, OSError):
+                    raise SandboxError(f"no process for the command: {error}") from error
+                raise
+            finally:
+                os.close(status_end)
+                os.close(forbidden)
+            process = Process(popen, stdin=stdin if isinstance(stdin, bytes) else None, limit=limit, status=status)
+            self._running.add(process)
+        try:
+            return process.wait(seconds, self._watch)
+        finally:
+            with self._lock:
+                self._running.discard(process)
+                self._idle.notify_all()
+
+    def _copy(self, source: Path) -> None:
+        """Unpack the source inside, as the sandbox's own user: nothing in it can reach further."""
+        with contextlib.ExitStack() as stack:
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            packing = None
+            if source.is_dir():
+                command = [find_program("tar"), "--create", "--file=-", "--directory", str(source), "."]
+                packing = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors))
+                stack.callback(packing.kill)
+                assert packing.stdout is not None
+                stream, option = packing.stdout, b""
+            else:
+                try:
+                    stream = stack.enter_context(source.open("rb"))
+                except OSError as error:
+                    raise SandboxError(f"the source of a sandbox is missing: {error}") from error
+                start = stream.read(8)
+                os.lseek(stream.fileno(), 0, os.SEEK_SET)
+                option = next((option for magic, option in _COMPRESSIONS.items() if start.startswith(magic)), b"")
+            command = b"tar --extract --file=- --no-same-owner " + option
+            ended = self._run(command, COPY_SECONDS, stdin=stream.fileno(), limit=4096)
+            reason = ended.reason or (ended.output.strip() if ended.exit_code != 0 else None)
+            if reason is None and packing is not None:
+                stream.close()
+                if packing.wait():
+                    errors.seek(0)
+                    reason = errors.read(4096).decode(errors="replace").strip()
+            if reason is not None:
+                one = self._settings
+                raise SandboxError(
+                    f"{source} cannot be copied into a sandbox of tree_mb={one.tree_mb}, file_mb={one.file_mb} and "
+                    f"files={one.files}: {reason[-500:]}"
+                )
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for process in self._running:
+                process.kill("closed")
+            self._idle.wait_for(lambda: not self._running, CLOSE_SECONDS)
+        self._keeper.close()

@@ -1,0 +1,45 @@
+"""Deployments of swe-rex for which mini-swe-agent has no environment, in the manner of those that it has."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from minisweagent.environments.extra.swerex_docker import SwerexDockerEnvironment, SwerexDockerEnvironmentConfig
+from swerex.deployment.config import FargateDeploymentConfig, RemoteDeploymentConfig
+
+START_SECONDS = 60.0
+
+
+class RemoteEnvironment(SwerexDockerEnvironment):
+    """A swe-rex server that runs already.
+
+    Args:
+        arguments: those of `swerex.deployment.config.RemoteDeploymentConfig`.
+
+    Raises:
+        TimeoutError: the server does not answer.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.config = SwerexDockerEnvironmentConfig(image="")
+        self.deployment: Any = RemoteDeploymentConfig(**arguments).get_deployment()
+        asyncio.run(self._start())
+
+    async def _start(self) -> None:
+        await self.deployment.start()
+        await self.deployment.runtime.wait_until_alive(timeout=START_SECONDS)
+
+
+class FargateEnvironment(SwerexDockerEnvironment):
+    """A container on AWS Fargate.
+
+    Args:
+        image: its image.
+        arguments: the others of `swerex.deployment.config.FargateDeploymentConfig`.
+    """
+
+    def __init__(self, image: str, **arguments: Any) -> None:
+        self.config = SwerexDockerEnvironmentConfig(image=image)
+        self.deployment: Any = FargateDeploymentConfig(image=image, **arguments).get_deployment()
+        asyncio.run(self.deployment.start())

@@ -1,0 +1,141 @@
+"""A software-engineering task, and the tasks of a benchmark in fixed splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PYTEST_PARSER = "parse_log_pytest"
+R2E_PARSER = "r2e"
+"""R2E-Gym's own: test names without their file, and the statuses of all tests compared with the recorded ones."""
+
+
+@dataclass(frozen=True)
+class SweTask:
+    """A state of a repository, what is wrong with it, and the tests that decide whether it is mended.
+
+    Attributes:
+        instance_id: the task's name, unique in its data set.
+        repo: the repository or package that it is about.
+        base_commit: the commit that the agent starts from.
+        problem_statement: what the agent is told.
+        patch: a known solution (gold); an empty string where there is none.
+        test_patch: a change to the tests that only the grader sees.
+        fail_to_pass: tests that fail before the solution and must pass after it.
+        pass_to_pass: tests that pass before it and must go on passing.
+        test_command: runs the tests; or a whole evaluation script of SWE-bench, which applies `test_patch` by itself.
+        log_parser: swebench's name of the parser of the test log, or `R2E_PARSER`.
+        eval_type: swebench's `pass_and_fail` or `fail_only`.
+        image: the container image that holds the repository with its environment, where the data set needs one.
+        source: the file (.tar.gz) of the repository, where it needs none.
+        version: of the package, as the data set has it.
+        hidden: shell commands that take out of the agent's sandbox what it must not see; not run for grading.
+        expected: the status of every test under the solution, where the data set is graded so (R2E-Gym).
+    """
+
+    instance_id: str
+    repo: str
+    base_commit: str
+    problem_statement: str
+    patch: str
+    test_patch: str
+    fail_to_pass: tuple[str, ...]
+    pass_to_pass: tuple[str, ...]
+    test_command: str
+    log_parser: str = PYTEST_PARSER
+    eval_type: str = "pass_and_fail"
+    image: str | None = None
+    source: str | None = None
+    version: str = ""
+    hidden: str = ""
+    expected: Mapping[str, str] = field(default_factory=dict)
+
+
+class SweTasks:
+    """Tasks by split, named by their `instance_id`.
+
+    Without tasks of their own for validation, whole repositories are held out of training: tasks made from one
+    repository share its code, so one that was trained on would tell about those that validate. The repositories are
+    taken in the order of the digest of their names, until their tasks are at least the share `held_out`.
+
+    Args:
+        train: the tasks to train on, or to hold some of out.
+        validation: the tasks to validate on, from a data set of their own.
+        held_out: the share of tasks for validation, where there is no such set.
+        by: what is held out: whole repositories (`repo`), or tasks by the digest of their names (`task`).
+
+    Raises:
+        ValueError: two tasks have one name, or a split would be empty.
+
+    Example:
+        >>> def made(repo, n): return SweTask(f"{repo}-{n}", repo, "", "", "", "", ("t",), (), "pytest")
+        >>> tasks = SweTasks([made(repo, n) for repo in ("a", "b", "c") for n in range(2)])
+        >>> {split: [task["task"] for task in tasks.tasks(split)] for split in tasks.splits}
+        {'train': ['a-0', 'a-1', 'b-0', 'b-1'], 'validation': ['c-0', 'c-1']}
+    """
+
+    splits: Sequence[str] = ("train", "validation")
+
+    def __init__(
+        self,
+        train: Iterable[SweTask],
+        validation: Iterable[SweTask] | None = None,
+        *,
+        held_out: float = 0.2,
+        by: str = "repo",
+    ) -> None:
+        train = list(train)
+        kept, others = (train, list(validation)) if validation is not None else _hold_out(train, held_out, by)
+        self._splits = {"train": kept, "validation": others}
+        self._tasks: dict[str, SweTask] = {}
+        for task in kept + others:
+            if task.instance_id in self._tasks:
+                raise ValueError(f"two tasks have the name {task.instance_id!r}: leave one of them out")
+            self._tasks[task.instance_id] = task
+        for split, tasks in self._splits.items():
+            if not tasks:
+                raise ValueError(f"there are no tasks for {split}: {len(train)} tasks were given")
+
+    def tasks(self, split: str) -> Sequence[dict[str, str]]:
+        """Return the tasks of a split, as `{"task": instance_id}`, sorted.
+
+        Raises:
+            ValueError: the split does not exist.
+        """
+        if split not in self._splits:
+            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
+        return [{"task": name} for name in sorted(task.instance_id for task in self._splits[split])]
+
+    def task(self, named: Any) -> SweTask:
+        """Return the task that `tasks` named.
+
+        Raises:
+            ValueError: it is not a task of this benchmark.
+        """
+        name = named.get("task") if isinstance(named, Mapping) else None
+        if not isinstance(name, str) or name not in self._tasks:
+            raise ValueError(f"{named!r} is no task: expected e.g. {{'task': {next(iter(self._tasks))!r}}}")
+        return self._tasks[name]
+
+
+def _hold_out(tasks: list[SweTask], share: float, by: str) -> tuple[list[SweTask], list[SweTask]]:
+    if by not in ("repo", "task"):
+        raise ValueError(f"by={by!r}: choose repo or task")
+    if not 0 < share < 1:
+        raise ValueError(f"held_out={share}: expected a share between 0 and 1")
+
+    def group(task: SweTask) -> str:
+        return task.repo if by == "repo" else task.instance_id
+
+    groups = sorted({group(task) for task in tasks}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    if len(groups) < 2:
+        hint = "; hold out tasks instead with by=task" if by == "repo" and len(tasks) > 1 else ""
+        raise ValueError(f"{len(tasks)} tasks of {len(groups)} repositories cannot be split{hint}")
+    held: set[str] = set()
+    for name in groups[:-1]:
+        if held and sum(group(task) in held for task in tasks) >= share * len(tasks):
+            break
+        held.add(name)
+    return [t for t in tasks if group(t) not in held], [t for t in tasks if group(t) in held]

@@ -1,0 +1,159 @@
+"""What the sandbox of agent_loops.swe costs, beside its targets.
+
+    python benchmarks/swe.py [--commands 100] [--episodes 16] [--backend bubblewrap] [--json FILE]
+
+A made-up repository of 500 files with a git history is the source. Times are wall-clock, on whatever else the machine
+is doing (its load is printed); the concurrent episodes, each of 20 commands with a run of pytest-like work among them,
+run in threads of one process that is limited to two cores, as are the commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median, quantiles
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent_loops.swe.sandbox import SandboxSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_COMMAND_MS, MAX_READY_MS = 40, 500
+FILES, CORES, TURNS = 500, 2, 20
+
+
+def make_repository(directory: Path) -> Path:
+    """A tree of small source files with one commit, about a megabyte."""
+    for number in range(FILES):
+        path = directory / f"package{number % 20}" / f"module{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"def function{line}(x):\n    return x + {line}\n\n\n" for line in range(50)))
+    git = ["git", "-C", str(directory), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message=first"]):
+        subprocess.run([*git, *arguments], check=True)
+    return directory
+
+
+def measure_commands(settings: SandboxSettings, source: Path, commands: int) -> list[tuple[str, float, str]]:
+    """One command after the other in one sandbox, beside the same shell without one."""
+    from agent_loops.swe.sandbox import open_sandbox
+
+    bare, boxed, started, asleep = [], [], [], []
+    with open_sandbox(settings, source) as sandbox:
+        for _ in range(commands):
+            for command, times in (("true", boxed), ("python -c pass", started)):
+                began = time.perf_counter()
+                sandbox.execute(command, seconds=60)
+                times.append(1000 * (time.perf_counter() - began))
+            began = time.perf_counter()
+            subprocess.run(["bash", "-c", "true"], check=True)
+            bare.append(1000 * (time.perf_counter() - began))
+        for _ in range(5):
+            began = time.perf_counter()
+            sandbox.execute("sleep 1000", seconds=0.5)
+            asleep.append(1000 * (time.perf_counter() - began) - 500)
+    overhead = [after - before for before, after in zip(bare, boxed, strict=True)]
+    return [
+        ("bash without a sandbox, median ms", median(bare), ""),
+        ("command overhead, median ms", median(overhead), f"<= {MAX_COMMAND_MS}"),
+        ("command overhead, 95th percentile", quantiles(overhead, n=20)[-1], ""),
+        ("python -c pass in it, median ms", median(started), ""),
+        ("past the deadline, median ms", median(asleep), ""),
+    ]
+
+
+def measure_ready(settings: SandboxSettings, source: Path, times: int = 20) -> list[tuple[str, float, str]]:
+    """From nothing to the first command's result, in a fresh copy of the repository."""
+    from agent_loops.swe.sandbox import open_sandbox
+
+    ready, closed = [], []
+    for _ in range(times):
+        began = time.perf_counter()
+        with open_sandbox(settings, source) as sandbox:
+            assert sandbox.execute("git status --short", seconds=60).returncode == 0
+            ready.append(1000 * (time.perf_counter() - began))
+            began = time.perf_counter()
+        closed.append(1000 * (time.perf_counter() - began))
+    return [
+        (f"ready, {FILES} files, median ms", median(ready), f"<= {MAX_READY_MS}"),
+        ("ready, 95th percentile", quantiles(ready, n=20)[-1], ""),
+        ("close, median ms", median(closed), ""),
+    ]
+
+
+def play(settings: SandboxSettings, source: Path) -> int:
+    """One episode; returns how many commands did not do what they should."""
+    from agent_loops.swe.sandbox import open_sandbox, read_patch
+
+    failed = 0
+    with open_sandbox(settings, source) as sandbox:
+        for turn in range(TURNS):
+            if turn % 5 == 4:
+                command, expected = "python -c 'print(sum(i * i for i in range(1_000_000)))'", "333332833333500000\n"
+            else:
+                command, expected = f"echo 'x = {turn}' >>package1/module1.py; tail -n 1 package1/module1.py", None
+            done = sandbox.execute(command, seconds=90)
+            failed += done.returncode != 0 or done.output != (expected or f"x = {turn}\n")
+        failed += "+x = 18\n" not in read_patch(sandbox)
+    return failed
+
+
+def measure_concurrent(settings: SandboxSettings, source: Path, episodes: int) -> list[tuple[str, float, str]]:
+    """So many episodes at once, on two cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, set(sorted(before)[:CORES]))
+    try:
+        with ThreadPoolExecutor(episodes) as threads:
+            began = time.perf_counter()
+            failed = sum(threads.map(lambda _: play(settings, source), range(episodes)))
+            seconds = time.perf_counter() - began
+    finally:
+        os.sched_setaffinity(0, before)
+    return [
+        (f"{episodes} episodes at once, s", seconds, ""),
+        (f"{episodes} episodes at once, commands/s", episodes * (TURNS + 1) / seconds, ""),
+        (f"{episodes} episodes at once, failures", float(failed), "<= 0"),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commands", type=int, default=100)
+    parser.add_argument("--episodes", type=int, default=16)
+    parser.add_argument("--backend", default="bubblewrap", help="bubblewrap, or host to see what the commands cost")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    chosen = parser.parse_args(arguments)
+    from agent_loops.swe.sandbox import SandboxError, SandboxSettings, open_sandbox
+
+    settings = SandboxSettings(backend=chosen.backend, unconfined=chosen.backend == "host", tree_mb=256)
+    try:
+        open_sandbox(settings).close()
+    except SandboxError as error:
+        print(f"skipped: {error}")
+        return
+    print(f"{'load of the machine':36} {os.getloadavg()[0]:>12,.1f}  on {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as directory:
+        source = make_repository(Path(directory, "repository"))
+        rows = [
+            *measure_commands(settings, source, chosen.commands),
+            *measure_ready(settings, source),
+            *measure_concurrent(settings, source, chosen.episodes),
+        ]
+    for name, figure, target in rows:
+        print(f"{name:36} {figure:>12,.1f}  {target}".rstrip())
+    if chosen.json:
+        chosen.json.write_text(json.dumps({name: figure for name, figure, _ in rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

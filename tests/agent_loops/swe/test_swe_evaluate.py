@@ -1,0 +1,170 @@
+"""Predictions in swebench's format, graded and counted."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_package import FIXED, make_task
+
+from agent_loops.swe import evaluate as module
+from agent_loops.swe.evaluate import (
+    NO_PREDICTION,
+    Prediction,
+    evaluate,
+    main,
+    read_predictions,
+    wilson_interval,
+    write_predictions,
+)
+from agent_loops.swe.grading import Grade
+from agent_loops.swe.readers import task_row
+from agent_loops.swe.sandbox import SandboxError
+from agent_loops.swe.tasks import SweTask
+
+
+def _task(name: str) -> SweTask:
+    return SweTask(name, "r", "HEAD", "It fails.", "", "", ("t", "u"), ("v",), "pytest")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_predictions_come_back_as_they_were(tmp_path, suffix):
+    predictions = [Prediction("a", "m/x", "line\n\u2028é\r\n"), Prediction("b", "m/x", "")]
+    write_predictions(predictions, tmp_path / "deep" / f"p{suffix}")
+    assert read_predictions(tmp_path / "deep" / f"p{suffix}") == predictions
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == [f"p{suffix}"]
+
+
+def test_swebench_reads_what_is_written(tmp_path):
+    utils = pytest.importorskip("swebench.harness.utils", reason="swebench is not installed")
+    for name in ("p.json", "p.jsonl"):
+        write_predictions([Prediction("a", "m", "x"), Prediction("b", "m", "")], tmp_path / name)
+        rows = utils.get_predictions_from_file(str(tmp_path / name), "", "")
+        assert rows[0] == {"instance_id": "a", "model_name_or_path": "m", "model_patch": "x"} and len(rows) == 2
+
+
+def test_predictions_by_instance_and_without_a_patch(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps({"a": {"instance_id": "a", "model_patch": None, "more": 1}}))
+    assert read_predictions(tmp_path / "p.json") == [Prediction("a", "", "")]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('[{"model_patch": "x"}]', "row 1, field 'instance_id'"),
+        ('[{"instance_id": "a", "model_patch": 3}]', "row 1, field 'model_patch'"),
+        ('[{"instance_id": "a"}, {"instance_id": "a"}]', "two predictions for a"),
+        ("[3]", "row 1: expected an object"),
+        ("3", "expected predictions, not int"),
+        ("[", "no JSON"),
+    ],
+)
+def test_what_are_no_predictions(tmp_path, text, message):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_predictions(tmp_path / "p.json")
+
+
+def test_a_name_that_swebench_would_not_read_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\.json or \.jsonl"):
+        write_predictions([], tmp_path / "p.txt")
+
+
+@pytest.mark.parametrize(
+    "successes, total, low, high",
+    [
+        # (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964, by hand
+        (42, 100, 0.327984, 0.517935),
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (1, 2, 0.094531, 0.905469),
+    ],
+)
+def test_wilson_s_interval(successes, total, low, high):
+    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=2e-6)
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_interval_holds_the_rate_and_is_symmetric(total, share):
+    successes = round(share * total)
+    low, high = wilson_interval(successes, total)
+    assert 0 <= low <= successes / total <= high <= 1
+    mirrored = wilson_interval(total - successes, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    # Wilson's defining property: at each end the score statistic is z
+    z = 1.959963984540054
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(successes / total - end) == pytest.approx(z * math.sqrt(end * (1 - end) / total), rel=1e-6)
+
+
+@pytest.mark.parametrize("given_", [(3, 2), (-1, 2), (0, 0)])
+def test_no_interval_of_nothing(given_):
+    with pytest.raises(ValueError, match="no interval"):
+        wilson_interval(*given_)
+
+
+def test_each_task_counts_once_with_or_without_a_prediction(monkeypatch):
+    def fake(task, patch, settings):
+        if patch == "crash":
+            raise SandboxError("no container engine")
+        return Grade(patch == "good", True, "" if patch == "good" else "2 fail", (1, 2), (1, 1), log="secret")
+
+    monkeypatch.setattr(module, "grade", fake)
+    tasks = [_task(name) for name in "abcd"]
+    predictions = [Prediction(name, "m", patch) for name, patch in (("a", "good"), ("b", "bad"), ("c", "crash"))]
+    lines: list[str] = []
+    result = evaluate(tasks, predictions, jobs=2, report=lines.append)
+    assert (result["resolved"], result["total"], result["rate"], result["errors"]) == (1, 4, 0.25, 1)
+    assert result["interval"] == list(wilson_interval(1, 4))
+    assert list(result["grades"]) == ["a", "b", "c", "d"]
+    assert result["grades"]["d"]["reason"] == NO_PREDICTION and not result["grades"]["d"]["resolved"]
+    assert "no container engine" in result["grades"]["c"]["error"] and "error" not in result["grades"]["b"]
+    assert sorted(lines)[:2] == ["a: resolved", "b: 2 fail"] and len(lines) == 4
+    assert json.loads(json.dumps(result)) == result and "secret" not in json.dumps(result)
+
+
+def test_predictions_for_other_tasks_are_refused():
+    with pytest.raises(ValueError, match="1 predictions are for tasks that are not there, the first for z"):
+        evaluate([_task("a")], [Prediction("z", "m", "")])
+    with pytest.raises(ValueError, match="no tasks"):
+        evaluate([], [])
+
+
+def test_the_command_line_from_predictions_to_json(tmp_path, bubblewrap, capsys):
+    pytest.importorskip("swebench", reason="swebench is not installed: install the extra swe")
+    rows = []
+    for name in ("one", "two"):
+        task = make_task(tmp_path, name)
+        rows.append(task_row(task) | {"source": f"{name}.tar.gz"})
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_predictions([Prediction("one", "m", FIXED), Prediction("two", "m", "nonsense")], tmp_path / "p.json")
+    out = tmp_path / "results" / "grades.json"
+    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "one: resolved" in printed and "two: the patch does not apply" in printed
+    assert "resolved 1 of 2: 50.0% (95 % interval 9.5% to 90.5%)" in printed
+    result = json.loads(out.read_text())
+    assert result["resolved"] == 1 and result["grades"]["one"]["fail_to_pass"] == [2, 2]
+    assert main(["gold", "--tasks", str(tmp_path)]) == 0
+    assert "resolved 2 of 2: 100.0%" in capsys.readouterr().out
+
+
+def test_the_command_line_names_what_is_wrong(tmp_path, capsys, monkeypatch):
+    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path)]) == 2
+    assert "tasks.jsonl" in capsys.readouterr().err
+    row = task_row(_task("a"))
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
+    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path)]) == 2
+    assert "p.json" in capsys.readouterr().err
+    (tmp_path / "p.json").write_text('[{"instance_id": "a", "model_patch": "x"}]')
+
+    def broken(*_):
+        raise SandboxError("no engine")
+
+    monkeypatch.setattr(module, "grade", broken)
+    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path)]) == 1
+    assert "1 tasks have no grade" in capsys.readouterr().err
