@@ -10,11 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aem_core import Responses, aem, empg
+from aem_core import AemStats, EmpgStats, Responses, aem, empg
 from recipe.aem.bases import base_advantages
 from recipe.aem.metrics import aem_metrics, empg_metrics
 from recipe.aem.rows import Rows, first_tokens, number_labels, responses_of_rows
 from recipe.aem.settings import AEM, EMPG, Settings
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How the advantages came about; L counts the rows without verl's padding rows.
+
+    Attributes:
+        live_L: the rows' numbers in the batch.
+        responses: of these rows.
+        base_LT: the base's advantages.
+        stats: the modulation's; None for an estimator without one.
+    """
+
+    live_L: Sequence[int]
+    responses: Responses
+    base_LT: Tensor
+    stats: AemStats | EmpgStats | None
 
 
 @dataclass
@@ -32,6 +49,7 @@ class SideInfo:
         step: verl's global step.
         metrics: verl's dictionary of the step's metrics; written to.
         seconds: what fetching this information took.
+        computed: filled by `compute_advantages`, for whoever wants to see more than the result.
     """
 
     settings: Settings
@@ -43,6 +61,7 @@ class SideInfo:
     step: int
     metrics: dict[str, Any]
     seconds: float = 0.0
+    computed: Computed | None = None
 
 
 def compute_advantages(
@@ -83,16 +102,19 @@ def compute_advantages(
 
     # the base's own seconds are not the modulation's
     started = time.perf_counter()
-    advantage_LT = base.advantage_LT
+    advantage_LT, stats = base.advantage_LT, None
     if side.settings.measure is not None and side.measure_BT is not None:
-        advantage_LT = _modulate(side, base.advantage_LT, side.measure_BT[live_L], rows, responses)
+        advantage_LT, stats = _modulate(side, base.advantage_LT, side.measure_BT[live_L], rows, responses)
+    side.computed = Computed(live_L, responses, base.advantage_LT, stats)
     advantage_BT, return_BT = (torch.zeros(mask_BT.shape, dtype=advantage_LT.dtype) for _ in range(2))
     advantage_BT[live_L], return_BT[live_L] = advantage_LT, base.return_LT.to(advantage_LT.dtype)
     side.metrics[f"timing_s/{side.settings.estimator}"] = side.seconds + time.perf_counter() - started
     return advantage_BT, return_BT
 
 
-def _modulate(side: SideInfo, base_LT: Tensor, measure_LT: Tensor, rows: Rows, responses: Responses) -> Tensor:
+def _modulate(
+    side: SideInfo, base_LT: Tensor, measure_LT: Tensor, rows: Rows, responses: Responses
+) -> tuple[Tensor, AemStats | EmpgStats]:
     group_L, trajectory_L = number_labels(rows.group_L), number_labels(rows.trajectory_L)
     # outcome bases are constant on a response
     base_N = base_LT.reshape(-1)[first_tokens(responses)]
@@ -113,7 +135,7 @@ def _modulate(side: SideInfo, base_LT: Tensor, measure_LT: Tensor, rows: Rows, r
             shuffle=None if of.shuffle is None else of.shuffle + side.step,
         )
         side.metrics.update(aem_metrics(stats, base_N, group_L[responses.row_N]))
-        return advantage_LT
+        return advantage_LT, stats
     assert side.settings.estimator == EMPG
     of = side.settings.empg
     order_L = torch.tensor(rows.order_L, dtype=torch.int64)
@@ -133,4 +155,4 @@ def _modulate(side: SideInfo, base_LT: Tensor, measure_LT: Tensor, rows: Rows, r
         recentre=of.recentre,
     )
     side.metrics.update(empg_metrics(stats, base_N))
-    return advantage_LT
+    return advantage_LT, stats

@@ -26,6 +26,15 @@ class StoredRows:
     is_padding: Sequence[bool]
 
 
+def read_mask(batch: Any) -> Tensor:
+    """The response mask of a batch (verl's `KVBatchMeta`), nested: a row's own length each."""
+    import transfer_queue as tq
+
+    return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])[
+        "response_mask"
+    ]
+
+
 def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
     """Fetch columns of a batch (verl's `KVBatchMeta`) with their mask.
 

@@ -3,7 +3,9 @@
 verl hands a registered estimator rewards, mask, config and uid only. `PPOTrainer._compute_advantage`, which the sync,
 colocate_async and separate_async trainers share, is therefore wrapped: before the original runs, the batch's entropies
 and `extra_fields` are fetched into a context variable, which the estimators registered here read. With any other
-estimator the wrapper calls straight through. EPO's wraps are in `epo.py`; what is read of TransferQueue, in `queue.py`.
+estimator the wrapper calls straight through. A batch without a token to learn from never reaches the original, whatever
+the estimator (`updates.py`). With `algorithm.aem.dump_dir` the batch is then read back and written to a file
+(`dump`). EPO's wraps are in `epo.py`; what is read of TransferQueue, in `queue.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import Any
 
 import wrapt
 
-from recipe.aem import epo
-from recipe.aem.settings import ESTIMATORS, GAE, Settings, SettingsError, check_config
+from recipe.aem import epo, updates
+from recipe.aem.dump import capture
+from recipe.aem.settings import ESTIMATORS, GAE, AemSettings, Settings, SettingsError, check_config, check_name
 
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
 
@@ -55,10 +58,17 @@ def wrap_trainer(trainer_base: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_side_information)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_metrics", updates.after_metrics)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", capture.around_fit)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.init", epo.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._update_actor", epo.before_update)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._save_checkpoint", epo.before_save)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._load_checkpoint", epo.after_load)
+
+
+def wrap_engine(base: Any) -> None:
+    """Post-import hook of `verl.workers.engine.base`."""
+    wrapt.wrap_function_wrapper(base, "BaseEngine.train_batch", updates.around_mini_batch)
 
 
 def refuse_legacy_trainer(ray_trainer: Any) -> None:
@@ -71,8 +81,11 @@ def _check_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) ->
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
     config = args[0] if args else kwargs["config"]
+    check_name(config.algorithm.adv_estimator)
     if config.algorithm.adv_estimator in ESTIMATORS:
         check_config(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    else:
+        AemSettings.from_config(config.algorithm)  # the dump's settings hold for every estimator
     epo.check_epo(config, verl.__version__)
     rollout = config.actor_rollout_ref.rollout
     if rollout.agent.default_agent_loop == "environment":
@@ -101,15 +114,24 @@ def _refuse_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -
 
 def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
     algorithm = trainer.config.algorithm
-    if algorithm.adv_estimator not in ESTIMATORS:
-        return wrapped(*args, **kwargs)
 
     def bound(batch: Any, metrics: dict) -> Any:
-        token = _SIDE.set(_fetch(batch, metrics, Settings.from_config(algorithm), trainer.global_steps))
-        try:
-            return wrapped(batch, metrics)
-        finally:
-            _SIDE.reset(token)
+        from recipe.aem.queue import read_mask
+
+        nested_mask, side = read_mask(batch), None
+        if not nested_mask.values().any():
+            result = updates.put_zero_advantages(batch, nested_mask, metrics, algorithm.use_kl_in_reward)
+        elif algorithm.adv_estimator not in ESTIMATORS:
+            result = wrapped(batch, metrics)
+        else:
+            side = _fetch(batch, metrics, Settings.from_config(algorithm), trainer.global_steps)
+            token = _SIDE.set(side)
+            try:
+                result = wrapped(batch, metrics)
+            finally:
+                _SIDE.reset(token)
+        capture.take(trainer, batch, nested_mask, metrics, None if side is None else side.computed)
+        return result
 
     return bound(*args, **kwargs)
 

@@ -11,11 +11,15 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from aem_core import Direction, Mean, Over, Scope
 
 AEM, EMPG, GIGPO, GRPO_ROWS = "aem", "empg", "gigpo", "grpo_rows"
-ESTIMATORS = (AEM, EMPG, GIGPO, GRPO_ROWS)
-"""What this package registers as `algorithm.adv_estimator`."""
 MODULATORS = (AEM, EMPG)
 RESPONSE_BASES = (GIGPO, GRPO_ROWS)
 """Bases that see every response with its own reward, and not a trajectory's one outcome."""
+OUTCOME_BASES = ("gpg", "grpo", "grpo_passk", "opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo")
+"""Estimators of verl for one outcome a sequence."""
+OVER_TRAJECTORIES = "_trajectories"
+ESTIMATORS = (*MODULATORS, *RESPONSE_BASES, *(name + OVER_TRAJECTORIES for name in OUTCOME_BASES))
+"""What this package registers as `algorithm.adv_estimator`; `rloo_trajectories` is verl's `rloo` with one sequence a
+trajectory, where verl's own counts every row."""
 GAE = "gae"
 TESTED_VERL = ("0.9.1",)
 
@@ -70,6 +74,10 @@ class Block:
         raise SettingsError(f"algorithm.{self.name}.{field}={getattr(self, field)!r}: expected {expected}")
 
 
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class AemSettings(Block):
     """`algorithm.aem`; the defaults are the paper's (arXiv 2605.00425), but for `base_estimator`.
@@ -85,6 +93,10 @@ class AemSettings(Block):
         proxy: `surprisal` puts the length-normalised −log π in the entropy's place (ours; needs no entropies).
         untested_verl: run although the installed verl is not one of the versions this release was tested with; holds
             for every estimator of this package.
+        dump_dir: a directory; every step's batch is written there (`recipe.aem.dump`). This and the two below hold for
+            every estimator, verl's own too.
+        dump_every: of every n-th step only.
+        dump_rows: at most so many rows of a step, in whole prompt groups; null for all.
     """
 
     name: ClassVar = AEM
@@ -106,11 +118,20 @@ class AemSettings(Block):
     shuffle: int | None = None
     proxy: Proxy = "entropy"
     untested_verl: bool = False
+    dump_dir: str | None = None
+    dump_every: int = 1
+    dump_rows: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.shuffle is not None and (isinstance(self.shuffle, bool) or not isinstance(self.shuffle, int)):
+        if self.shuffle is not None and not _is_integer(self.shuffle):
             self.refuse("shuffle", "null or an integer seed")
+        if self.dump_dir is not None and not (isinstance(self.dump_dir, str) and self.dump_dir):
+            self.refuse("dump_dir", "null or a directory")
+        if not _is_integer(self.dump_every) or self.dump_every < 1:
+            self.refuse("dump_every", "an integer >= 1")
+        if self.dump_rows is not None and (not _is_integer(self.dump_rows) or self.dump_rows < 1):
+            self.refuse("dump_rows", "null (all rows) or an integer >= 1")
 
 
 @dataclass(frozen=True)
@@ -188,7 +209,7 @@ class Settings:
         """The advantage that everything begins with."""
         if self.estimator in MODULATORS:
             return (self.aem if self.estimator == AEM else self.empg).base_estimator
-        return self.estimator
+        return self.estimator.removesuffix(OVER_TRAJECTORIES)
 
     @property
     def measure(self) -> Literal["entropy", "old_log_probs"] | None:
@@ -209,7 +230,7 @@ def check_config(config: Mapping[str, Any], registered: Collection[str], verl_ve
     algorithm = config["algorithm"]
     settings = Settings.from_config(algorithm)
     if settings.estimator in MODULATORS:
-        _check_base(settings.estimator, settings.base, registered, config)
+        check_base(settings.estimator, settings.base, registered, config)
     correction = algorithm.get("rollout_correction") or {}
     if settings.measure == "entropy" and correction.get("bypass_mode", False):
         instead = ", or algorithm.aem.proxy to surprisal" if settings.estimator == AEM else ""
@@ -225,14 +246,38 @@ def check_config(config: Mapping[str, Any], registered: Collection[str], verl_ve
     return settings
 
 
-def _check_base(estimator: str, base: str, registered: Collection[str], config: Mapping[str, Any]) -> None:
+def check_name(estimator: str) -> None:
+    """Refuse `…_trajectories` where there is none of that name; verl itself would only after the first rollout."""
+    if estimator.endswith(OVER_TRAJECTORIES) and estimator not in ESTIMATORS:
+        known = [name for name in ESTIMATORS if name.endswith(OVER_TRAJECTORIES)]
+        raise SettingsError(
+            f"algorithm.adv_estimator={estimator} is not an estimator; with one sequence a trajectory there are "
+            f"{', '.join(known)}"
+        )
+
+
+def check_base(estimator: str, base: str, registered: Collection[str], config: Mapping[str, Any]) -> None:
+    """Refuse what a modulator cannot have as its base.
+
+    Args:
+        estimator: the modulator.
+        base: its `base_estimator`.
+        registered: the names of verl's estimator registry.
+        config: verl's whole configuration.
+    """
     setting = f"algorithm.{estimator}.base_estimator"
     if base in MODULATORS:
         raise SettingsError(f"{setting}={base}: {estimator} modulates another estimator; use e.g. grpo")
+    if base in ESTIMATORS and base.endswith(OVER_TRAJECTORIES):
+        plain = base.removesuffix(OVER_TRAJECTORIES)
+        raise SettingsError(
+            f"{setting}={base}: {estimator} gives {plain} one sequence a trajectory anyway; use {plain}"
+        )
     if base in BROKEN_ON_V1:
         raise SettingsError(f"{setting}={base} does not run on verl's V1 trainer: {BROKEN_ON_V1[base]}")
     if base not in registered and base not in RESPONSE_BASES:
-        known = sorted((set(registered) | set(RESPONSE_BASES)) - set(BROKEN_ON_V1) - set(MODULATORS))
+        ours = set(ESTIMATORS) - set(RESPONSE_BASES)  # which modulate, or are another name of a base
+        known = sorted((set(registered) | set(RESPONSE_BASES)) - set(BROKEN_ON_V1) - ours)
         raise SettingsError(f"{setting}={base!r} is not registered; known: {', '.join(known)}")
     if base == GAE and not config["critic"].get("enable"):
         raise SettingsError(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 pytest.importorskip("verl", reason="verl is not installed")
 
 from recipe.aem.advantage import SideInfo, compute_advantages
-from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
+from recipe.aem.settings import OUTCOME_BASES, AemSettings, EmpgSettings, GigpoSettings, Settings
 
 # one group of two trajectories (2 rows and 1 row), another of two single rows, and a padding row that carries a copy of
 # the first row's fields, as verl makes it
@@ -82,10 +85,7 @@ def test_alpha_times_verls_grpo_by_hand():
 
 @pytest.mark.parametrize("base", ["grpo", "rloo", "opo", "reinforce_plus_plus", "grpo_rows", "gpg", "grpo_passk"])
 def test_strength_zero_gives_the_base_back_bit_for_bit(base):
-    config = {"norm_adv_by_std_in_grpo": True, "gamma": 1.0}
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.create(config)
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": True, "gamma": 1.0})
     plain = compute_advantages(side(aem(base, lam=0.0)), REWARD, MASK, GROUPS, config)[0]
     guarded = compute_advantages(side(aem(base, min_range=1e9)), REWARD, MASK, GROUPS, config)[0]
     assert torch.equal(plain, guarded) and plain.abs().sum() > 0
@@ -173,8 +173,6 @@ def test_gae_is_verls_own_row_by_row():
     config = {"gamma": 0.9, "lam": 0.8}
     live = slice(0, 5)
     expected, expected_returns = compute_gae_advantage_return(REWARD[live], values[live], MASK[live], 0.9, 0.8)
-    from omegaconf import OmegaConf
-
     got, returns = compute_advantages(
         side(aem("gae", lam=0.0), value_BT=values), REWARD, MASK, GROUPS, OmegaConf.create(config)
     )
@@ -222,6 +220,57 @@ def played(anchors, **changes):
     lengths = (3, 2, 4, 3, 1)
     fields = [extra(n, anchors=[anchor], **changes) for n, anchor in zip(lengths, anchors, strict=True)]
     return [*fields, fields[0]]
+
+
+@pytest.mark.parametrize("base", OUTCOME_BASES)
+def test_an_outcome_estimator_over_trajectories_is_aems_base_and_needs_no_entropies(base):
+    config = OmegaConf.create({"norm_adv_by_std_in_grpo": True, "gamma": 1.0})
+    plain = side(other(f"{base}_trajectories"), measure_BT=None)
+    got, returns = compute_advantages(plain, REWARD, MASK, GROUPS, config)
+    assert torch.equal(got, compute_advantages(side(aem(base, lam=0.0)), REWARD, MASK, GROUPS, config)[0])
+    assert got.any() and torch.equal(returns, got)
+    assert list(plain.metrics) == [f"timing_s/{base}_trajectories"]
+
+
+# (rows, reward, is it masked whole) of each trajectory; its prompt group is one of three, often alone in it
+TRAJECTORIES = st.lists(st.tuples(st.integers(1, 4), st.integers(-3, 10), st.booleans(), st.integers(0, 2)), min_size=1)
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(TRAJECTORIES, st.randoms(use_true_random=False))
+def test_rloo_over_trajectories_is_leave_one_out(trajectories, chance):
+    """Each reward less the mean of the others of its group; alone in it, the reward itself (as verl's rloo has it)."""
+    rows = [
+        (f"g{group}_{session}_{place}", f"g{group}", session, reward, masked)
+        for session, (count, reward, masked, group) in enumerate(trajectories)
+        for place in range(count)
+    ]
+    chance.shuffle(rows)
+    keys, groups = [row[0] for row in rows], [row[1] for row in rows]
+    reward_BT, mask_BT = torch.zeros(len(rows), 3), torch.ones(len(rows), 3, dtype=torch.long)
+    reward_BT[:, -1] = torch.tensor([float(row[3]) for row in rows])
+    mask_BT[[row[4] for row in rows]] = 0
+    given = side(
+        other("rloo_trajectories"), [{}] * len(rows), keys=keys, is_padding=[False] * len(rows), measure_BT=None
+    )
+    advantage_BT = compute_advantages(given, reward_BT, mask_BT, groups, OmegaConf.create({}))[0]
+
+    for row, (_, of_group, session, reward, masked) in enumerate(rows):
+        others = [
+            theirs
+            for number, (_, theirs, _, group) in enumerate(trajectories)
+            if f"g{group}" == of_group and number != session
+        ]
+        expected = reward - sum(others) / len(others) if others else reward
+        assert advantage_BT[row].tolist() == pytest.approx([0.0 if masked else expected] * 3, abs=1e-5)
+
+
+def test_a_turns_penalty_does_not_reach_an_estimator_over_trajectories():
+    fined = [extra(n) for n in (3, 2, 4, 3, 1, 3)]
+    fined[1] = extra(2, turn_penalties=[-0.1])
+    settings = other("rloo_trajectories")
+    clean = compute_advantages(side(settings), REWARD, MASK, GROUPS, {})[0]
+    assert torch.equal(compute_advantages(side(settings, fined), REWARD, MASK, GROUPS, {})[0], clean)
 
 
 def test_empg_finds_the_next_turn_by_trajectory_and_place():

@@ -6,6 +6,8 @@ trailing arguments of scripts/*.sh.
 
 from __future__ import annotations
 
+import importlib.resources
+import inspect
 import os
 import subprocess
 import sys
@@ -41,9 +43,15 @@ BROUGHT = (
 GIVEN = {
     "webshop_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
     "webshop_1.5b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
+    "alfworld_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
+    "alfworld_1.5b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
+    "scienceworld_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
+    "swe_32b": {"node": ("machine=node",), "gpu1": ("machine=gpu1",), "cpu": ("machine=cpu",)},
     "webshop_demo": {"node": ("machine=node",), "gpu1": ("machine=gpu1",), "cpu": ("machine=cpu",)},
     "aem_trainer": {"node": ("+machine=node", *BROUGHT), "cpu": ("+machine=cpu", *BROUGHT)},
 }
+# rows that are split over GPUs need flash attention
+ATTENTION = {("swe_32b", "node"): "flash_attention_2"}
 EVERY = [(name, machine) for name, machines in GIVEN.items() for machine in machines]
 
 
@@ -62,6 +70,13 @@ def surroundings(monkeypatch, model_dir):
     monkeypatch.setenv("AEM_MODEL", str(model_dir))
     monkeypatch.setenv("WEBSHOP_DATA", "/data/webshop")
     monkeypatch.setenv("WEBSHOP_PARQUET", "/data/parquet")
+    monkeypatch.setenv("ALFWORLD_DATA", "/data/alfworld")
+    monkeypatch.setenv("ALFWORLD_PARQUET", "/data/games")
+    monkeypatch.setenv("SCIENCEWORLD_PARQUET", "/data/science")
+    monkeypatch.setenv("SWE_TASKS", "/data/swe")
+    monkeypatch.setenv("SWE_PARQUET", "/data/tasks")
+    for name in ("SWE_VALIDATION", "SWE_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
 
 
@@ -95,7 +110,7 @@ def test_aem_accepts_it(name, machine):
     aem = settings.aem
     assert (aem.lam, aem.min_range, aem.scope, aem.direction) == (1.0, 0.1, "group", "forward")
     assert (aem.mean, aem.proxy, aem.shuffle) == ("response", "entropy", None)
-    assert settings.base == "grpo_rows"
+    assert settings.base == ("rloo" if name == "swe_32b" else "grpo_rows")
     assert config.trainer.use_v1 and config.trainer.v1.trainer_mode == "sync"
 
 
@@ -107,7 +122,7 @@ def test_every_workers_settings_can_be_made(name, machine):
 
     model = omega_conf_to_dataclass(part.model)
     assert model.hf_config.vocab_size == len(model.tokenizer)
-    assert model.hf_config._attn_implementation == "sdpa"
+    assert model.hf_config._attn_implementation == ATTENTION.get((name, machine), "sdpa")
 
     assert part.actor.use_dynamic_bsz == part.rollout.log_prob_use_dynamic_bsz, "engine_workers.py asserts it"
     actor = omega_conf_to_dataclass(part.actor)
@@ -144,7 +159,7 @@ def test_the_machine_decides_where_it_runs(name):
     assert (cpu.device, cpu.nnodes, cpu.n_gpus_per_node) == ("cpu", 1, 1)
 
 
-@pytest.mark.parametrize("name", ["webshop_7b", "webshop_demo"])
+@pytest.mark.parametrize("name", [name for name in GIVEN if name != "aem_trainer"])
 def test_the_machine_does_not_decide_what_is_learned(name):
     def learned(machine):
         config = compose(name, *GIVEN[name][machine])
@@ -159,13 +174,36 @@ def test_the_machine_does_not_decide_what_is_learned(name):
     assert learned("node") == learned("cpu")
 
 
-def test_webshop_7b_follows_verl_agents_protocol():
-    config = compose("webshop_7b")
+# name: turns, prompt tokens, rows of a mini-batch, characters executed without tags
+PROTOCOLS = {
+    "webshop_7b": (15, 4096, 64, 20),
+    "webshop_1.5b": (15, 4096, 64, 20),
+    "alfworld_7b": (50, 2048, 256, 30),
+    "alfworld_1.5b": (50, 2048, 256, 30),
+}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_verl_agents_protocol_is_followed(name):
+    turns, prompt, rows, fallback = PROTOCOLS[name]
+    config = compose(name)
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert actor.optim.lr == 1e-6 and actor.optim.lr_scheduler_type == "constant"
+    assert actor.optim.lr_warmup_steps in (-1, 0) and actor.optim.lr_warmup_steps_ratio == 0.0
+    assert actor.ppo_mini_batch_size * rollout.n == rows  # verl multiplies (v1/trainer_base.py:1603)
+    assert config.trainer.total_training_steps == 150
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (prompt, 512)
+    assert (rollout.prompt_length, rollout.response_length) == (prompt, 512)
+    assert rollout.max_model_len >= prompt + 512
+    episode = rollout.custom.episode
+    assert (episode.max_turns, episode.fallback_characters) == (turns, fallback)
+    what_every_protocol_has(config)
+
+
+def what_every_protocol_has(config):
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     assert (config.data.train_batch_size, rollout.n) == (16, 8)
-    assert actor.ppo_mini_batch_size * rollout.n == 64  # verl multiplies (v1/trainer_base.py:1603)
-    assert actor.optim.lr == 1e-6 and actor.optim.lr_scheduler_type == "constant" and actor.ppo_epochs == 1
-    assert actor.optim.lr_warmup_steps in (-1, 0) and actor.optim.lr_warmup_steps_ratio == 0.0
+    assert actor.ppo_epochs == 1
     assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.01, "low_var_kl")
     assert not config.algorithm.use_kl_in_reward and config.algorithm.gamma == 0.95
     assert (actor.clip_ratio, actor.clip_ratio_low, actor.clip_ratio_high, actor.clip_ratio_c) == (0.2, 0.2, 0.2, 3.0)
@@ -173,19 +211,225 @@ def test_webshop_7b_follows_verl_agents_protocol():
     assert (rollout.temperature, rollout.top_p, rollout.top_k) == (1.0, 1, -1)
     validation = rollout.val_kwargs
     assert (validation.temperature, validation.do_sample, validation.n) == (0.4, True, 1)
-    assert config.data.val_max_samples == 128 and config.trainer.test_freq == 5
-    assert config.trainer.total_training_steps == 150 and config.data.seed == 0
-    assert (config.data.max_prompt_length, config.data.max_response_length) == (4096, 512)
-    assert (rollout.prompt_length, rollout.response_length) == (4096, 512)
-    assert rollout.max_model_len >= 4096 + 512
+    assert config.data.val_max_samples == 128 and config.trainer.test_freq == 5 and config.trainer.val_before_train
+    assert config.data.seed == 0
     episode = rollout.custom.episode
-    assert (episode.max_turns, episode.history_length, episode.invalid_penalty) == (15, 2, 0.1)
-    assert (episode.won_reward, episode.lost_reward, episode.fallback_characters) == (10.0, 0.0, 20)
-    assert episode.require_think and episode.max_prompt_characters == 13000
-    assert rollout.custom.benchmark.n_validation == 500
+    assert (episode.history_length, episode.invalid_penalty, episode.require_think) == (2, 0.1, True)
+    assert (episode.won_reward, episode.lost_reward) == (10.0, 0.0)
 
 
-@pytest.mark.parametrize("name", ["webshop_7b", "webshop_demo"])
+def test_alfworld_plays_every_type_of_task():
+    from agent_loops.alfworld import KINDS
+
+    assert tuple(compose("alfworld_7b").actor_rollout_ref.rollout.custom.benchmark.kinds) == KINDS
+
+
+def test_webshops_history_and_goals():
+    custom = compose("webshop_7b").actor_rollout_ref.rollout.custom
+    assert custom.episode.max_prompt_characters == 13000 and custom.benchmark.n_validation == 500
+
+
+def test_scienceworld_follows_epos_paper():
+    config = compose("scienceworld_7b")
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    optim = actor.optim
+    assert (optim.lr, optim.lr_scheduler_type, optim.lr_warmup_steps_ratio) == (5e-6, "cosine", 0.1)
+    assert (optim.min_lr_ratio, config.trainer.total_training_steps) == (0.2, 125)
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (2048, 512)
+    assert rollout.max_model_len >= 2560 and rollout.custom.episode.max_turns == 30
+    assert OmegaConf.to_container(rollout.custom.benchmark) == {
+        "target": "agent_loops.scienceworld.ScienceWorld",
+        **{"tasks": None, "simplifications": "easy", "heap": "1g"},
+        **{"valid_actions": False, "show_state": False, "max_steps": 1000},
+    }
+    what_every_protocol_has(config)
+
+
+def test_swe_follows_deepswe():
+    config = compose("swe_32b")
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert config.actor_rollout_ref.model.path != "Qwen/Qwen3-32B", "AEM_MODEL has its way"
+    assert (config.data.train_batch_size, rollout.n, actor.ppo_mini_batch_size, actor.ppo_epochs) == (8, 8, 8, 1)
+    assert (actor.optim.lr, actor.optim.lr_scheduler_type) == (1e-6, "constant")
+    assert (actor.clip_ratio_low, actor.clip_ratio_high) == (0.2, 0.28)
+    assert not actor.use_kl_loss and not config.algorithm.use_kl_in_reward and actor.entropy_coeff == 0
+    assert not need_reference_policy(config) and not need_critic(config)
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (4096, 32768)
+    assert rollout.max_model_len == 4096 + 32768 and config.data.apply_chat_template_kwargs.enable_thinking
+    assert (rollout.temperature, rollout.top_p, rollout.top_k) == (1.0, 1, -1)
+    episode, benchmark = rollout.custom.episode, rollout.custom.benchmark
+    assert (episode.layout, episode.action_format, episode.max_turns) == ("transcript", "function_calls", 50)
+    assert (episode.trajectory_seconds, benchmark.command_seconds, benchmark.reward_seconds) == (5400, 90, 300)
+    # the loop gives a call up later than the sandbox a command, or the grader the tests, and earlier than a trajectory
+    assert benchmark.command_seconds + benchmark.reward_seconds < episode.step_seconds < episode.trajectory_seconds
+    assert (episode.won_reward, episode.lost_reward, episode.invalid_penalty) == (1.0, 0.0, 0.0)
+    assert not episode.require_think and episode.turn_tokens is None and not episode.conclude
+    assert (benchmark.validation, benchmark.sandbox.backend, benchmark.sandbox.unconfined) == (
+        None,
+        "bubblewrap",
+        False,
+    )
+    assert config.trainer.total_training_steps == 250
+
+
+def test_swes_default_method_is_aem_over_grpopp():
+    """Compact filtering, the leave-one-out baseline over trajectories, and a constant length normaliser."""
+    default, plain = compose("swe_32b"), compose("swe_32b", "method=grpopp")
+    assert default == compose("swe_32b", "method=aem_grpopp")
+    assert (default.algorithm.adv_estimator, default.algorithm.aem.base_estimator) == ("aem", "rloo")
+    assert plain.algorithm.adv_estimator == "rloo_trajectories"
+    for config in (default, plain):
+        actor = config.actor_rollout_ref.actor
+        assert config.actor_rollout_ref.rollout.custom.episode.compact_filtering
+        assert (actor.loss_agg_mode, actor.loss_scale_factor) == ("seq-mean-token-sum-norm", 32768)
+
+
+def test_swe_rejects_groups_of_one_outcome_and_samples_two_for_one():
+    """verl's replay buffer is credited two prompts for each rejected one; a bound of one batch would hold them back."""
+    from verl.trainer.ppo.v1 import replay_buffer
+
+    groups = compose("swe_32b").algorithm.filter_groups
+    assert (groups.enable, groups.metric, groups.max_inflight_gen_batches) == (True, "reward", 2)
+    assert "refill_credit += 2 * dapo_count" in inspect.getsource(replay_buffer.ReplayBuffer.sample)
+
+
+@pytest.mark.parametrize("nodes", [1, 8])
+def test_swe_fits_its_gpus(nodes):
+    config = compose("swe_32b", f"trainer.nnodes={nodes}")
+    part = config.actor_rollout_ref
+    gpus = nodes * config.trainer.n_gpus_per_node
+    split = part.actor.fsdp_config.ulysses_sequence_parallel_size
+    assert part.ref.fsdp_config.ulysses_sequence_parallel_size == split and gpus % split == 0
+    assert gpus % part.rollout.tensor_model_parallel_size == 0
+    # a micro-batch holds the longest row (verl multiplies by the GPUs that share it)
+    for most in (part.actor.ppo_max_token_len_per_gpu, part.rollout.log_prob_max_token_len_per_gpu):
+        assert most * split >= part.rollout.max_model_len
+    rows = part.actor.ppo_mini_batch_size * part.rollout.n
+    assert rows % (gpus // split) == 0
+    validate_config(config, need_reference_policy(config), need_critic(config))
+
+
+@pytest.mark.parametrize("machine", ["cpu", "gpu1"])
+def test_one_device_shares_no_row(machine):
+    """verl's Ulysses splits rows inside flash attention alone, which these machines do not have."""
+    part = compose("swe_32b", f"machine={machine}").actor_rollout_ref
+    for one in (part.actor, part.ref):
+        assert one.fsdp_config.ulysses_sequence_parallel_size == one.ulysses_sequence_parallel_size == 1
+    assert part.rollout.tensor_model_parallel_size == 1
+    if machine == "cpu":
+        assert not (part.actor.fsdp_config.param_offload or part.actor.fsdp_config.optimizer_offload)
+        assert not part.ref.fsdp_config.param_offload
+
+
+def test_swes_knobs(monkeypatch):
+    monkeypatch.setenv("SWE_VALIDATION", "/data/verified.parquet")
+    monkeypatch.setenv("SWE_BACKEND", "docker")
+    config = compose("swe_32b", "++actor_rollout_ref.rollout.custom.benchmark.sandbox.options.network=none")
+    benchmark = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.benchmark, resolve=True)
+    assert (benchmark["tasks"], benchmark["validation"]) == ("/data/swe", "/data/verified.parquet")
+    assert benchmark["sandbox"]["backend"] == "docker" and benchmark["sandbox"]["options"] == {"network": "none"}
+    assert (config.data.train_files, config.data.val_files) == (
+        "/data/tasks/train.parquet",
+        "/data/tasks/validation.parquet",
+    )
+
+
+def test_swes_settings_are_the_sandboxs():
+    from dataclasses import asdict
+
+    from agent_loops.swe.sandbox import SandboxSettings
+
+    given = OmegaConf.to_container(compose("swe_32b").actor_rollout_ref.rollout.custom.benchmark.sandbox, resolve=True)
+    settings = SandboxSettings(**given)
+    assert set(given) == set(asdict(settings)) and settings == SandboxSettings(), "the file shows the defaults"
+
+
+@pytest.mark.parametrize("name", ["alfworld_7b", "alfworld_1.5b", "scienceworld_7b"])
+def test_a_mini_batch_of_more_prompts_than_a_step_needs_micro_batches_by_tokens(name):
+    config = compose(name)
+    actor = config.actor_rollout_ref.actor
+    assert actor.ppo_mini_batch_size > config.data.train_batch_size and actor.use_dynamic_bsz
+    assert actor.ppo_max_token_len_per_gpu >= config.actor_rollout_ref.rollout.max_model_len
+    by_rows = compose(name, "actor_rollout_ref.actor.use_dynamic_bsz=false")
+    with open_dict(by_rows):  # what else verl asks for then
+        for part in (by_rows.actor_rollout_ref.ref, by_rows.actor_rollout_ref.rollout):
+            part.log_prob_micro_batch_size_per_gpu = 8
+        by_rows.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu = 8
+    with pytest.raises(ValueError, match="train_batch_size"):
+        validate_config(by_rows, need_reference_policy(by_rows), need_critic(by_rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "splits"),
+    [
+        ("alfworld_7b", "/data/games", ["valid_seen", "valid_unseen"]),
+        ("scienceworld_7b", "/data/science", ["dev", "test"]),
+    ],
+)
+def test_one_override_chooses_the_split_to_validate_on(name, files, splits):
+    for split, given in zip(splits, [(), (f"data.val_split={splits[1]}",)], strict=True):
+        config = compose(name, *given)
+        assert (config.data.train_files, config.data.val_files) == (
+            f"{files}/train.parquet",
+            f"{files}/{split}.parquet",
+        )
+        tasks = hydra.utils.get_object(f"{config.actor_rollout_ref.rollout.custom.benchmark.target}Tasks")
+        assert split in tasks.splits
+
+
+@pytest.mark.parametrize(
+    ("name", "by_std"),
+    [
+        *[("webshop_7b", False), ("webshop_demo", False)],
+        *[("alfworld_7b", True), ("scienceworld_7b", True), ("swe_32b", True)],
+    ],
+)
+@pytest.mark.parametrize("method", ["gigpo", "aem_gigpo"])
+def test_gigpo_divides_by_std_where_the_benchmark_says_so(name, method, by_std):
+    import verl
+
+    config = compose(name, f"method={method}")
+    registered = set(core_algos.ADV_ESTIMATOR_REGISTRY)
+    assert check_config(config, registered, verl.__version__).gigpo.by_std is by_std
+    other = compose(name, f"method={method}", f"algorithm.gigpo.by_std={not by_std}")  # it needs no plus
+    assert check_config(other, registered, verl.__version__).gigpo.by_std is not by_std
+
+
+BENCHMARKS = {
+    "webshop_7b": ("WebShop", {"data_dir": "/data/webshop"}),
+    "webshop_demo": ("WebShop", {"data_dir": "/data/webshop"}),
+    "alfworld_7b": ("Alfworld", {"data_dir": "/data/alfworld"}),
+    "scienceworld_7b": ("ScienceWorld", {"simplifications": "easy"}),
+    "swe_32b": ("Swe", {"tasks": "/data/swe"}),
+}
+METHODS = sorted(
+    file.name.removesuffix(".yaml")
+    for file in importlib.resources.files("recipe.aem.config").joinpath("method").iterdir()
+    if file.name.endswith(".yaml")
+)
+
+
+@pytest.mark.parametrize("machine", ["node", "cpu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_composes_with_swe(method, machine):
+    """The other benchmarks' are in test_methods.py."""
+    import verl
+
+    from recipe.aem.epo import check_epo
+    from recipe.aem.settings import ESTIMATORS
+
+    config = compose("swe_32b", f"method={method}", f"machine={machine}")
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    if config.algorithm.adv_estimator in ESTIMATORS:
+        check_config(config, set(core_algos.ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    check_epo(config, verl.__version__)
+    omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    assert not need_reference_policy(config), "DeepSWE has no KL term"
+    assert config.algorithm.filter_groups.enable
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_the_loop_can_read_its_settings(name):
     from agent_loops.episode import EpisodeSettings, load_template
 
@@ -193,8 +437,11 @@ def test_the_loop_can_read_its_settings(name):
     settings = EpisodeSettings.from_config(OmegaConf.to_container(rollout.custom.episode, resolve=True))
     assert load_template(settings.prompt)
     assert rollout.agent.default_agent_loop == "environment"
-    assert rollout.custom.benchmark.data_dir == "/data/webshop"
-    assert hydra.utils.get_object(rollout.custom.benchmark.target).__name__ == "WebShop"
+    arguments = OmegaConf.to_container(rollout.custom.benchmark, resolve=True)
+    benchmark = hydra.utils.get_object(arguments.pop("target"))
+    called, given = BENCHMARKS[name]
+    assert benchmark.__name__ == called and given.items() <= arguments.items()
+    inspect.signature(benchmark).bind(**arguments)
 
 
 def test_the_demo_plays_what_its_warm_start_was_shown():

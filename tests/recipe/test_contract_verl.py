@@ -59,6 +59,25 @@ def test_no_trainer_mode_has_an_advantage_step_of_its_own(mode):
     )
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_no_trainer_mode_has_metrics_of_its_own(mode):
+    from recipe.aem import updates
+
+    trainer = get_trainer_cls(mode)
+    assert [cls.__name__ for cls in trainer.__mro__ if "_compute_metrics" in vars(cls)] == ["PPOTrainer"]
+    assert list(inspect.signature(trainer._compute_metrics).parameters)[:3] == ["self", "batch", "metrics"]
+    assert vars(trainer_base.PPOTrainer)["_compute_metrics"]._self_wrapper is updates.after_metrics
+
+
+def test_verl_stops_on_a_batch_without_a_token():
+    """Why recipe.aem.updates keeps such a batch from it; if this fails, see whether verl skips the update by itself."""
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask
+
+    values = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="response_mask must contain at least one valid token"):
+        compute_rollout_correction_and_rejection_mask(values, values, response_mask=values)
+
+
 def test_the_trainer_counts_its_steps_in_global_steps():
     trainer = trainer_base.PPOTrainer.__new__(get_trainer_cls("sync"))
     trainer.config = OmegaConf.create({"trainer": {"resume_mode": "disable"}, "algorithm": {}})

@@ -32,13 +32,15 @@ from verl.trainer.ppo.v1 import replay_buffer, trainer_base  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
 from agent_loops.episode import EpisodeSettings  # noqa: E402
+from recipe.aem.epo import check_epo  # noqa: E402
 from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, check_config  # noqa: E402
 
 PLAIN = ("grpo", "dapo", "gspo", "drgrpo", "grpopp", "gigpo", "empg")
 WITH_AEM = ("aem", "aem_dapo", "aem_gspo", "aem_grpopp", "aem_gigpo")
 METHODS = PLAIN + WITH_AEM
-ELSEWHERE = {"epo", "aem_epo"}  # they have a loss of their own
-MACHINE = {"webshop_7b": "node", "webshop_demo": "cpu"}
+# they have a loss of their own, which is tested elsewhere
+EPO = ("epo", "aem_epo", "epo_alfworld", "aem_epo_alfworld", "epo_scienceworld", "aem_epo_scienceworld")
+MACHINE = {"webshop_7b": "node", "webshop_demo": "cpu", "alfworld_7b": "node", "scienceworld_7b": "cpu"}
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
 
@@ -48,6 +50,8 @@ def surroundings(monkeypatch):
     monkeypatch.setenv("AEM_MODEL", "my/model")
     monkeypatch.setenv("WEBSHOP_DATA", "/data/webshop")
     monkeypatch.setenv("WEBSHOP_PARQUET", "/data/parquet")
+    for name in ("ALFWORLD_DATA", "ALFWORLD_PARQUET", "SCIENCEWORLD_PARQUET"):
+        monkeypatch.setenv(name, "/data")
     monkeypatch.delenv("VERL_PLATFORM", raising=False)
 
 
@@ -83,14 +87,18 @@ def test_every_method_is_tested():
 
     folder = files("recipe.aem.config").joinpath("method")
     shipped = {file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")}
-    assert shipped - ELSEWHERE == set(METHODS)
+    assert shipped == {*METHODS, *EPO}
 
 
 @pytest.mark.filterwarnings("ignore:Disabled critic")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *EPO])
 @pytest.mark.parametrize("name", MACHINE)
 def test_verl_and_the_loop_accept_it(name, method):
+    import verl
+
     config = compose(name, method)
+    assert check_config(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__).estimator in ADV_ESTIMATOR_REGISTRY
+    assert check_epo(config, verl.__version__).enable == (method in EPO)
     validate_config(config, need_reference_policy(config), need_critic(config))
     rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     EpisodeSettings.from_config(OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.episode))
@@ -132,10 +140,7 @@ def test_a_method_sets_the_estimator_the_loss_and_the_episode_and_nothing_else(m
 @pytest.mark.parametrize("method", [name for name in WITH_AEM if name != "aem"])
 def test_aem_over_a_method_is_that_method_with_its_advantages_modulated(method):
     over, alone = (changeable(compose("webshop_7b", name)) for name in (method, method.removeprefix("aem_")))
-    base = alone.algorithm.adv_estimator
-    if base == "aem":  # grpopp, which is AEM's seam at strength 0
-        assert alone.algorithm.aem.lam == 0.0
-        base = alone.algorithm.aem.base_estimator
+    base = alone.algorithm.adv_estimator.removesuffix("_trajectories")  # grpopp's; as AEM's base always once each
     assert over.algorithm.adv_estimator == "aem"
     assert over.algorithm.aem == {**compose("webshop_7b", "aem").algorithm.aem, "base_estimator": base}
     assert AemSettings.from_config(over.algorithm).lam == 1.0
@@ -149,7 +154,7 @@ def test_the_base_of_each_method():
     estimator = {method: compose("webshop_7b", method).algorithm.adv_estimator for method in PLAIN}
     assert estimator == {
         **dict.fromkeys(("grpo", "dapo", "gspo", "drgrpo"), "grpo_rows"),
-        "grpopp": "aem", "gigpo": "gigpo", "empg": "empg",
+        "grpopp": "rloo_trajectories", "gigpo": "gigpo", "empg": "empg",
     }  # fmt: skip
     by_std = {method: compose("webshop_7b", method).algorithm.norm_adv_by_std_in_grpo for method in PLAIN}
     assert [method for method in PLAIN if not by_std[method]] == ["drgrpo"]
@@ -172,6 +177,40 @@ def test_published_values_of_gigpo_and_empg():
         **{"base_estimator": "grpo_rows", "k": 1.0, "k_future": 1.0, "zeta": 0.1},
         **{"scaling": True, "bonus": True, "recentre": True},
     }
+
+
+@pytest.mark.parametrize(("benchmark", "alpha", "steps"), [("alfworld", 0.1, 150), ("scienceworld", 0.05, 125)])
+def test_published_values_of_epo(benchmark, alpha, steps):
+    """Each benchmark's file has its paper's values, on its own protocol; with AEM they stay."""
+    for method in (f"epo_{benchmark}", f"aem_epo_{benchmark}"):
+        config = compose(f"{benchmark}_7b", method)
+        epo = config.algorithm.epo
+        assert (epo.enable, epo.coef, epo.lower, epo.upper, epo.alpha, epo.gamma) == (True, 0.001, 0.0, 2.0, alpha, 3.0)
+        assert epo.total_steps is None and config.trainer.total_training_steps == steps  # K: the trainer's steps
+        optim = config.actor_rollout_ref.actor.optim
+        assert (optim.lr, optim.lr_scheduler_type, optim.lr_warmup_steps_ratio) == (5e-6, "cosine", 0.1)
+        assert (optim.min_lr_ratio, config.actor_rollout_ref.actor.calculate_entropy) == (0.2, True)
+    assert compose(f"{benchmark}_7b", f"epo_{benchmark}").algorithm.adv_estimator == "grpo_rows"
+    assert compose(f"{benchmark}_7b", f"aem_epo_{benchmark}").algorithm.adv_estimator == "aem"
+
+
+def test_no_method_sets_what_a_machine_sets():
+    """So every method goes with every machine as it goes with one."""
+    from importlib.resources import files
+
+    def keys(node: Any, path: tuple = ()) -> set[tuple]:
+        if not isinstance(node, Mapping):
+            return {path}
+        return set().union(*(keys(value, (*path, name)) for name, value in node.items() if name != "defaults"))
+
+    config = files("recipe.aem.config")
+    groups = {}
+    for group in ("method", "machine"):
+        paths = [path for path in config.joinpath(group).iterdir() if path.name.endswith(".yaml")]
+        loaded = (OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8"))) for path in paths)
+        groups[group] = set().union(*map(keys, loaded))
+    assert len(groups["method"]) > 30 and len(groups["machine"]) > 30
+    assert not groups["method"] & groups["machine"]
 
 
 def test_no_setting_needs_a_plus():

@@ -13,7 +13,7 @@ from tensordict import NonTensorStack, TensorDict
 pytest.importorskip("verl", reason="verl is not installed")
 
 import verl_aem
-from recipe.aem import seam
+from recipe.aem import seam, updates
 from recipe.aem.settings import SettingsError
 
 verl_aem.load()
@@ -28,12 +28,12 @@ LENGTHS = (3, 2, 4, 1)
 class FakeQueue:
     """The two calls of TransferQueue that the advantage step makes, over nested columns."""
 
-    def __init__(self, with_entropy: bool = True):
+    def __init__(self, with_entropy: bool = True, masked: bool = False):
         def column(values):
             return torch.nested.as_nested_tensor([torch.as_tensor(v) for v in values], layout=torch.jagged)
 
         self.columns = {
-            "response_mask": column([[1] * n for n in LENGTHS[:3]] + [[0]]),
+            "response_mask": column([[int(not masked)] * n for n in LENGTHS[:3]] + [[0]]),
             "rm_scores": column([[0.0, 0.0, 10.0], [0.0, 10.0], [0.0, 0.0, 0.0, 0.0], [0.0]]),
             "old_log_probs": column([[-1.0] * n for n in LENGTHS]),
             "uid": NonTensorStack("u", "u", "u", "padff"),
@@ -63,7 +63,7 @@ class Batch(SimpleNamespace):
         return len(self.keys)
 
 
-def compute(monkeypatch, estimator, queue=None, **aem):
+def compute(monkeypatch, estimator, queue=None, metrics=None, kl_in_reward=False, **aem):
     queue = queue or FakeQueue()
     monkeypatch.setattr(trainer_base, "tq", queue)
     monkeypatch.setitem(__import__("sys").modules, "transfer_queue", queue)
@@ -72,13 +72,13 @@ def compute(monkeypatch, estimator, queue=None, **aem):
     trainer.config = OmegaConf.create(
         {
             "algorithm": {
-                "adv_estimator": estimator, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": False, "aem": aem,
+                "adv_estimator": estimator, "gamma": 1.0, "lam": 1.0, "use_kl_in_reward": kl_in_reward, "aem": aem,
                 "norm_adv_by_std_in_grpo": True,
             },
             "actor_rollout_ref": {"rollout": {"n": 2}},
         }
     )  # fmt: skip
-    metrics: dict = {}
+    metrics = {} if metrics is None else metrics
     given = Batch(keys=KEYS, partition_id="train", tags=batch().tags)
     trainer._compute_advantage(given, metrics)
     return queue.columns["advantages"].to_padded_tensor(0.0), metrics, queue
@@ -87,7 +87,7 @@ def compute(monkeypatch, estimator, queue=None, **aem):
 def test_aem_modulates_what_verl_writes_back(monkeypatch):
     base, _, _ = compute(monkeypatch, "grpo")
     modulated, metrics, queue = compute(monkeypatch, "aem")
-    assert queue.asked[0] == ["entropy", "extra_fields", "response_mask"]
+    assert queue.asked[:2] == [["response_mask"], ["entropy", "extra_fields", "response_mask"]]
     weight = np.exp([0.0, -1.0, -0.375])
     alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
     assert torch.allclose(modulated[:3], base[:3] * alpha[:, None], atol=1e-6)
@@ -97,7 +97,7 @@ def test_aem_modulates_what_verl_writes_back(monkeypatch):
 
 def test_the_other_estimators_are_registered_too(monkeypatch):
     base, _, queue = compute(monkeypatch, "grpo_rows")
-    assert queue.asked[0] == ["extra_fields", "response_mask"]  # nothing to modulate, so no entropies
+    assert queue.asked[1] == ["extra_fields", "response_mask"]  # nothing to modulate, so no entropies
     unmodulated, _, _ = compute(monkeypatch, "aem", base_estimator="grpo_rows", lam=0.0)
     assert torch.equal(base, unmodulated) and base.abs().sum() > 0
     modulated, metrics, _ = compute(monkeypatch, "empg")
@@ -112,7 +112,7 @@ def test_the_proxy_reads_log_probs_and_needs_no_entropies(monkeypatch):
     queue.columns["old_log_probs"] = torch.nested.as_nested_tensor(nested, layout=torch.jagged)
     base, _, _ = compute(monkeypatch, "grpo")
     modulated, metrics, asked = compute(monkeypatch, "aem", queue=queue, proxy="surprisal")
-    assert asked.asked[0] == ["old_log_probs", "extra_fields", "response_mask"]
+    assert asked.asked[1] == ["old_log_probs", "extra_fields", "response_mask"]
     # surprisals a token 0.2, 1.0, 0.5: the entropies of the test above
     weight = np.exp([0.0, -1.0, -0.375])
     alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
@@ -148,7 +148,60 @@ def test_the_side_information_does_not_outlive_the_call(monkeypatch):
     assert seam._SIDE.get() is None
 
 
-@pytest.mark.parametrize("name", ["aem", "empg", "gigpo", "grpo_rows"])
+def test_rloo_over_trajectories_is_aems_base_with_nothing_of_aem_about_it(monkeypatch):
+    """Rewards 10 (two rows) and 0: ±10 whatever the number of rows, where verl's rloo counts three rows."""
+    advantage, metrics, queue = compute(monkeypatch, "rloo_trajectories")
+    unmodulated, _, _ = compute(monkeypatch, "aem", base_estimator="rloo", lam=0.0)
+    assert torch.equal(advantage, unmodulated)
+    live = queue.columns["response_mask"].to_padded_tensor(0) == 1
+    assert torch.equal(advantage, torch.tensor([[10.0], [10.0], [-10.0], [0.0]]) * live)
+    by_rows, _, _ = compute(monkeypatch, "rloo")
+    assert by_rows[0, 0] == 5.0
+    assert list(metrics) == ["timing_s/rloo_trajectories"]
+    assert queue.asked[1] == ["extra_fields", "response_mask"]
+
+
+@pytest.fixture
+def warned(caplog):
+    """Where verl has set up its loggers, theirs do not reach the root, which is where pytest listens."""
+    updates.logger.addHandler(caplog.handler)
+    yield caplog
+    updates.logger.removeHandler(caplog.handler)
+
+
+ANY = ["aem", "empg", "gigpo", "grpo_rows", "rloo_trajectories", "grpo", "rloo", "gae"]
+
+
+@pytest.mark.parametrize("name", ANY)
+def test_a_batch_without_a_token_gets_zero_advantages_and_a_warning_whatever_the_estimator(monkeypatch, warned, name):
+    queue = FakeQueue(masked=True)
+    metrics = {"actor/entropy": float("nan"), "global_seqlen/max": 568.0}
+    advantage, metrics, _ = compute(monkeypatch, name, queue=queue, metrics=metrics)
+    assert not advantage.any()
+    for column in ("advantages", "returns"):
+        assert queue.columns[column].offsets().diff().tolist() == list(LENGTHS)
+    assert metrics == {"global_seqlen/max": 568.0}, "no NaN, and nothing of the estimator's"
+    assert "None of the 3 rows of this batch has a token to learn from" in warned.text
+    assert "compact_filtering=false" in warned.text
+    assert "token_level_rewards" not in queue.columns
+
+
+def test_one_token_is_enough_for_the_estimator_to_run(monkeypatch, warned):
+    queue = FakeQueue(masked=True)
+    queue.columns["response_mask"].values()[0] = 1
+    advantage, metrics, _ = compute(monkeypatch, "rloo_trajectories", queue=queue)
+    assert advantage[0, 0] == 10.0 and advantage.abs().sum() == 10.0  # the masked trajectory stays in the baseline
+    assert "timing_s/rloo_trajectories" in metrics and not warned.text
+
+
+def test_a_batch_without_a_token_keeps_the_rewards_that_verl_logs(monkeypatch):
+    """With KL in the reward they are a column of their own, which all batches of a step have to have."""
+    queue = FakeQueue(masked=True)
+    compute(monkeypatch, "grpo", queue=queue, kl_in_reward=True)
+    assert queue.columns["token_level_rewards"] is queue.columns["rm_scores"]
+
+
+@pytest.mark.parametrize("name", ["aem", "empg", "gigpo", "grpo_rows", "rloo_trajectories", "opo_trajectories"])
 def test_outside_the_wrapped_trainer_the_estimator_names_the_missing_hook(name):
     estimator = core_algos.get_adv_estimator_fn(name)
     with pytest.raises(RuntimeError, match=rf"adv_estimator={name} .*PPOTrainer\._compute_advantage.*ever falls back"):
@@ -175,6 +228,12 @@ def test_a_bad_setting_stops_the_trainer_before_it_starts():
     cls = trainer_base.PPOTrainer.__subclasses__()[0]
     with pytest.raises(SettingsError, match=r"algorithm\.aem\.scope='row'"):
         cls(config)
+
+
+def test_an_unknown_estimator_over_trajectories_stops_the_trainer_before_it_starts():
+    config = OmegaConf.create({"algorithm": {"adv_estimator": "gae_trajectories"}})
+    with pytest.raises(SettingsError, match=r"adv_estimator=gae_trajectories is not an estimator.* rloo_trajectories"):
+        trainer_base.PPOTrainer.__subclasses__()[0](config)
 
 
 def test_a_benchmark_that_cannot_be_opened_stops_the_trainer_before_it_starts(tmp_path):

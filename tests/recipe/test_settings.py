@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
-from recipe.aem.settings import AemSettings, SettingsError, check_config
+from recipe.aem.settings import ESTIMATORS, OUTCOME_BASES, AemSettings, SettingsError, check_config, check_name
 
-REGISTERED = {"gae", "grpo", "rloo", "opo", "gdpo", "remax", "optimal_token_baseline", "aem"}
+REGISTERED = {"gae", "grpo", "rloo", "opo", "gdpo", "remax", "optimal_token_baseline", *ESTIMATORS}
 GOOD = {
     "algorithm": {
         "adv_estimator": "aem",
@@ -54,7 +54,13 @@ def test_gae_runs_with_a_critic():
     ("path", "value", "message"),
     [
         ("algorithm.aem.base_estimator", "grop", r"base_estimator='grop' is not registered; known: .*grpo_rows"),
+        ("algorithm.aem.base_estimator", "grop", r"known: gae, gigpo, grpo, grpo_rows, opo, rloo$"),
         ("algorithm.aem.base_estimator", "aem", "aem modulates another estimator"),
+        (
+            "algorithm.aem.base_estimator",
+            "rloo_trajectories",
+            "aem gives rloo one sequence a trajectory anyway; use rl",
+        ),
         ("algorithm.aem.base_estimator", "gae", r"set critic\.enable=True"),
         ("algorithm.aem.base_estimator", "gdpo", "does not run on verl's V1 trainer"),
         ("algorithm.aem.base_estimator", "remax", "reward_baselines"),
@@ -105,6 +111,27 @@ def test_what_needs_no_entropies_runs_without_the_old_policy_pass():
     for name in ("gigpo", "grpo_rows"):
         config["algorithm"]["adv_estimator"] = name
         assert check(config).measure is None and check(config).base == name
+
+
+@pytest.mark.parametrize("base", OUTCOME_BASES)
+def test_every_outcome_estimator_of_verl_has_a_form_over_trajectories(base):
+    config = changed("algorithm.adv_estimator", f"{base}_trajectories")
+    # it needs no entropies
+    config["algorithm"]["rollout_correction"]["bypass_mode"] = True
+    assert check(config).base == base and check(config).measure is None
+    check_name(f"{base}_trajectories")
+
+
+@pytest.mark.parametrize("name", ["gae_trajectories", "remax_trajectories", "rlo_trajectories", "aem_trajectories"])
+def test_what_has_no_form_over_trajectories_is_refused(name):
+    known = "gpg_trajectories, grpo_trajectories, .*rloo_trajectories$"
+    with pytest.raises(SettingsError, match=rf"adv_estimator={name} is not an estimator; .* there are {known}"):
+        check_name(name)
+
+
+def test_other_names_are_verls_to_judge():
+    for name in ("grpo", "gae", "of_the_users_own", *ESTIMATORS):
+        check_name(name)
 
 
 def test_an_untested_verl_is_refused_unless_the_user_says_so():

@@ -1,0 +1,60 @@
+"""What a check finds."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Level = Literal["ok", "warning", "failure"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's answer.
+
+    Attributes:
+        level: `ok`; `warning`, a run starts all the same; `failure`, it would not start, or not train what it says.
+        title: what was looked at; the same words for the same check.
+        detail: what was found.
+        remedy: what to do; empty where all is well.
+    """
+
+    level: Level
+    title: str
+    detail: str
+    remedy: str = ""
+
+
+def guarded(title: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What a check finds. Its own crash is a failure among the others, never a traceback in their place.
+
+    Args:
+        title: of the failure, should the check crash.
+        check: returns or yields its findings; those before a crash are kept.
+
+    Example:
+        >>> [finding.detail for finding in guarded("Luck", lambda: [Finding("ok", "Luck", "good")])]
+        ['good']
+        >>> guarded("Luck", lambda: [1 / 0])[0].level
+        'failure'
+    """
+    found: list[Finding] = []
+    try:
+        for finding in check():
+            found.append(finding)
+    except Exception as error:  # whatever it is, the other checks still have something to say
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        said = " ".join(str(error).split())[:500]
+        found.append(
+            Finding(
+                "failure",
+                title,
+                f"this check stopped with {type(error).__name__} at {where}: {said}",
+                "if that does not say what to mend, report it with the output of `aem doctor --json`",
+            )
+        )
+    return found

@@ -1,0 +1,92 @@
+"""Finding and reading dumps; whatever is wrong with one is a `DumpError` that names the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipe.aem.dump.schema import from_table, read_meta
+from recipe.aem.dump.step import DumpError, Meta, Step
+
+PATTERN = "step_*.parquet"
+MAGIC = b"PAR1"
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The dump's files: those named, and those in the directories named, each once, directory by directory.
+
+    Raises:
+        DumpError: a path that does not exist, a directory without a dump.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            found = sorted(path.glob(PATTERN))
+            if not found:
+                unfinished = len(list(path.glob(f"{PATTERN}.part")))
+                more = f", only {unfinished} unfinished ones ({PATTERN}.part)" if unfinished else ""
+                raise DumpError(f"{path} holds no dump: no file {PATTERN}{more}")
+            files.update(dict.fromkeys(found))
+        elif path.exists():
+            files[path] = None
+        else:
+            raise DumpError(f"{path} does not exist")
+    return list(files)
+
+
+def read_metas(files: Sequence[Path]) -> list[Meta]:
+    """What each file says about itself, which takes no time.
+
+    Raises:
+        DumpError: a file that is no dump; files of runs on different data.
+    """
+    metas = [read_meta(_open(path).schema_arrow.metadata, path) for path in files]
+    for path, meta in zip(files, metas, strict=True):
+        if meta.data != metas[0].data:
+            differs = sorted(
+                key for key in {*meta.data, *metas[0].data} if meta.data.get(key) != metas[0].data.get(key)
+            )
+            raise DumpError(
+                f"{path} is of a run on other data than {files[0]} ({', '.join(differs)} differ): look at them apart"
+            )
+    return metas
+
+
+def read_step(path: Path) -> Step:
+    """Read one file.
+
+    Raises:
+        DumpError: it is not a dump, cut short, damaged, or of another version of the format.
+    """
+    file = _open(path)
+    read_meta(file.schema_arrow.metadata, path)
+    try:
+        return from_table(file.read(), path)
+    except DumpError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise DumpError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except pa.ArrowInvalid as error:
+        with path.open("rb") as file:
+            head = file.read(len(MAGIC))
+        if head == MAGIC:
+            raise DumpError(f"{path} is cut short: it begins as a Parquet file and has no end") from None
+        what = "is empty" if not head else "is not a dump: no Parquet file"
+        raise DumpError(f"{path} {what} ({_first_line(error)})" if head else f"{path} {what}") from None
+    except OSError as error:
+        raise DumpError(f"{path} cannot be read: {error.strerror or _first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+__all__ = ["DumpError", "find_files", "read_metas", "read_step"]

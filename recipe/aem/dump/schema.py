@@ -1,0 +1,179 @@
+"""The format: a Parquet file a step, a row for each row of verl's batch. docs/dump.md explains it to readers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from aem_core import find_responses
+from recipe.aem.dump.step import DumpError, Meta, Ragged, Step
+
+VERSION = 1
+METADATA_KEY = b"verl_aem_dump"
+
+TOKENS = {
+    "prompt_ids": pa.int32(),
+    "response_ids": pa.int32(),
+    "response_mask": pa.bool_(),
+    "rewards": None,
+    "old_log_probs": None,
+    "entropies": None,
+    "values": None,
+    "base_advantages": None,
+    "advantages": None,
+}
+"""Columns of one value a token; None: floating point, as wide as the trainer had it."""
+OPTIONAL_TOKENS = ("prompt_ids", "response_ids", "old_log_probs", "entropies", "values")
+
+SPAN = pa.struct([("start", pa.int32()), ("stop", pa.int32())])
+TURNS = {
+    "turn_index": pa.int32(),
+    "turn_rewards": pa.float64(),
+    "turn_penalties": pa.float64(),
+    "turn_valid": pa.bool_(),
+    "anchors": pa.string(),
+}
+"""Columns of one value a span, under the names that they have in `extra_fields`."""
+WORDS = ("fault", "cut")
+OUTCOMES = {"success": "acc", "task_score": "task_score"}
+"""Columns, and where in `reward_extra_info` they come from."""
+KIND = "acc/"
+
+REPEATING = (*TURNS, "prompt_ids", "response_ids", "rewards", "base_advantages", "advantages", "weights")
+"""Columns that repeat few values: written as a dictionary of these, so that a text which many turns share is stored
+once."""
+
+
+def to_table(step: Step) -> pa.Table:
+    """The step in the format."""
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(step.keys, pa.string()),
+        "group": pa.array(step.groups, pa.string()),
+        "trajectory": pa.array([key.rsplit("_", 1)[0] for key in step.keys], pa.string()),
+        "place": pa.array([int(key.rsplit("_", 1)[1]) for key in step.keys], pa.int32()),
+        "is_padding": pa.array(step.is_padding, pa.bool_()),
+        "masked": pa.array([not row.any() for row in step.tokens["response_mask"].rows()], pa.bool_()),
+    }
+    for name, kind in TOKENS.items():
+        columns[name] = _token_column(step.tokens.get(name), kind, len(step.keys))
+    columns["spans_recorded"] = pa.array(["response_spans" in extra for extra in step.extra_fields], pa.bool_())
+    spans = [[{"start": int(start), "stop": int(stop)} for start, stop in of_row] for of_row in all_spans(step)]
+    columns["spans"] = pa.array(spans, pa.list_(SPAN))
+    for name, kind in TURNS.items():
+        cast: Callable[[Any], Any] = str if name == "anchors" else lambda value: value
+        values = [
+            None if extra.get(name) is None else [cast(value) for value in extra[name]] for extra in step.extra_fields
+        ]
+        columns[name] = pa.array(values, pa.list_(kind))
+    for name, values in (("weights", step.weights), ("bonuses", step.bonuses)):
+        columns[name] = pa.array(values or [None] * len(step.keys), pa.list_(pa.float32()))
+    for name in WORDS:
+        columns[name] = pa.array([extra.get(name) for extra in step.extra_fields], pa.string())
+    infos = [extra.get("reward_extra_info") or {} for extra in step.extra_fields]
+    for name, key in OUTCOMES.items():
+        columns[name] = pa.array([_number(info.get(key)) for info in infos], pa.float64())
+    kinds = [next((key.removeprefix(KIND) for key in info if key.startswith(KIND)), None) for info in infos]
+    columns["kind"] = pa.array(kinds, pa.string())
+    meta = json.dumps({"schema": VERSION, **dataclasses.asdict(step.meta)})
+    return pa.table(columns).replace_schema_metadata({METADATA_KEY: meta.encode()})
+
+
+def read_meta(metadata: Mapping[bytes, bytes] | None, path: Any) -> Meta:
+    """What a file says about itself.
+
+    Raises:
+        DumpError: it is no dump, or of another version of the format.
+    """
+    if not metadata or METADATA_KEY not in metadata:
+        raise DumpError(f"{path} is a Parquet file but not a dump (algorithm.aem.dump_dir writes those)")
+    given = json.loads(metadata[METADATA_KEY])
+    version = given.pop("schema", None)
+    if version != VERSION:
+        by = (given.get("packages") or {}).get("verl-aem", "an unknown version")
+        raise DumpError(f"{path} has version {version} of the format, this verl-aem reads {VERSION}: it is by {by}")
+    try:
+        return Meta(**given)
+    except TypeError as error:
+        raise DumpError(f"{path} is a damaged dump: its metadata do not fit version {VERSION} ({error})") from None
+
+
+def from_table(table: pa.Table, path: Any) -> Step:
+    """Read a step back; the inverse of `to_table`."""
+    meta = read_meta(table.schema.metadata, path)
+    missing = {"key", "group", "is_padding", "spans", "spans_recorded", *TOKENS, *TURNS} - set(table.column_names)
+    if missing:
+        raise DumpError(f"{path} is a damaged dump: it has no column {', '.join(sorted(missing))}")
+    tokens = {name: found for name in TOKENS if (found := _ragged(table[name])) is not None}
+    if missing := set(TOKENS) - set(OPTIONAL_TOKENS) - set(tokens):
+        raise DumpError(f"{path} is a damaged dump: column {', '.join(sorted(missing))} is empty")
+    plain = {
+        name: table[name].to_pylist()
+        for name in ("spans", "spans_recorded", *TURNS, *WORDS, *OUTCOMES, "kind", "weights", "bonuses")
+    }
+    extra_fields = [_extra({name: values[row] for name, values in plain.items()}) for row in range(len(table))]
+    return Step(
+        meta=meta,
+        keys=table["key"].to_pylist(),
+        groups=table["group"].to_pylist(),
+        is_padding=table["is_padding"].to_pylist(),
+        extra_fields=extra_fields,
+        tokens=tokens,
+        weights=_given(plain["weights"]),
+        bonuses=_given(plain["bonuses"]),
+    )
+
+
+def all_spans(step: Step) -> list[list[tuple[int, int]]]:
+    """The spans that the loop recorded; where it recorded none, the maximal runs of the mask."""
+    spans = [[(int(a), int(b)) for a, b in extra.get("response_spans", ())] for extra in step.extra_fields]
+    without = [row for row, extra in enumerate(step.extra_fields) if "response_spans" not in extra]
+    if without:
+        runs = find_responses(step.tokens["response_mask"].pad(step.meta.width)[without])
+        start_N = runs.token_M[runs.length_N.cumsum(0) - runs.length_N] % max(step.meta.width, 1)
+        for row, start, length in zip(runs.row_N.tolist(), start_N.tolist(), runs.length_N.tolist(), strict=True):
+            spans[without[row]].append((start, start + length))
+    return spans
+
+
+def _token_column(column: Ragged | None, kind: pa.DataType | None, rows: int) -> pa.Array:
+    if column is None:
+        return pa.nulls(rows, pa.list_(kind or pa.float32()))
+    offsets = np.concatenate([[0], column.length_B.numpy().cumsum()]).astype(np.int32)
+    values = column.values.detach().cpu()
+    if kind is None and values.dtype not in (torch.float32, torch.float64):
+        values = values.float()  # exact: bfloat16 and float16, which Parquet has no place for
+    array = pa.array((values != 0 if kind == pa.bool_() else values).numpy(), type=kind)
+    return pa.ListArray.from_arrays(pa.array(offsets), array)
+
+
+def _ragged(column: pa.ChunkedArray) -> Ragged | None:
+    array = column.combine_chunks()
+    if array.null_count:
+        return None
+    lengths = np.diff(array.offsets.to_numpy()).astype(np.int64)
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    return Ragged(torch.from_numpy(np.array(values)), torch.from_numpy(lengths))
+
+
+def _extra(row: Mapping[str, Any]) -> dict[str, Any]:
+    extra = {name: row[name] for name in (*TURNS, *WORDS) if row[name] is not None}
+    if row["spans_recorded"]:
+        extra["response_spans"] = [[span["start"], span["stop"]] for span in row["spans"]]
+    info = {key: row[name] for name, key in OUTCOMES.items() if row[name] is not None}
+    if row["kind"] is not None:
+        info[KIND + row["kind"]] = row["success"]
+    return {**extra, "reward_extra_info": info} if info else extra
+
+
+def _given(values: Sequence[Any]) -> Sequence[Any] | None:
+    return None if all(value is None for value in values) else [value or [] for value in values]
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,121 @@
+"""One step's batch in memory, as it is written and as it is read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DumpError(ValueError):
+    """A dump that cannot be read or used; the message is one line and names the file."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A column with one row of tokens for each of B rows, each of a length of its own.
+
+    Attributes:
+        values: the rows one after the other.
+        length_B: int64, how long each is.
+
+    Examples:
+        >>> Ragged.from_rows([torch.tensor([1, 2]), torch.tensor([3])]).pad(3)
+        tensor([[1, 2, 0],
+                [3, 0, 0]])
+    """
+
+    values: Tensor
+    length_B: Tensor
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Tensor]) -> Ragged:
+        return cls(torch.cat(list(rows)), torch.tensor([len(row) for row in rows], dtype=torch.int64))
+
+    def rows(self) -> list[Tensor]:
+        return list(self.values.split(self.length_B.tolist()))
+
+    def pad(self, width: int) -> Tensor:
+        """A rectangle, 0 behind the end of a row."""
+        padded = self.values.new_zeros(len(self.length_B), width)
+        padded[self.inside(width)] = self.values
+        return padded
+
+    def inside(self, width: int) -> Tensor:
+        """Where in that rectangle the rows are."""
+        return torch.arange(width) < self.length_B[:, None]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a file says about itself.
+
+    Attributes:
+        step: verl's global step.
+        part, parts: which of the step's sub-batches (`parameter_sync_step` of separate_async); 0 of 1 elsewhere.
+        width: how many tokens wide the batch was for the estimator: its longest response part.
+        rows, groups: how many the batch had, padding rows not counted.
+        rows_left_out, groups_left_out: how many of them `dump_rows` left out.
+        estimator: `algorithm.adv_estimator`.
+        settings: of every block that this package reads, defaults included.
+        algorithm: verl's whole `config.algorithm`.
+        weights: what the column `weights` holds, `alpha` (AEM) or `scale` (EMPG); None without a modulation.
+        centre: what EMPG's re-centring took off every advantage.
+        run: project, experiment, model, tokenizer.
+        data: what the run was trained on: files, benchmark.
+        packages: versions.
+        machine: threads and vector instructions, on which the last bit of a sum may depend.
+        written: when, ISO 8601.
+    """
+
+    step: int
+    part: int
+    parts: int
+    width: int
+    rows: int
+    groups: int
+    rows_left_out: int
+    groups_left_out: int
+    estimator: str
+    settings: Mapping[str, Any]
+    algorithm: Mapping[str, Any]
+    weights: str | None = None
+    centre: float | None = None
+    run: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    written: str = ""
+
+    @property
+    def file_name(self) -> str:
+        part = f"_{self.part}" if self.parts > 1 else ""
+        return f"step_{self.step:06d}{part}.parquet"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch, one entry a row of verl's, padding rows included, in its order.
+
+    Attributes:
+        meta: of the file.
+        keys: `{uid}_{session}_{index}`, verl's name of a row.
+        groups: verl's uid.
+        is_padding: rows that verl added to fill a mini-batch.
+        extra_fields: what the agent loop left, as far as the format has a place for it.
+        tokens: columns by the names of the format (`schema.TOKENS`); some may be missing.
+        weights: for each row one factor a span, None where nothing of the span counts; see `Meta.weights`.
+        bonuses: the same of EMPG's bonus.
+    """
+
+    meta: Meta
+    keys: Sequence[str]
+    groups: Sequence[str]
+    is_padding: Sequence[bool]
+    extra_fields: Sequence[Mapping[str, Any]]
+    tokens: Mapping[str, Ragged]
+    weights: Sequence[Sequence[float | None]] | None = None
+    bonuses: Sequence[Sequence[float | None]] | None = None

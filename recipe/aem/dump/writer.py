@@ -1,0 +1,144 @@
+"""Writing steps in the background, so that training waits for no disk, and no disk can stop training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recipe.aem.dump.step import Step
+from recipe.aem.settings import SettingsError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
+logger = logging.getLogger(f"verl.{__name__}")
+
+WAITING = 2
+"""Steps that may wait beside the one that is being written; more memory than that is never held."""
+PATIENCE = 300.0
+"""Seconds that the end of the training waits for the last steps."""
+
+
+class Writer:
+    """A directory that steps are written to, by one thread.
+
+    A step that finds the queue full is dropped. The first error ends the dump with one warning.
+
+    Args:
+        directory: made if it does not exist.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.stopped = False
+        self.dropped = 0
+        self._stopping = threading.Lock()
+        self._steps: queue.Queue[Step | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._run, name="aem-dump", daemon=True)
+        try:
+            # here and never again: a directory that vanishes was taken away on purpose
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.stop(error)
+        self._thread.start()
+
+    def put(self, step: Step) -> bool:
+        """Hand a step over; False where it was dropped, because the disk is slower than the training."""
+        try:
+            self._steps.put_nowait(step)
+        except queue.Full:
+            if not self.dropped:
+                logger.warning(
+                    "The dump of step %d is left out, since %s takes longer to write than a step to train. If this "
+                    "goes on, set algorithm.aem.dump_every or algorithm.aem.dump_rows. Training is not affected.",
+                    step.meta.step,
+                    self.directory,
+                )
+            self.dropped += 1
+            return False
+        return True
+
+    def stop(self, error: Exception) -> None:
+        """End the dump, with a warning the first time."""
+        with self._stopping:
+            first, self.stopped = not self.stopped, True
+        if first:
+            logger.warning(
+                "The dump to %s has ended: %s. Training goes on without it; the files written so far are complete. "
+                "Mend the cause, or set algorithm.aem.dump_dir to another directory or to null.",
+                self.directory,
+                f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error,
+                # what is the user's to mend needs no traceback
+                exc_info=None if isinstance(error, OSError | SettingsError) else error,
+            )
+
+    def close(self) -> None:
+        """Write what is waiting, and end the thread."""
+        try:
+            self._steps.put(None, timeout=PATIENCE)
+            self._thread.join(PATIENCE)
+        except queue.Full:
+            pass
+        if self._thread.is_alive():
+            logger.warning("The last steps of the dump were given up: %s does not answer.", self.directory)
+        elif self.dropped:
+            logger.warning("%d steps are missing from the dump in %s.", self.dropped, self.directory)
+
+    def _run(self) -> None:
+        while (step := self._steps.get()) is not None:
+            if not self.stopped:
+                try:
+                    write_step(step, self.directory)
+                except Exception as error:
+                    self.stop(error)
+            del step  # or its memory would stay until the next one comes
+
+
+def write_step(step: Step, directory: Path) -> Path:
+    """Write a step's file: it has its name when it is complete, and replaces an older one of that name.
+
+    Returns:
+        The file.
+    """
+    import pyarrow.parquet as pq
+
+    from recipe.aem.dump.schema import REPEATING, to_table
+
+    table = to_table(step)
+    path = directory / step.meta.file_name
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            pq.write_table(
+                table,
+                file,
+                row_group_size=max(len(table), 1),
+                compression="zstd",
+                use_dictionary=[  # type: ignore[arg-type]  # the stubs know of all or none only
+                    name for name in _leaves(table) if name.partition(".")[0] in REPEATING
+                ],
+                # the default would give up on the texts of a long step's observations
+                dictionary_pagesize_limit=1 << 26,
+                write_page_checksum=True,
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    return path
+
+
+def _leaves(table: pa.Table) -> list[str]:
+    """The columns as Parquet names them."""
+    from pyarrow.types import is_list
+
+    return [f"{field.name}.list.element" if is_list(field.type) else field.name for field in table.schema]

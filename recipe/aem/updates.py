@@ -1,0 +1,104 @@
+"""Updates without a token to learn from: every trajectory cut (compact filtering), faulted or rejected.
+
+Over a whole step verl 0.9.1 stops there (trainer/ppo/rollout_corr_helper.py:838). Over one mini-batch it takes an
+optimiser step on no gradient, in which momentum and weight decay still move the weights, and `token-mean` logs NaN.
+Here such an update is passed over: neither the weights nor the optimiser's state change. The learning rate's schedule
+advances once a step as always, since it is laid out over the run's steps.
+
+`seam.py` puts these functions round verl's methods; with a token in every mini-batch they change nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SKIPPED = "skipped_updates"
+"""verl logs it as `actor/skipped_updates` and `critic/skipped_updates`: the share of a step's mini-batches."""
+
+# below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
+logger = logging.getLogger(f"verl.{__name__}")
+
+
+def put_zero_advantages(batch: Any, nested_mask: Tensor, metrics: dict[str, Any], kl_in_reward: bool) -> Any:
+    """In place of `PPOTrainer._compute_advantage`, for a batch without a token: the columns that it leaves, all 0.
+
+    Args:
+        batch: verl's `KVBatchMeta`.
+        nested_mask: the batch's response mask, all 0.
+        metrics: of the step; what the old-policy pass could not take a mean of is removed.
+        kl_in_reward: `algorithm.use_kl_in_reward`, where the rewards are a column of their own.
+
+    Returns:
+        The batch, as TransferQueue returns it.
+    """
+    import transfer_queue as tq
+    from tensordict import TensorDict
+    from verl.workers.utils.padding import response_to_nested
+
+    rows = sum(not tag.get("is_padding", False) for tag in batch.tags)
+    logger.warning(
+        "None of the %d rows of this batch has a token to learn from: every trajectory was cut, faulted or rejected. "
+        "Its update is skipped. If this goes on, allow more turns or longer responses "
+        "(actor_rollout_ref.rollout.custom.episode.max_turns, data.max_response_length), or set "
+        "actor_rollout_ref.rollout.custom.episode.compact_filtering=false",
+        rows,
+    )
+    zero_BT = torch.zeros(nested_mask.to_padded_tensor(0).shape)
+    columns: dict[str, Any] = dict.fromkeys(("advantages", "returns"), response_to_nested(zero_BT, nested_mask))
+    if kl_in_reward:
+        # without a token there is no KL to take off
+        scores = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
+        columns["token_level_rewards"] = scores["rm_scores"]
+    _drop_undefined(metrics)
+    fields = TensorDict(columns, batch_size=len(batch.keys))
+    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+
+def after_metrics(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
+    """Round `PPOTrainer._compute_metrics`: no NaN for means over no token, no utilisation for work not done."""
+
+    def bound(batch: Any, metrics: dict, *more: Any, **named: Any) -> Any:
+        result = wrapped(batch, metrics, *more, **named)
+        skipped = {role: metrics.get(f"{role}/{SKIPPED}", 0.0) for role in ("actor", "critic")}
+        for role in skipped:
+            if skipped[role]:
+                metrics.pop(f"perf/mfu/{role}", None)
+        if 1.0 in skipped.values():
+            _drop_undefined(metrics)
+        return result
+
+    return bound(*args, **kwargs)
+
+
+def around_mini_batch(wrapped: Any, engine: Any, args: tuple, kwargs: dict) -> Any:
+    """Round `BaseEngine.train_batch`, one update, in every worker: all ranks pass it over, or none does."""
+
+    def bound(data: Any, loss_function: Any) -> Any:
+        if "response_mask" not in data:  # supervised fine-tuning
+            return wrapped(data, loss_function)
+        if not _tokens_of_all_ranks(data["response_mask"], engine):
+            return {"model_output": {}, "loss": [0.0], "metrics": {SKIPPED: [1.0]}}
+        output = wrapped(data, loss_function)
+        if engine.is_mp_src_rank_with_outputs():
+            output["metrics"][SKIPPED] = [0.0]
+        return output
+
+    return bound(*args, **kwargs)
+
+
+def _tokens_of_all_ranks(mask: Tensor, engine: Any) -> int:
+    from verl.utils.device import get_device_id
+
+    count = (mask.values() if mask.is_nested else mask).sum().to(get_device_id())
+    torch.distributed.all_reduce(count, group=engine.get_data_parallel_group())
+    return int(count)
+
+
+def _drop_undefined(metrics: dict[str, Any]) -> None:
+    for name in [name for name, value in metrics.items() if isinstance(value, float) and math.isnan(value)]:
+        del metrics[name]

@@ -1,0 +1,185 @@
+"""Made-up batches that run through verl's own `_compute_advantage` with a fake TransferQueue, and what is dumped."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from omegaconf import OmegaConf
+from tensordict import NonTensorStack, TensorDict
+
+import verl_aem
+from recipe.aem.dump.reader import read_step
+from recipe.aem.dump.step import Step
+from recipe.aem.dump.writer import write_step
+
+verl_aem.load()
+
+from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
+
+ALGORITHM = {"gamma": 0.95, "lam": 0.9, "use_kl_in_reward": False, "norm_adv_by_std_in_grpo": True}
+NESTED = ("prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "entropy", "values", "advantages")
+
+
+class Batch(SimpleNamespace):
+    """verl's `KVBatchMeta`, as far as it is used."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Queue:
+    """The two calls of TransferQueue, over one value a key and column."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]], batch: Batch):
+        self.batch = batch
+        self.columns = {name: dict(zip(batch.keys, values, strict=True)) for name, values in columns.items()}
+
+    def kv_batch_get(self, keys, partition_id, select_fields):
+        chosen = {}
+        for name in select_fields:
+            if name in self.columns:
+                values = [self.columns[name][key] for key in keys]
+                nested = isinstance(values[0], torch.Tensor)
+                chosen[name] = (
+                    torch.nested.as_nested_tensor(values, layout=torch.jagged) if nested else NonTensorStack(*values)
+                )
+        return TensorDict(chosen, batch_size=len(keys))
+
+    def kv_batch_put(self, keys, partition_id, fields):
+        for name in fields.keys():  # noqa: SIM118
+            self.columns.setdefault(name, {}).update(zip(keys, fields[name].unbind(0), strict=True))
+        return self.batch
+
+
+class Shelf:
+    """A writer that keeps the steps."""
+
+    def __init__(self) -> None:
+        self.stopped: Exception | bool = False
+        self.steps: list[Step] = []
+
+    def put(self, step: Step) -> bool:
+        self.steps.append(step)
+        return True
+
+    def stop(self, error: Exception) -> None:
+        raise error
+
+
+def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool = True, masked: float = 0.1) -> Queue:
+    """A batch of `groups` prompt groups of four trajectories, in mixed order, and a padding row.
+
+    Args:
+        seed: of everything.
+        layout: `turns`, a row a turn, or `transcript`, many responses a row.
+        groups: how many.
+        recorded: whether the loop left spans and what goes with them.
+        masked: how often a trajectory is masked whole.
+    """
+    chance = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for group in range(groups):
+        kind = chance.choice(("look", "heat"))
+        for session in range(4):
+            won, lost, count = chance.random() < 0.5, chance.random() < masked, chance.randint(1, 5)
+            info = {"acc": float(won), "task_score": chance.random(), f"acc/{kind}": float(won), "turns": 3.0}
+            shared = {"fault": "", "cut": "turns" if lost else "", "reward_extra_info": info}
+            turns = [(turn, chance.randint(1, 6), f"page {chance.randint(0, 2)}") for turn in range(count)]
+            parts = [[turn] for turn in turns] if layout == "turns" else [turns]
+            for place, of_row in enumerate(parts):
+                mask: list[int] = []
+                spans = []
+                for _, length, _ in of_row:
+                    spans.append([len(mask), len(mask) + length])
+                    mask += [1] * length + [0] * chance.randint(1, 3)
+                extra = {
+                    "response_spans": spans,
+                    "turn_index": [turn for turn, *_ in of_row],
+                    "turn_rewards": [0.0] * len(spans),
+                    "turn_penalties": [-chance.choice((0.0, 0.1)) for _ in spans],
+                    "turn_valid": [chance.random() < 0.9 for _ in spans],
+                    "anchors": [anchor for *_, anchor in of_row],
+                    **shared,
+                }
+                rows.append(
+                    {
+                        "key": f"g{group}_{session}_{place}",
+                        "uid": f"g{group}",
+                        "mask": [0] * len(mask) if lost else mask,
+                        "reward": 10.0 * won,
+                        "extra": extra if recorded else {},
+                    }
+                )
+    chance.shuffle(rows)
+    first = rows[0]
+    rows.append({"key": "padff_0_0", "uid": "padff", "mask": [0], "reward": 0.0, "extra": first["extra"]})
+    random_state = torch.Generator().manual_seed(seed)
+    lengths = [len(row["mask"]) for row in rows]
+
+    def noise(low: float, high: float) -> list[torch.Tensor]:
+        return [torch.rand(n, generator=random_state) * (high - low) + low for n in lengths]
+
+    columns = {
+        "prompts": [torch.arange(chance.randint(1, 9)) for _ in rows],
+        "responses": [torch.arange(100, 100 + n) for n in lengths],
+        "response_mask": [torch.tensor(row["mask"]) for row in rows],
+        "rm_scores": [torch.tensor([0.0] * (n - 1) + [row["reward"]]) for n, row in zip(lengths, rows, strict=True)],
+        "old_log_probs": noise(-2.0, 0.0),
+        "entropy": noise(0.0, 2.0),
+        "values": noise(-1.0, 1.0),
+        "uid": [row["uid"] for row in rows],
+        "extra_fields": [row["extra"] for row in rows],
+    }
+    keys = [row["key"] for row in rows]
+    tags = [{"is_padding": key.startswith("pad")} for key in keys]
+    return Queue(columns, Batch(keys=keys, partition_id="train", tags=tags))
+
+
+def make_trainer(algorithm: Mapping[str, Any], step: int = 3, **attributes: Any) -> Any:
+    """A trainer that can compute advantages and nothing else."""
+    trainer = trainer_base.PPOTrainer.__new__(trainer_base.PPOTrainer.__subclasses__()[0])
+    trainer.global_steps = step
+    trainer.config = OmegaConf.create(
+        {
+            "algorithm": {**ALGORITHM, **algorithm},
+            "actor_rollout_ref": {
+                "rollout": {"n": 4, "custom": {"benchmark": {"target": "shop"}}, "temperature": 1.0},
+                "model": {"path": "my/model", "tokenizer_path": None},
+            },
+            "data": {"train_files": ["train.parquet"]},
+            "trainer": {"project_name": "project", "experiment_name": "experiment"},
+        }
+    )
+    for name, value in attributes.items():
+        setattr(trainer, name, value)
+    return trainer
+
+
+def advance(trainer: Any, queue: Queue) -> dict[str, Any]:
+    """One call of verl's `_compute_advantage`; returns the metrics."""
+    metrics: dict[str, Any] = {}
+    with mock.patch.object(trainer_base, "tq", queue), mock.patch.dict(sys.modules, {"transfer_queue": queue}):
+        trainer._compute_advantage(queue.batch, metrics)
+    return metrics
+
+
+def dump(queue: Queue, algorithm: Mapping[str, Any], directory: Path, step: int = 3, **aem: Any) -> Path:
+    """The file of one step."""
+    settings = {"dump_dir": str(directory), **aem, **algorithm.get("aem", {})}
+    trainer = make_trainer({**algorithm, "aem": settings}, step, aem_dump=(shelf := Shelf()))
+    advance(trainer, queue)
+    directory.mkdir(exist_ok=True, parents=True)
+    (one,) = shelf.steps
+    return write_step(one, directory)
+
+
+def dumped(queue: Queue, algorithm: Mapping[str, Any], directory: Path, **aem: Any) -> Step:
+    """The step as it is read back."""
+    return read_step(dump(queue, algorithm, directory, **aem))
