@@ -41,6 +41,7 @@ class Step:
         terminated: the task ended (won or lost).
         truncated: the environment cut the episode short (its own step limit).
         info: facts about the outcome. `won`: bool, the task is solved. `score`: float in [0, 1], where it is graded.
+            `invalid`: why the action breaks the format, where only the environment can tell.
     """
 
     observation: Observation
@@ -52,7 +53,11 @@ class Step:
 
 @runtime_checkable
 class Environment(Protocol):
-    """One episode at a time. `thread_safe`: different instances may step in different threads at once."""
+    """One episode at a time. `thread_safe`: different instances may step in different threads at once.
+
+    An environment may also have `conclude() -> Mapping`: `won` and `score`, as in `Step.info`, of the task as it stands
+    when the loop cuts the episode.
+    """
 
     thread_safe: ClassVar[bool]
 

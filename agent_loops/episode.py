@@ -50,7 +50,7 @@ class EpisodeSettings:
             reward stays in the baseline.
         conclude: a trajectory that the loop cuts gets the outcome that the environment's `conclude()` finds, where it
             has one: `{"won": …, "score": …}` as in `Step.info`, of the task as it stands. Otherwise it counts as lost.
-            For thread-safe environments; one whose last call is still running is not asked.
+            An environment whose last call is still running is not asked.
         step_seconds: an environment that takes longer for one step has failed.
         trajectory_seconds: from the end of `reset` on; then no turn begins, a running generation is given up, and so is
             a running step where the environment is thread-safe (in a worker process, others would suffer). That cuts
@@ -193,8 +193,9 @@ class Episode:
     def conclude(self) -> None:
         """Update `won` and `score` of an episode that was cut, where its environment can tell how it stands."""
         conclude = getattr(self.environment, "conclude", None)
-        if conclude is not None:
-            self._record(conclude())
+        info = None if conclude is None else conclude()
+        if info is not None:
+            self._record(info)
 
     def _record(self, info: Mapping[str, Any]) -> None:
         self.won = bool(info.get("won", False))

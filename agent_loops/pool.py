@@ -69,6 +69,6 @@ class EnvironmentPool:
             return await asyncio.wait_for(asyncio.wrap_future(future), timeout=seconds)
         except TimeoutError as error:
             if future.done() and not future.cancelled():
-                raise  # the function's own
+                return future.result()  # it ended at that very moment, or the exception is its own
             name = getattr(function, "__qualname__", repr(function))
             raise EnvironmentTimeout(f"{name} took longer than {seconds:g} s (episode.step_seconds)") from error

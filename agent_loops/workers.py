@@ -125,6 +125,9 @@ def _answer(benchmark: Any, environments: dict[int, Environment], name: str, key
         return environments[key].reset(argument)
     if name == "step":
         return environments[key].step(argument)
+    if name == "conclude":
+        conclude = getattr(environments[key], "conclude", None)
+        return None if conclude is None else conclude()
     environment = environments.pop(key, None)
     return None if environment is None else environment.close()
 
@@ -302,7 +305,7 @@ def _how_it_ended(status: int) -> str:
 
 
 class RemoteEnvironment:
-    """An episode's environment in a worker. `reset` and `step` are to be run by the seat's `call`; `close` waits for
+    """An episode's environment in a worker. Its methods are to be run by the seat's `call`; only `close` waits for
     nothing."""
 
     thread_safe: ClassVar[bool] = False
@@ -324,6 +327,11 @@ class RemoteEnvironment:
         if self._life is None:
             raise RuntimeError("step() before reset()")
         return self._worker.request(self._life, "step", self._key, action)
+
+    def conclude(self) -> Mapping[str, Any] | None:
+        """What the environment's own `conclude` says; None where it has none."""
+        self._check_thread()
+        return None if self._life is None else self._worker.request(self._life, "conclude", self._key, None)
 
     def close(self) -> None:
         if self._closed:

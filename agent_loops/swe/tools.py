@@ -163,8 +163,8 @@ class Toolbox:
             if not past:
                 return f"there is no edit of {path} to take back"
             request["undo"] = past[-1]
-        # a literal of ASCII alone is one for every Python, whatever the surroundings' encoding
-        script = f"{self._editor}\n\nmain({json.dumps(request)!a})\n"
+        # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
+        script = f"{self._editor}\n\nmain({json.dumps(request)!r})\n"
         done = self._sandbox.execute("python3 -I -", seconds=self._seconds, stdin=script.encode(), output_kb=_EDITOR_KB)
         try:
             answer = json.loads(done.output.rstrip("\n").rpartition("\n")[2])

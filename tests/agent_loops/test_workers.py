@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from fragile import FragileBenchmark
 
+from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.pool import EnvironmentTimeout, Seat
 from agent_loops.workers import ProcessUnusable, RemoteError, WorkerDied, WorkerPool
 
@@ -99,6 +100,24 @@ def test_episodes_answer_as_they_would_here(make_pool):
                 local.terminated,
             )
             assert remote.info["won"] == local.info["won"]
+
+
+@pytest.mark.parametrize(("fault", "score"), [("concluding", 0.2), ("", 0.0)])
+def test_an_episode_that_is_cut_is_asked_how_it_stands(fault, score, make_pool):
+    async def scenario():
+        seat = make_pool(workers=1, fault=fault).open()
+        episode = Episode(seat.environment, EpisodeSettings())
+        await seat.call(LONG, episode.conclude)  # before reset there is nothing to say
+        assert episode.score == 0
+        await seat.call(LONG, episode.reset, {"name": "game"})
+        for _ in range(2):
+            await seat.call(LONG, episode.step, "<think></think><action>look</action>")
+        await seat.call(LONG, episode.conclude)
+        episode.environment.close()
+        return episode
+
+    episode = asyncio.run(scenario())
+    assert (episode.won, episode.score) == (False, score)
 
 
 def test_nothing_starts_before_the_first_episode_does(make_pool):

@@ -58,11 +58,10 @@ def test_two_steps_and_a_validation(run: Run, folder: Path):
         rows = json.loads((run.probes / f"step_{step:03d}.json").read_text())
         played = [row["extra_fields"] for row in rows if not row["is_padding"]]
         assert {fields["fault"] for fields in played} == {""}
-        assert {fields["cut"] for fields in played} <= {"turns", ""}
-        assert all(anchor for fields in played for anchor in fields["anchors"])
     validation = run.metrics[2]
     by_type = {name: value for name, value in validation.items() if name.startswith("val-aux/alfworld/acc/")}
     assert by_type and all(name.endswith("/mean@1") for name in by_type)
     assert 0 <= validation["val-core/alfworld/acc/mean@1"] <= 1
+    assert 0 < validation["val-aux/alfworld/turns/mean@1"] <= 3
     assert validation["val-aux/alfworld/fault/mean@1"] == 0
     assert (folder / "alfworld_output" / "tasks" / "valid_unseen.parquet").is_file()

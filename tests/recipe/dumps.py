@@ -118,8 +118,9 @@ def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool
                     }
                 )
     chance.shuffle(rows)
-    first = rows[0]
-    rows.append({"key": "padff_0_0", "uid": "padff", "mask": [0], "reward": 0.0, "extra": first["extra"]})
+    padding = {"key": "padff_0_0", "uid": "padff", "mask": [0], "reward": 0.0, "extra": rows[0]["extra"]}
+    # verl appends padding rows, then balances the batch
+    rows.insert(chance.randrange(len(rows)), padding)
     random_state = torch.Generator().manual_seed(seed)
     lengths = [len(row["mask"]) for row in rows]
 

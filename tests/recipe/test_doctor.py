@@ -214,18 +214,21 @@ def test_a_process_that_ends_before_it_reports():
 
 def test_a_probe_that_hangs_is_ended_with_all_that_it_started(monkeypatch, tmp_path):
     sleeper = "import subprocess, sys, time; "
-    sleeper += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
-    sleeper += "print('AEM-DOCTOR {}', flush=True); time.sleep(600)"
+    sleeper += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(613.07)'], start_new_session=True); "
+    sleeper += "print('AEM-DOCTOR {}', flush=True); time.sleep(613.07)"
     (tmp_path / "probe.py").write_text(sleeper)
     monkeypatch.setattr(plugin, "files", lambda _: tmp_path)
-    before = {one.pid for one in psutil.Process().children(recursive=True)}
     with plugin.probing(ray=False):
         time.sleep(1)  # and nobody waits for the report
     with plugin.probing(ray=True) as report:
         seen = report(seconds=5)
     assert seen.here is None and "no answer within 5 s" in seen.stopped
-    assert not [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(600)" in " ".join(p.info["cmdline"] or [])]
-    assert {one.pid for one in psutil.Process().children(recursive=True)} <= before
+    alive = [
+        one.pid
+        for one in psutil.process_iter(["cmdline", "status"])
+        if "time.sleep(613.07)" in " ".join(one.info["cmdline"] or []) and one.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+    assert alive == []
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ class BubblewrapSandbox(Sandbox):
         environment = make_environment(self._settings, interpreter, HOME)
         return [
             *("--unshare-all", "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"),
-            *("--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"),
+            *("--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
             *(part for name, value in environment.items() for part in ("--setenv", name, value)),
             *system_arguments(),
             *("--ro-bind", f"{STORE}/etc/passwd", "/etc/passwd", "--ro-bind", f"{STORE}/etc/group", "/etc/group"),
@@ -167,7 +167,7 @@ class BubblewrapSandbox(Sandbox):
                     stderr=subprocess.STDOUT,
                     bufsize=0,
                     cwd="/",
-                    env={"PATH": PATH},
+                    env={"PATH": PATH},  # what a command inherits
                     pass_fds=(status_end, forbidden),
                     start_new_session=True,
                 )

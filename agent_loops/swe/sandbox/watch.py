@@ -48,10 +48,20 @@ class ResourceWatch:
             return f"it had more than {self._processes} processes and threads"
         if sum(resident.values()) <= self._memory_kb:
             return None
-        for one in resident:
-            with contextlib.suppress(OSError, ValueError):
-                rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
-                resident[one] = _kilobytes(rollup, "Pss_Anon", "Pss_Shmem")
-        if sum(resident.values()) <= self._memory_kb:
+        # a second time, because shares grow from one reading to the next while some of the processes end
+        if min(_shares(resident), _shares(resident)) <= self._memory_kb:
             return None
         return f"it held more than {self._memory_kb // 1024} MB of memory"
+
+
+def _shares(resident: dict[int, int]) -> int:
+    """The memory of processes in kB, what they share counted once; `resident` serves for those that may not be read."""
+    total = 0
+    for pid, whole in resident.items():
+        try:
+            total += _kilobytes(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss_Anon", "Pss_Shmem")
+        except PermissionError:
+            total += whole
+        except OSError:
+            pass  # it is gone
+    return total

@@ -19,6 +19,7 @@ from recipe.aem.settings import OVER_TRAJECTORIES
 
 SECONDS = 240.0
 """For the imports of verl in two processes and the start of Ray, on a busy machine."""
+_DYING_SECONDS = 10.0
 _MARK = "AEM-DOCTOR "
 REINSTALL = "pip install --force-reinstall --no-deps verl-aem (in a checkout: pip install --no-deps -e .)"
 
@@ -104,6 +105,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     process.wait()
+    psutil.wait_procs(family, timeout=_DYING_SECONDS)
 
 
 def check_here(seen: Seen, estimators: Sequence[str], root: Path) -> Iterator[Finding]:

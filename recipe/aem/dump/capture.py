@@ -92,17 +92,18 @@ def choose_rows(groups: Sequence[str], limit: int | None, step: int) -> list[int
     rows: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows.setdefault(group, []).append(row)
-    chosen: list[int] = []
-    # drawn, and up to the first that does not fit: whoever goes on with smaller ones prefers short episodes
-    for group in random.Random(step).sample(sorted(rows), len(rows)):
-        if len(chosen) + len(rows[group]) > limit:
-            break
-        chosen += rows[group]
-    if not chosen:
+    fitting = {group: of_one for group, of_one in rows.items() if len(of_one) <= limit}
+    if not fitting:
         raise SettingsError(
             f"algorithm.aem.dump_rows={limit} leaves no room for a prompt group: those of step {step} have "
             f"{min(map(len, rows.values()))} to {max(map(len, rows.values()))} rows"
         )
+    chosen: list[int] = []
+    # drawn, and up to the first that does not fit: whoever goes on with smaller ones prefers short episodes
+    for group in random.Random(step).sample(sorted(fitting), len(fitting)):
+        if len(chosen) + len(rows[group]) > limit:
+            break
+        chosen += rows[group]
     return sorted(chosen)
 
 

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent_loops.swe.sandbox import Sandbox, SandboxError, SandboxSettings, open_sandbox
+from agent_loops.swe.sandbox import Sandbox, SandboxSettings, open_sandbox
+from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES
 
 SMALL = SandboxSettings(memory_mb=256, processes=64, file_mb=16, tree_mb=32, files=5000)
 
 
 @pytest.fixture(scope="session")
 def bubblewrap() -> None:
-    """Skips where bubblewrap is missing or the kernel refuses its namespaces, and says what to do about it."""
-    try:
-        with open_sandbox(SMALL) as sandbox:
-            sandbox.execute("true", seconds=60)
-    except SandboxError as error:
-        pytest.skip(str(error))
+    """Skips where bubblewrap is missing or the kernel refuses its namespaces, and says what to do about it.
+
+    Whether it is so is asked without our own code: that must not fail in silence.
+    """
+    for command in (["bwrap", "--version"], ["unshare", "--user", "--map-root-user", "--mount", "true"]):
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip(f"`{command[0]}` is not on PATH; {INSTALL}")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"{NAMESPACES}: {error.stderr.decode().strip()}")
 
 
 @pytest.fixture

@@ -161,14 +161,16 @@ def test_what_a_command_leaves_in_files_the_next_one_finds(sandbox):
     assert run(sandbox, "cat a /tmp/b ~/c; echo $D; pwd").output == "1\n2\n3\n\n/testbed\n"
 
 
-def test_close_ends_a_running_command_and_is_final(make_sandbox):
+def test_close_ends_a_running_command_and_is_final(make_sandbox, processes_with):
     before = children()
     sandbox = make_sandbox()
     with ThreadPoolExecutor(1) as threads:
-        running = threads.submit(run, sandbox, "touch began; sleep 1000")
+        marker = f"sleep 1{os.getpid()}{time.monotonic_ns() % 10**6}"
+        running = threads.submit(run, sandbox, f"for i in $(seq 40); do {marker} & done; touch began; wait")
         while run(sandbox, "test -e began").returncode:
             pass
         sandbox.close()
+        assert processes_with(marker) == []
         with pytest.raises(SandboxError, match="closed while a command ran"):
             running.result(SECONDS)
     with pytest.raises(SandboxError, match="is closed"):
@@ -290,6 +292,18 @@ def test_sources_that_do_not_come_in(make_sandbox, repository, tmp_path):
         with pytest.raises(SandboxError, match=limit):
             make_sandbox(repository, **settings)
     assert children() == before
+
+
+def test_a_source_that_cannot_be_read_to_its_end(make_sandbox, repository, tmp_path, monkeypatch):
+    from agent_loops.swe.sandbox import bubblewrap
+
+    fake = tmp_path / "tar"
+    fake.write_text("#!/bin/sh\ntar \"$@\"; echo 'tar: ./secret: Permission denied' >&2; exit 2\n")
+    fake.chmod(0o755)
+    find = bubblewrap.find_program
+    monkeypatch.setattr(bubblewrap, "find_program", lambda name: str(fake) if name == "tar" else find(name))
+    with pytest.raises(SandboxError, match=r"repository cannot be copied.*secret: Permission denied"):
+        make_sandbox(repository)
 
 
 def test_a_hostile_archive_writes_nowhere_else(make_sandbox, tmp_path):

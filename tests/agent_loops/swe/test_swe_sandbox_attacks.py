@@ -286,7 +286,7 @@ def test_processor_time_runs_out_after_the_deadline_on_all_cores(sandbox):
 
 
 def test_no_core_dump_and_the_kernels_killer_takes_it_first(sandbox):
-    assert run(sandbox, "ulimit -c; cat /proc/self/oom_score_adj").output == "0\n1000\n"
+    assert run(sandbox, "ulimit -Hc; cat /proc/self/oom_score_adj").output == "0\n1000\n"
 
 
 # -------------------------------------------------------------------------------------- when this process is killed
@@ -341,6 +341,7 @@ with sandbox:
     say = lambda command, seconds=60: print(sandbox.execute(command, seconds=seconds))
     say("ls; id -u; touch a; stat -c %u:%g a; echo bad >/usr/x")
     say("for i in $(seq 50); do sleep 1 & done 2>&1 | head -n 1; wait")
+    say("grep -c '^Cap.*:.0000000000000000$' /proc/self/status")
     say("sleep 1000", 1)
 """
 
@@ -361,4 +362,5 @@ def test_it_needs_no_privileges(bubblewrap):
     assert done.stderr == ""
     assert "agent_loops\\n1000\\n1000:1000\\n" in done.stdout and "Read-only file system" in done.stdout
     assert "Resource temporarily unavailable" in done.stdout
+    assert "Executed(output='5\\n'" in done.stdout, "no capabilities"
     assert "timed_out=True" in done.stdout.splitlines()[-1]

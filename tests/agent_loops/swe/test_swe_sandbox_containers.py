@@ -7,6 +7,7 @@ local shell, and swe-rex's own server runs on loopback, without a container.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import socket
@@ -75,7 +76,9 @@ def open_local(tree: str, source=None, **settings):
 # --------------------------------------------------------------------------------------------------------- commands
 
 
-def test_commands(fake, tree):
+def test_commands(fake, tree, monkeypatch):
+    marker, numbers = secrets.token_hex(8), itertools.count()
+    monkeypatch.setattr(containers.uuid, "uuid4", lambda: SimpleNamespace(hex=f"{marker}{next(numbers)}"))
     with open_local(tree, env={"MINE": "a'b"}) as sandbox:
         run = sandbox.execute
         assert run("echo out; echo err >&2; pwd; exit 3", seconds=SECONDS) == Executed(f"out\nerr\n{tree}\n", 3)
@@ -89,7 +92,7 @@ def test_commands(fake, tree):
         assert run("x" * 200_000, seconds=SECONDS).returncode == 126
         first = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT; echo more"  # mini-swe-agent's word for the end
         assert run(first, seconds=SECONDS).output == "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT\nmore\n"
-    assert not list(Path("/tmp").glob(".aem-*"))
+    assert next(numbers) > 10 and not list(Path("/tmp").glob(f".aem-{marker}*"))
 
 
 @pytest.mark.parametrize("length", [1023, 1024, 1025, 3_000_000])

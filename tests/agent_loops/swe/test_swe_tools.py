@@ -158,6 +158,7 @@ def test_a_search_is_bounded_and_cannot_be_led_astray(use, tree):
     (tree / ".git" / "packed").write_text("needle\n")
     (tree / "binary").write_bytes(b"needle\0")
     os.mkfifo(tree / "pipe")
+    assert use("search", term="needle", path="pipe") == "pipe: nothing with 'needle'", "it would never end"
     text = use("search", term="needle")
     assert text.count("needle") == 100 and text.endswith(
         "(only the first 100: search for more, or below a narrower path)"
