@@ -23,7 +23,7 @@ import pytest
 pytest.importorskip("minisweagent.environments", reason="mini-swe-agent is missing: pip install 'verl-aem[swe]'")
 
 from agent_loops.swe.sandbox import Executed, SandboxError, SandboxSettings, containers, open_sandbox, read_patch
-from agent_loops.swe.sandbox.containers import container_arguments
+from agent_loops.swe.sandbox.containers import ContainerSandbox, container_arguments
 
 SECONDS = 60.0
 
@@ -216,7 +216,9 @@ def test_docker_itself_with_a_recording_client(tmp_path, monkeypatch, tree):
     monkeypatch.setenv("LOG", str(tmp_path / "log"))
     settings = SandboxSettings(backend="docker", tree=tree, options={"executable": str(client)})
     with open_sandbox(settings, image="python:3.11") as sandbox:
+        assert isinstance(sandbox, ContainerSandbox)
         assert sandbox.execute("echo 1; exit 4", seconds=SECONDS) == Executed("1\n", 4)
+    assert getattr(sandbox._environment, "container_id") is None, "what is left for its own clean-up"  # noqa: B009
     calls = (tmp_path / "log").read_text().splitlines()
     assert calls[0].startswith("run -d --name minisweagent-") and "--network=none" in calls[0]
     assert calls[0].endswith("python:3.11 sleep 2h")

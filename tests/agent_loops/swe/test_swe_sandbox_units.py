@@ -141,12 +141,19 @@ def test_older_systems_with_directories_beside_usr(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the bare host
 
 
+def dead() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as ended:
+        return ended.pid
+
+
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a").write_text("1\n")
+    (tmp_path / f"aem-swe-{dead()}-x" / "tree").mkdir(parents=True)  # swept as the sandbox opens
     with (
         pytest.warns(UserWarning, match="without any isolation"),
         open_sandbox(SandboxSettings(backend="host", unconfined=True), tmp_path / "source") as sandbox,
@@ -197,9 +204,7 @@ def test_closing_the_host(host, tmp_path):
 
 
 def test_directories_of_the_dead_are_swept(tmp_path):
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    for name in (f"aem-swe-{ended.pid}-x", f"aem-swe-{os.getpid()}-x", "aem-swe-mine", "other"):
+    for name in (f"aem-swe-{dead()}-x", f"aem-swe-{os.getpid()}-x", "aem-swe-mine", "other"):
         (tmp_path / name).mkdir()
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f"aem-swe-{os.getpid()}-x", "aem-swe-mine", "other"}
