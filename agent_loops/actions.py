@@ -10,7 +10,8 @@ from dataclasses import dataclass
 _ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
 _CALL = re.compile(r"<function=([^<>\n]*)>")
 _PARAMETER = re.compile(r"\s*<parameter=([^<>\n]*)>")
-_END_OF_PARAMETER, _END_OF_CALL = "</parameter>", "</function>"
+_END_OF_PARAMETER, _END_OF_CALL, _END_OF_THOUGHT = "</parameter>", "</function>", "</think>"
+_VERB = re.compile(r"<function=\s*([\w-]+)|\W*([\w-]+)")
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 
 
@@ -53,6 +54,17 @@ def parse_action(response: str, *, require_think: bool = True, fallback_characte
     return ParsedAction(action, True)
 
 
+def action_verb(action: str) -> str:
+    """What sort of action it is: the function that is called, else the first word; empty where there is neither.
+
+    Example:
+        >>> [action_verb(text) for text in ("click[buy now]", "go to sofa 1", "<function=bash></function>", "?")]
+        ['click', 'go', 'bash', '']
+    """
+    match = _VERB.match(action)
+    return (match[1] or match[2]) if match else ""
+
+
 @dataclass(frozen=True)
 class FunctionCall:
     """A call as it was written: names without the blanks around them, values with every blank and line break."""
@@ -68,8 +80,9 @@ class CallError(ValueError):
 def parse_function_call(response: str, *, require_think: bool = False) -> ParsedAction:
     """The first function call of a response, as it was written. The text around it is free.
 
-    Where the response has a `</think>`, what stands before the last one is thought and not done. A response without a
-    call that can be read is invalid; its action is then what there is of a call, which may be nothing.
+    Where the response has a `</think>`, what stands before the last one is thought and not done, unless no call
+    follows and one goes around it: then it is part of a value. A response without a call that can be read is invalid;
+    its action is then what there is of a call, which may be nothing.
 
     Args:
         response: the decoded response.
@@ -81,15 +94,14 @@ def parse_function_call(response: str, *, require_think: bool = False) -> Parsed
         >>> parse_function_call("<function=bash><parameter=command>ls").reason
         '<parameter=command> is not closed'
     """
-    said = response.rpartition("</think>")[2]
-    match = _CALL.search(said)
+    match = _find_call(response)
     if match is None:
         return ParsedAction("", False, "no <function=...>")
     try:
-        _, end = _read(said, match)
+        _, end = _read(response, match)
     except CallError as error:
-        return ParsedAction(said[match.start() :], False, str(error))
-    action = said[match.start() : end]
+        return ParsedAction(response[match.start() :], False, str(error))
+    action = response[match.start() : end]
     if require_think and not ("<think>" in response and "</think>" in response):
         return ParsedAction(action, False, "no <think>...</think>")
     return ParsedAction(action, True)
@@ -109,6 +121,24 @@ def read_call(text: str) -> FunctionCall:
     if match is None:
         raise CallError("no <function=...>")
     return _read(text, match)[0]
+
+
+def _find_call(response: str) -> re.Match[str] | None:
+    """Where the first call after the last `</think>` begins; if none can be read there, the one around it."""
+    thought = response.rfind(_END_OF_THOUGHT)
+    after = _CALL.search(response, max(thought, 0))
+    if thought < 0 or (after and _end_of(response, after) > 0):
+        return after
+    before = (match for match in _CALL.finditer(response, 0, thought) if _end_of(response, match) > thought)
+    return next(before, after)
+
+
+def _end_of(text: str, begin: re.Match[str]) -> int:
+    """Where the call that begins there ends; -1 where it cannot be read."""
+    try:
+        return _read(text, begin)[1]
+    except CallError:
+        return -1
 
 
 def _read(text: str, begin: re.Match[str]) -> tuple[FunctionCall, int]:

@@ -23,7 +23,8 @@ class Observation:
         text: the page or the feedback, exactly as the benchmark words it.
         actions: the admissible actions, empty where free text is meant.
         info: facts about the observation. `instruction`: the task in words, where the benchmark has one. `body`: the
-            text without these words. Of the first one also `kind`: the type of the task, where there are several.
+            text without these words. `page`: where the agent stands, as one of a few words, where there are such (it
+            sorts turns in reports). Of the first one also `kind`: the type of the task, where there are several.
     """
 
     text: str

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import jinja2
 
-from agent_loops.actions import ParsedAction, parse_action, parse_function_call
+from agent_loops.actions import ParsedAction, action_verb, parse_action, parse_function_call
 from agent_loops.environment import Environment, Observation, Task
 
 LAYOUTS = ("turns", "transcript")
@@ -136,6 +136,11 @@ class Turn:
     action: ParsedAction
     reward: float
     penalty: float
+
+    @property
+    def kind(self) -> str:
+        """What sort of turn it is: the page where the agent stood, where the environment names pages, else the verb."""
+        return str(self.observation.info.get("page") or action_verb(self.action.text))
 
 
 @dataclass

@@ -61,6 +61,7 @@ class Row:
             "turn_rewards": [turn.reward if turn else 0.0 for turn in self.turns],
             "turn_penalties": [turn.penalty if turn else 0.0 for turn in self.turns],
             "turn_valid": [turn.action.valid if turn else False for turn in self.turns],
+            "turn_kinds": [turn.kind if turn else "" for turn in self.turns],
             "anchors": self.anchors,
             # verl's own loops leave these two, and its dumps read them
             "turn_scores": [],

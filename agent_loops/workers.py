@@ -135,7 +135,7 @@ def _answer(benchmark: Any, environments: dict[int, Environment], name: str, key
 def _close_quietly(environment: Environment) -> None:
     try:
         environment.close()
-    except Exception:
+    except Exception:  # the episode is over, and others of this process go on
         logger.warning("closing an environment failed", exc_info=True)
 
 

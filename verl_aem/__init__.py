@@ -27,7 +27,7 @@ def load() -> None:
     try:
         uncover_recipe()
         importlib.import_module("recipe.aem.plugin")
-    except Exception:
+    except Exception:  # whatever it is, it goes on
         logging.getLogger(__name__).exception(
             "verl-aem could not be loaded, so algorithm.adv_estimator=aem is not available in this process. "
             "`python -c 'import recipe; print(recipe.__path__)'` shows where `recipe` comes from; "

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from agent_loops.environment import Observation, Step
+from agent_loops.splits import check_split
 
 FACTS: Final = ("won", "score", "truncated", "instruction", "body", "kind", "actions")
 _FIRST_TRAINING_SEED: Final = 1_000_000
@@ -47,9 +48,7 @@ class SeedTasks:
         Raises:
             ValueError: the split does not exist.
         """
-        if split not in self._seeds:
-            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
-        return [{"seed": seed, **self._more} for seed in self._seeds[split]]
+        return [{"seed": seed, **self._more} for seed in self._seeds[check_split(split, self.splits)]]
 
 
 class Facts:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_loops.alfworld.game import GameError
+from agent_loops.splits import check_split
 
 if TYPE_CHECKING:
     from agent_loops.alfworld.environment import AlfworldEnvironment
@@ -93,9 +94,7 @@ class AlfworldTasks:
         Raises:
             ValueError: the split does not exist.
         """
-        if split not in self._games:
-            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
-        return self._games[split]
+        return self._games[check_split(split, self.splits)]
 
 
 class Alfworld:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agent_loops.splits import check_split
+
 VARIATIONS: Mapping[str, int] = {
     "boil": 30,
     "melt": 30,
@@ -80,8 +82,7 @@ class ScienceWorldTasks:
         Raises:
             ValueError: the split does not exist.
         """
-        if split not in self.splits:
-            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
+        check_split(split, self.splits)
         return [
             {"task": name, "variation": variation, "simplification": self.simplifications}
             for name in self.names

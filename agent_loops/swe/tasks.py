@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_loops.splits import check_split
+
 PYTEST_PARSER = "parse_log_pytest"
 R2E_PARSER = "r2e"
 """R2E-Gym's own: test names without their file, and the statuses of all tests compared with the recorded ones."""
@@ -104,9 +106,10 @@ class SweTasks:
         Raises:
             ValueError: the split does not exist.
         """
-        if split not in self._splits:
-            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
-        return [{"task": name} for name in sorted(task.instance_id for task in self._splits[split])]
+        return [
+            {"task": name}
+            for name in sorted(task.instance_id for task in self._splits[check_split(split, self.splits)])
+        ]
 
     def task(self, named: Any) -> SweTask:
         """Return the task that `tasks` named.

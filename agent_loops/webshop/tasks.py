@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from agent_loops.splits import check_split
 from agent_loops.webshop.catalogue import Catalogue, load_catalogue
 from agent_loops.webshop.environment import WebShopEnvironment
 from agent_loops.webshop.files import GoalSource
@@ -73,9 +74,7 @@ class WebShopTasks:
         Raises:
             ValueError: the split does not exist.
         """
-        if split not in self._splits:
-            raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(self.splits)}")
-        return self._splits[split]
+        return self._splits[check_split(split, self.splits)]
 
 
 class WebShop:

@@ -19,7 +19,8 @@ import wrapt
 
 from recipe.aem import epo, updates
 from recipe.aem.dump import capture
-from recipe.aem.settings import ESTIMATORS, GAE, AemSettings, Settings, SettingsError, check_config, check_name
+from recipe.aem.settings import ESTIMATORS, GAE, Settings, SettingsError
+from recipe.aem.startup import check_run
 
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
 
@@ -81,12 +82,7 @@ def _check_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) ->
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
     config = args[0] if args else kwargs["config"]
-    check_name(config.algorithm.adv_estimator)
-    if config.algorithm.adv_estimator in ESTIMATORS:
-        check_config(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
-    else:
-        AemSettings.from_config(config.algorithm)  # the dump's settings hold for every estimator
-    epo.check_epo(config, verl.__version__)
+    check_run(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
     rollout = config.actor_rollout_ref.rollout
     if rollout.agent.default_agent_loop == "environment":
         from agent_loops.loop import open_benchmark

@@ -52,6 +52,7 @@ def test_what_stands_between_the_tags_comes_back(inside):
 
 # --- function calls ---------------------------------------------------------------------------------------------------
 
+HTML = "<function=write><parameter=text><think></think></parameter></function>"
 LS = "<function=bash><parameter=command>ls</parameter></function>"
 
 
@@ -68,6 +69,9 @@ LS = "<function=bash><parameter=command>ls</parameter></function>"
         (f"<think><function=finish></function></think>{LS}", LS, ""),
         (f"<think>a</think>b <function=x></function></think>{LS}", LS, ""),
         (f"<think>never closed {LS}", LS, ""),
+        ("<think><function=x><parameter=y>a draft</think><function=z></function>", "<function=z></function>", ""),
+        # it may be part of what is written
+        (f"<think>a</think>b {HTML}", HTML, ""),
         (f"<think>{LS}</think> done", "", "no <function=...>"),
         ("ls", "", "no <function=...>"),
         ("", "", "no <function=...>"),
@@ -98,7 +102,8 @@ def test_reasoning_can_be_asked_for_before_a_call():
 
 
 NAME = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="<>"), min_size=1)
-VALUE = st.text().filter(lambda text: "</parameter>" not in text)
+# a whole call within a value, behind a </think>, is taken for the call: docstring of parse_function_call
+VALUE = st.text().filter(lambda text: "</parameter>" not in text and not ("</think>" in text and "<function=" in text))
 AROUND = st.text().filter(lambda text: "<" not in text)
 
 
@@ -120,4 +125,4 @@ def test_whatever_is_written_is_a_call_or_says_why_not(response):
     parsed = parse_function_call(response)
     assert parsed.valid == (not parsed.reason) and parsed.text in response
     if parsed.valid:
-        assert read_call(parsed.text).name == "f" and parsed.text.endswith("</function>")
+        assert f"<function={read_call(parsed.text).name}>" in response and parsed.text.endswith("</function>")

@@ -46,7 +46,7 @@ def check(row, requests, end_token=0):
     spans, ids = row.extra_fields["response_spans"], [*row.prompt_ids, *row.response_ids]
     assert len(row.response_mask) == len(row.response_ids) == len(row.response_logprobs)
     assert len(spans) == len(requests)
-    for name in ("turn_index", "turn_rewards", "turn_penalties", "turn_valid", "anchors"):
+    for name in ("turn_index", "turn_rewards", "turn_penalties", "turn_valid", "turn_kinds", "anchors"):
         assert len(row.extra_fields[name]) == len(spans), name
     assert row.extra_fields["turn_index"] == list(range(len(spans)))
     assert spans[0][0] == 0 and spans[-1][1] == len(row.response_ids)
@@ -119,7 +119,7 @@ RESPONSE = st.one_of(
     st.text(st.characters(min_codepoint=1, exclude_categories=["Cs"]), max_size=20),
 )
 SCRIPT = st.lists(RESPONSE, min_size=1, max_size=5)
-FACTS = ("turn_index", "turn_rewards", "turn_penalties", "turn_valid", "anchors")
+FACTS = ("turn_index", "turn_rewards", "turn_penalties", "turn_valid", "turn_kinds", "anchors")
 
 
 @settings(max_examples=60, deadline=None)

@@ -105,6 +105,7 @@ def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool
                     "turn_rewards": [0.0] * len(spans),
                     "turn_penalties": [-chance.choice((0.0, 0.1)) for _ in spans],
                     "turn_valid": [chance.random() < 0.9 for _ in spans],
+                    "turn_kinds": [anchor.replace(" ", "") for *_, anchor in of_row],
                     "anchors": [anchor for *_, anchor in of_row],
                     **shared,
                 }

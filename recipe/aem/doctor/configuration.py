@@ -122,27 +122,20 @@ def _select(config: DictConfig, key: str) -> Any:
 
 
 def check_settings(config: DictConfig) -> Iterator[Finding]:
-    """What our part of the trainer checks before it starts (`seam._check_before_init`), in its words.
+    """What our part of the trainer checks before it starts (`startup.check_run`), in its words.
 
     The plug-in has to be loaded in this process.
     """
     import verl
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
-    from recipe.aem.epo import check_epo
-    from recipe.aem.settings import ESTIMATORS, SettingsError, check_config, check_name
+    from recipe.aem.settings import ESTIMATORS, SettingsError
+    from recipe.aem.startup import check_run
 
     title = "Settings"
-    algorithm = config.algorithm
-    estimator = str(algorithm.adv_estimator)
+    estimator = str(config.algorithm.adv_estimator)
     try:
-        check_name(estimator)
-        if estimator in ESTIMATORS:
-            settings = check_config(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
-            about = f"{estimator} over {settings.base}" if settings.base != estimator else estimator
-        else:
-            about = f"{estimator}, verl's own"
-        epo = check_epo(config, verl.__version__)
+        settings, epo = check_run(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
     except (SettingsError, TypeError) as error:
         yield Finding("failure", title, str(error), "change that setting, in the configuration or as an override")
         return
@@ -163,6 +156,10 @@ def check_settings(config: DictConfig) -> Iterator[Finding]:
             "set trainer.use_v1=True",
         )
         return
+    if settings is None:
+        about = f"{estimator}, verl's own"
+    else:
+        about = f"{estimator} over {settings.base}" if settings.base != estimator else estimator
     yield Finding("ok", title, about + (", with EPO's loss" if epo.enable else ""))
 
 

@@ -37,6 +37,7 @@ TURNS = {
     "turn_rewards": pa.float64(),
     "turn_penalties": pa.float64(),
     "turn_valid": pa.bool_(),
+    "turn_kinds": pa.string(),
     "anchors": pa.string(),
 }
 """Columns of one value a span, under the names that they have in `extra_fields`."""
@@ -66,7 +67,7 @@ def to_table(step: Step) -> pa.Table:
     spans = [[{"start": int(start), "stop": int(stop)} for start, stop in of_row] for of_row in all_spans(step)]
     columns["spans"] = pa.array(spans, pa.list_(SPAN))
     for name, kind in TURNS.items():
-        cast: Callable[[Any], Any] = str if name == "anchors" else lambda value: value
+        cast: Callable[[Any], Any] = str if kind == pa.string() else lambda value: value
         values = [
             None if extra.get(name) is None else [cast(value) for value in extra[name]] for extra in step.extra_fields
         ]

@@ -28,7 +28,7 @@ def run(sandbox, command: str, seconds: float = SECONDS, **arguments) -> Execute
 
 
 def children() -> set[int]:
-    """The processes that this one has started and not yet seen off."""
+    """The processes that this one has started and not yet seen off; what earlier tests left may end at any time."""
     tasks = Path("/proc/self/task").iterdir()
     return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
 
@@ -127,7 +127,7 @@ def test_the_deadline_ends_everything(sandbox, command):
     done = run(sandbox, f"echo began; {command}", seconds=1)
     assert (done.returncode, done.timed_out) == (124, True)
     assert done.output.startswith("began\n")
-    assert children() == before
+    assert children() <= before
     assert run(sandbox, "echo fine") == Executed("fine\n", 0)
 
 
@@ -176,7 +176,7 @@ def test_close_ends_a_running_command_and_is_final(make_sandbox, processes_with)
     with pytest.raises(SandboxError, match="is closed"):
         run(sandbox, "true")
     sandbox.close()
-    assert children() == before
+    assert children() <= before
 
 
 def test_nothing_of_a_sandbox_is_a_file_of_the_host(make_sandbox, monkeypatch, tmp_path):
@@ -195,9 +195,9 @@ def test_nothing_of_a_sandbox_is_a_file_of_the_host(make_sandbox, monkeypatch, t
 def test_a_forgotten_sandbox_ends_too(bubblewrap):
     before = children()
     sandbox = open_sandbox(SandboxSettings(tree_mb=8))
-    assert children() != before
+    assert children() - before
     del sandbox
-    assert children() == before
+    assert children() <= before
 
 
 def test_sixteen_at_once(make_sandbox, repository):
@@ -291,7 +291,7 @@ def test_sources_that_do_not_come_in(make_sandbox, repository, tmp_path):
     for limit, settings in {"tree_mb=2": {"tree_mb": 2}, "file_mb=1": {"file_mb": 1}, "files=3": {"files": 3}}.items():
         with pytest.raises(SandboxError, match=limit):
             make_sandbox(repository, **settings)
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_source_that_cannot_be_read_to_its_end(make_sandbox, repository, tmp_path, monkeypatch):
@@ -422,7 +422,7 @@ def test_refused_namespaces_are_explained(bubblewrap, monkeypatch, tmp_path):
     before = children()
     with pytest.raises(SandboxError, match=r"user namespaces are refused.*Operation not permitted"):
         open_sandbox(SandboxSettings())
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_broken_bubblewrap_is_no_failed_command(make_sandbox):

@@ -1,0 +1,37 @@
+"""Findings, picked out; and what a process says in which the plug-in is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipe.aem.doctor.finding import Finding
+from recipe.aem.settings import ESTIMATORS
+
+ROOT = Path(__file__).resolve().parents[3]
+GOOD = {
+    "plugins": "",
+    "modules": "",
+    "platform": "",
+    "error": "",
+    "load_error": "",
+    "entry_point": True,
+    "loaded": True,
+    "plugin_file": str(ROOT / "recipe/aem/plugin.py"),
+    "recipes": [],
+    "estimators": dict.fromkeys(ESTIMATORS, "recipe.aem.seam") | {"grpo": "verl.trainer.ppo.core_algos"},
+    "loop": "agent_loops.loop.EnvironmentAgentLoop",
+    "wrapped": {"PPOTrainer._compute_advantage": "recipe.aem.seam"},
+}
+
+
+def one(findings) -> Finding:
+    (finding,) = list(findings)
+    return finding
+
+
+def levels(findings):
+    return [finding.level for finding in findings]
+
+
+def by_title(findings):
+    return {finding.title: finding for finding in findings}

@@ -1,0 +1,82 @@
+"""Does a configuration compose, and would the trainer take it?"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("verl", reason="verl is not installed")
+pytest.importorskip("rapidfuzz")
+pytest.importorskip("psutil")
+
+from findings import one
+
+import verl_aem
+
+verl_aem.load()
+
+from recipe.aem.doctor import (  # noqa: E402
+    configuration,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
+
+
+def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
+    monkeypatch.setenv("AEM_MODEL", str(model_dir))
+    config = configuration.compose("webshop_7b", ["machine=cpu"])
+    configuration.put_data_dir(config, shop)
+    chosen = configuration.read(config)
+    assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("webshop", shop, "")
+    assert set(chosen.parquet.values()) == {None} and chosen.model == str(model_dir)
+    settings = one(configuration.check_settings(config))
+    assert (settings.level, settings.detail) == ("ok", "aem over grpo_rows")
+    assert one(configuration.check_verl(config)).level == "ok"
+
+
+def test_variables_that_are_not_set_are_named():
+    chosen = configuration.read(configuration.compose("alfworld_7b", []))
+    assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("alfworld", None, "ALFWORLD_DATA")
+    chosen = configuration.read(configuration.compose("scienceworld_7b", []))
+    assert (chosen.benchmark, chosen.unset) == ("scienceworld", "")
+    assert configuration.read(configuration.compose("webshop_demo", [])).model is None
+    assert configuration.read(configuration.compose("aem_trainer", [])).target == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("webshop", [], "webshop_7b"),
+        ("webshop_7b", ["algorithm.aem.lamda=1"], "lamda"),
+        ("webshop_7b", ["method=nothing"], "nothing"),
+        ("webshop_7b", ["a=[b"], "a=[b"),
+    ],
+)
+def test_what_does_not_compose(name, overrides, words):
+    with pytest.raises(configuration.ConfigurationError) as error:
+        configuration.compose(name, overrides)
+    assert words in f"{error.value} {error.value.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["algorithm.aem.lam=-1"], "algorithm.aem.lam=-1"),
+        (["algorithm.aem.base_estimator=nothing"], "'nothing' is not registered"),
+        (["algorithm.adv_estimator=foo_trajectories"], "foo_trajectories is not an estimator"),
+        (["algorithm.adv_estimator=foo"], "foo is not registered with verl"),
+        (["+algorithm.rollout_correction.bypass_mode=True"], "bypass_mode"),
+        (["trainer.use_v1=False"], "older trainer"),
+        (["method=epo", "actor_rollout_ref.actor.calculate_entropy=False"], "calculate_entropy"),
+    ],
+)
+def test_settings_that_the_trainer_refuses(overrides, words):
+    if overrides[0].startswith("+") and "rollout_correction" in configuration.compose("webshop_7b", []).algorithm:
+        overrides = [overrides[0].removeprefix("+")]
+    finding = one(configuration.check_settings(configuration.compose("webshop_7b", overrides)))
+    assert finding.level == "failure" and words in f"{finding.detail} {finding.remedy}"
+
+
+def test_verls_own_checks_are_asked():
+    config = configuration.compose("webshop_7b", ["data.train_batch_size=1"])
+    finding = one(configuration.check_verl(config))
+    assert finding.level == "failure" and finding.detail

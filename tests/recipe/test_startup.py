@@ -1,0 +1,66 @@
+"""What the trainer and the doctor refuse alike, over all of this package's parts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from recipe.aem.settings import SettingsError
+from recipe.aem.startup import check_run
+
+GOOD = {
+    "algorithm": {"adv_estimator": "aem", "aem": {"base_estimator": "grpo"}},
+    "critic": {},
+    "actor_rollout_ref": {"model": {}, "actor": {"calculate_entropy": True}, "ref": {}},
+}
+
+
+def check(estimator="aem", *, epo=False, attention=None, **sizes):
+    config = copy.deepcopy(GOOD)
+    config["algorithm"].update(adv_estimator=estimator, epo={"enable": epo})
+    ours = config["actor_rollout_ref"]
+    if attention:
+        ours["model"]["override_config"] = {"attn_implementation": attention}
+    for role, size in sizes.items():
+        ours[role]["ulysses_sequence_parallel_size"] = size
+    return check_run(config, {"grpo", "rloo", "aem"}, "0.9.1")
+
+
+def test_what_comes_back():
+    settings, epo = check(epo=True)
+    assert settings is not None and settings.base == "grpo" and epo.enable
+    settings, epo = check("rloo")
+    assert settings is None and not epo.enable
+
+
+@pytest.mark.parametrize("role", ["actor", "ref"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_ulysses_needs_flash_attention(role, attention):
+    said = rf"{role}\.ulysses_sequence_parallel_size=4 with .*attn_implementation={attention}: .*Set the size to 1"
+    with pytest.raises(SettingsError, match=said):
+        check(attention=attention, **{role: 4})
+    with pytest.raises(SettingsError, match=said):
+        check("rloo", epo=True, attention=attention, **{role: 4})
+    check(attention=attention, **{role: 1})
+    check("rloo", attention=attention, **{role: 4})  # a run of verl's own is verl's to judge
+
+
+@pytest.mark.parametrize("attention", [None, "flash_attention_2", "flash_attention_3"])
+def test_with_flash_attention_it_runs(attention):
+    check(attention=attention, actor=4, ref=4)
+
+
+def test_settings_of_every_part_are_looked_at():
+    with pytest.raises(SettingsError, match="is not an estimator"):
+        check("aem_trajectories")
+    with pytest.raises(SettingsError, match="dump_evry"):
+        check_run(
+            {**GOOD, "algorithm": {"adv_estimator": "rloo", "aem": {"dump_evry": 2}}}, {"rloo"}, "0.9.1"
+        )
+    with pytest.raises(SettingsError, match="calculate_entropy"):
+        check_run(
+            {**GOOD, "algorithm": {"adv_estimator": "rloo", "epo": {"enable": True}}, "actor_rollout_ref": {"actor": {}}},
+            {"rloo"},
+            "0.9.1",
+        )
