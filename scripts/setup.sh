@@ -288,6 +288,17 @@ if [ -d "$AEM_VENV" ] && [ -n "$(ls -A "$AEM_VENV")" ] && [ ! -e "$STATE/ours" ]
     stop "$SHOWN exists and was not made by this script, so it is left alone. Move it away, or name another folder in AEM_VENV."
 fi
 
+# an environment serves one checkout: making it anew for this one would take it from the other
+OWNER=$(cat "$STATE/venv" 2>/dev/null || true)
+case $OWNER in
+*" $AEM_VENV for "*)
+    OWNER=${OWNER#*" $AEM_VENV for "}
+    if [ "$OWNER" != "$AEM_ROOT" ] && [ -e "$OWNER/scripts/setup.sh" ]; then
+        stop "$AEM_VENV belongs to the checkout $OWNER. Name another folder in AEM_VENV or unset it, or delete this one."
+    fi
+    ;;
+esac
+
 # one set-up at a time; a pip that outlived a killed set-up holds the lock too
 if command -v flock >/dev/null; then
     mkdir -p "$(dirname "$AEM_VENV")"

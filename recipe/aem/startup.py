@@ -8,6 +8,8 @@ from typing import Any
 from recipe.aem.epo import EpoSettings, check_epo
 from recipe.aem.settings import ESTIMATORS, AemSettings, Settings, SettingsError, check_config, check_name
 
+_ULYSSES = "ulysses_sequence_parallel_size"
+
 
 def check_run(
     config: Mapping[str, Any], registered: Collection[str], verl_version: str
@@ -47,10 +49,14 @@ def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
     if str(attention).startswith("flash_attention"):
         return
     for role in ("actor", "ref"):
-        size = (ours.get(role) or {}).get("ulysses_sequence_parallel_size") or 1
+        its = ours.get(role) or {}
+        place = f"actor_rollout_ref.{role}.fsdp_config"
+        size = (its.get("fsdp_config") or {}).get(_ULYSSES) or 1
+        if (older := its.get(_ULYSSES) or 1) > 1:  # verl's deprecated name, which it prefers
+            place, size = f"actor_rollout_ref.{role}", older
         if size > 1:
             raise SettingsError(
-                f"actor_rollout_ref.{role}.ulysses_sequence_parallel_size={size} with "
+                f"{place}.{_ULYSSES}={size} with "
                 f"actor_rollout_ref.model.override_config.attn_implementation={attention}: verl splits sequences over "
                 "ranks for flash attention alone, and would train on attention within each part. Set the size to 1, "
                 "or attn_implementation to flash_attention_2"

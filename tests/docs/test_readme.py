@@ -21,7 +21,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_scripts_that_are_named_exist(page):
-    for script in re.findall(r"scripts/[\w.]+\.sh", page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    for script in re.findall(r"\bbash (scripts/[^\s`\\)]+)", text) + re.findall(r"scripts/[\w.]+\.sh", text):
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 

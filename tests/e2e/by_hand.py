@@ -2,6 +2,7 @@
 
     h_n = mean entropy of response n;  x_n = (h_n − min_G) / (max_G − min_G);  α_n = exp(−λ x_n) / mean_G exp(−λ x)
     A_n = (r_n − mean_G r) / (std_G r + 1e-6),  r_n = outcome of n's trajectory + its own penalty
+    or, for GRPO++, its trajectory's outcome − the mean of the group's other outcomes
 
 with α = 1 in a group whose range is below the guard. Not covered: other scopes, directions and bases (tests/recipe).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -48,14 +50,20 @@ class Checked:
     rows: int
 
 
-def check_step(probes: Path, step: int, metrics: dict[str, float]) -> Checked:
-    """Compare what the worker's loss saw in a step, and what was logged, with the loops; returns what they found."""
+def check_step(
+    probes: Path, step: int, metrics: dict[str, float], base: Callable[[list[dict], list[Response]], None] | None = None
+) -> Checked:
+    """Compare what the worker's loss saw in a step, and what was logged, with the loops; returns what they found.
+
+    Args:
+        base: sets the responses' base advantages; by default `standardise`.
+    """
     batch = json.loads((probes / f"step_{step:03d}.json").read_text())
     seen = [json.loads(line) for line in (probes / f"loss_{step:03d}.jsonl").read_text().splitlines()]
     rows = [row for row in batch if not row["is_padding"]]
     responses = find_responses(rows)
     ranges, guarded = modulate(responses)
-    standardise(responses)
+    (base or standardise)(rows, responses)
     compare_rows(rows, responses, seen, padding=len(batch) - len(rows))
     compare_metrics(responses, ranges, guarded, metrics)
     return Checked(responses, ranges, guarded, len(batch) - len(rows), len(rows))
@@ -108,8 +116,17 @@ def modulate(responses: list[Response], lam: float = 1.0, min_range: float = 0.1
     return ranges, guarded
 
 
-def standardise(responses: list[Response]) -> None:
-    """Sets the base advantage."""
+def leave_one_out(rows: list[dict], responses: list[Response]) -> None:
+    """Sets the base advantage of GRPO++: the outcome less the mean of the group's others. A row is a trajectory, and
+    those without a response stay among the others."""
+    outcomes = [sum(row["rm_scores"]) for row in rows]
+    for one in responses:
+        others = [outcomes[n] for n, row in enumerate(rows) if row["uid"] == one.group and n != one.row]
+        one.base = outcomes[one.row] - fmean(others)
+
+
+def standardise(rows: list[dict], responses: list[Response]) -> None:
+    """Sets the base advantage of `grpo_rows`."""
     for group in groups(responses):
         mean, std = 0.0, 1.0
         if len(group) > 1:

@@ -117,12 +117,19 @@ def train_shopper(train: Train, shop_data: Path, shop_parquet: Path, shopper: Pa
 
 @pytest.fixture(scope="session")
 def run_script(folder: Path, shopper: Path) -> Train:
-    """`run_script(name, script, *overrides, env=…)`: two steps of a script, four episodes a task, with the probe."""
+    """`run_script(name, script, *overrides, env=…)`: two steps of a script, two tasks of four episodes, the probe."""
 
     def run(name: str, script: str, *overrides: str, env: dict[str, str] | None = None) -> Run:
         command = [
             *("bash", str(ROOT / "scripts" / script), "machine=cpu", PROBE, *NO_VALIDATION),
             "actor_rollout_ref.rollout.n=4",
+            "actor_rollout_ref.rollout.custom.episode.max_turns=3",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=1",
+            "data.train_batch_size=2",
+            # letters are tokens of the small model
+            "data.max_prompt_length=4096",
+            "data.max_response_length=32",
+            "actor_rollout_ref.rollout.max_model_len=4160",
             "trainer.total_training_steps=2",
             *overrides,
         ]

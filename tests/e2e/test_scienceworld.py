@@ -27,13 +27,6 @@ def run(run_script) -> Run:
     return run_script(
         "scienceworld",
         "run_scienceworld_7b.sh",
-        "data.train_batch_size=2",
-        # letters are tokens of the small model
-        "data.max_prompt_length=4096",
-        "data.max_response_length=32",
-        "actor_rollout_ref.rollout.max_model_len=4160",
-        "actor_rollout_ref.rollout.custom.episode.max_turns=3",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=1",
     )
 
 

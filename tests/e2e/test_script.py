@@ -34,10 +34,6 @@ def run(run_script, data: Path) -> Run:
     return run_script(
         "script",
         "run_webshop_7b.sh",
-        "data.train_batch_size=2",
-        "data.max_response_length=32",
-        "actor_rollout_ref.rollout.custom.episode.max_turns=3",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=1",
         env={"WEBSHOP_DATA": str(data)},
     )
 

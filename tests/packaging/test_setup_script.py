@@ -65,6 +65,18 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     assert os.listdir(tmp_path / "venv") == ["precious"]
 
 
+def test_the_environment_of_another_checkout_is_left_alone(tmp_path):
+    other, state = tmp_path / "other", tmp_path / "venv" / ".aem-setup"
+    state.mkdir(parents=True)
+    (other / "scripts").mkdir(parents=True)
+    (state / "ours").touch()
+    (state / "venv").write_text(f"cpu {tmp_path / 'venv'} for {other}\n")
+    (other / "scripts" / "setup.sh").touch()
+    said = setup(tmp_path)
+    assert f"belongs to the checkout {other}. Name another folder in AEM_VENV" in said
+    assert (state / "ours").exists()
+
+
 def test_dry_run_prints_the_plan_and_does_nothing(tmp_path):
     said = setup(tmp_path, "--dry-run", "--dev", check=True)
     assert "made anew" in said

@@ -16,14 +16,15 @@ GOOD = {
 }
 
 
-def check(estimator="aem", *, epo=False, attention=None, **sizes):
+def check(estimator="aem", *, epo=False, attention=None, older=False, **sizes):
     config = copy.deepcopy(GOOD)
     config["algorithm"].update(adv_estimator=estimator, epo={"enable": epo})
     ours = config["actor_rollout_ref"]
     if attention:
         ours["model"]["override_config"] = {"attn_implementation": attention}
     for role, size in sizes.items():
-        ours[role]["ulysses_sequence_parallel_size"] = size
+        place = ours[role] if older else ours[role].setdefault("fsdp_config", {})
+        place["ulysses_sequence_parallel_size"] = size
     return check_run(config, {"grpo", "rloo", "aem"}, "0.9.1")
 
 
@@ -37,11 +38,13 @@ def test_what_comes_back():
 @pytest.mark.parametrize("role", ["actor", "ref"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 def test_ulysses_needs_flash_attention(role, attention):
-    said = rf"{role}\.ulysses_sequence_parallel_size=4 with .*attn_implementation={attention}: .*Set the size to 1"
+    said = rf"{role}\.fsdp_config\.ulysses_sequence_parallel_size=4 with .*attn_implementation={attention}: .*size to 1"
     with pytest.raises(SettingsError, match=said):
         check(attention=attention, **{role: 4})
     with pytest.raises(SettingsError, match=said):
         check("rloo", epo=True, attention=attention, **{role: 4})
+    with pytest.raises(SettingsError, match=rf"_ref\.{role}\.ulysses_sequence_parallel_size=4 with"):
+        check(attention=attention, older=True, **{role: 4})
     check(attention=attention, **{role: 1})
     check("rloo", attention=attention, **{role: 4})  # a run of verl's own is verl's to judge
 
@@ -55,12 +58,7 @@ def test_settings_of_every_part_are_looked_at():
     with pytest.raises(SettingsError, match="is not an estimator"):
         check("aem_trajectories")
     with pytest.raises(SettingsError, match="dump_evry"):
-        check_run(
-            {**GOOD, "algorithm": {"adv_estimator": "rloo", "aem": {"dump_evry": 2}}}, {"rloo"}, "0.9.1"
-        )
+        check_run({**GOOD, "algorithm": {"adv_estimator": "rloo", "aem": {"dump_evry": 2}}}, {"rloo"}, "0.9.1")
     with pytest.raises(SettingsError, match="calculate_entropy"):
-        check_run(
-            {**GOOD, "algorithm": {"adv_estimator": "rloo", "epo": {"enable": True}}, "actor_rollout_ref": {"actor": {}}},
-            {"rloo"},
-            "0.9.1",
-        )
+        algorithm = {"adv_estimator": "rloo", "epo": {"enable": True}}
+        check_run({**GOOD, "algorithm": algorithm, "actor_rollout_ref": {"actor": {}}}, {"rloo"}, "0.9.1")

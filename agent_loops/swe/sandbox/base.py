@@ -144,7 +144,8 @@ def read_patch(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, m
         SandboxError: git failed or took too long, or the patch is too large; the message ends with git's own words.
     """
     # base64, because the output of a command is text; git's warnings would mix with it
-    diff = f"git -c core.quotePath=true diff --binary --no-color --no-ext-diff --no-textconv {shlex.quote(base)} --"
+    options = "--binary --no-color --no-ext-diff --no-textconv --src-prefix=a/ --dst-prefix=b/"
+    diff = f"git -c core.quotePath=true diff {options} {shlex.quote(base)} --"
     command = f"set -o pipefail; git add --all --intent-to-add && {diff} | base64 -w 0"
     done = sandbox.execute(f"({command}) 2>/dev/null", seconds=seconds, output_kb=max_kb * 4 // 3 + 1)
     if done.returncode or done.cut:

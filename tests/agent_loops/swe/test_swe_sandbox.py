@@ -335,6 +335,10 @@ def test_the_patch_of_a_tree(make_sandbox, repository):
     run(sandbox, "git config --unset core.autocrlf; git checkout package/code.py")
     run(sandbox, "echo y = 2 >>package/code.py; echo new >'new file'; head -c 500000 /dev/urandom >blob; rm run.sh")
     patch = read_patch(sandbox)
+    for setting in ("noprefix", "mnemonicPrefix"):
+        run(sandbox, f"git config diff.{setting} true")
+        assert read_patch(sandbox) == patch, "the agent's settings do not reach it"
+        run(sandbox, f"git config --unset diff.{setting}")
     assert "+y = 2\n" in patch and "+new\n" in patch and "GIT binary patch" in patch and "deleted file" in patch
     fresh = make_sandbox(repository)
     run(fresh, COMMIT)

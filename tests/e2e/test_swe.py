@@ -1,0 +1,119 @@
+"""Two steps of the software-engineering script, AEM over GRPO++: tool calls in bubblewrap, graded by swebench, in verl.
+
+The model has learned by heart to mend the one fault that there is, or only to look at the file, and then to finish: so
+some of its trajectories win. Not covered: learning, real repositories, tasks that the generator made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+from by_hand import check_step, leave_one_out
+from engine import Run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+EDIT = "<function=file_editor><parameter=command>{}</parameter><parameter=path>src/tinysums/__init__.py</parameter>"
+LOOK = EDIT.format("view") + "</function>"
+MEND = EDIT.format("str_replace") + (
+    "<parameter=old_str>a - b</parameter><parameter=new_str>a + b</parameter></function>"
+)
+FINISH = "<function=finish></function>"
+EPISODE = {"prompt": "swe/compact", "max_turns": 3}
+LIMITS = {"statement_characters": 300, "observation_characters": 1000}
+
+
+@pytest.fixture(scope="module")
+def tasks(folder: Path) -> Path:
+    """Four tasks with the same fault, one of them to validate on."""
+    from tiny_package import make_task
+
+    from agent_loops.swe.readers import task_row
+
+    place = folder / "swe_tasks"
+    made = [make_task(place, f"tinysums-1.0__{number}") for number in range(4)]
+    (place / "tasks.jsonl").write_text("".join(json.dumps(task_row(task)) + "\n" for task in made))
+    return place
+
+
+@pytest.fixture(scope="module")
+def mender(folder: Path, tasks: Path) -> Path:
+    """A model whose every call is one token."""
+    import torch
+    from tokenizers import AddedToken
+
+    from agent_loops.episode import Episode, EpisodeSettings
+    from agent_loops.swe.benchmark import Swe
+    from recipe.aem.demo.cloning import Demonstration, clone
+    from recipe.aem.demo.tiny_model import END, START, build_model, build_tokenizer, save
+
+    torch.set_num_threads(2)
+    benchmark = Swe(tasks, by="task", **LIMITS)
+    settings = EpisodeSettings(layout="transcript", action_format="function_calls", require_think=False, **EPISODE)
+    shown: list[Demonstration] = []
+    for task in benchmark.task_set.tasks("train"):
+        for first in (LOOK, MEND):
+            environment = benchmark.make()
+            episode = Episode(environment, settings)
+            episode.reset(task)
+            begin = episode.prompt()
+            episode.step(first)
+            # what the chat template makes of the conversation
+            then = f"{begin}{END}\n{START}assistant\n{first}{END}\n{START}user\n{episode.prompt()}"
+            shown += [Demonstration(begin, first), Demonstration(then, FINISH)]
+            environment.close()
+    tokenizer = build_tokenizer([one.prompt for one in shown], [])
+    tokenizer.add_tokens([AddedToken(call, normalized=False) for call in (LOOK, MEND, FINISH)])
+    model = build_model(tokenizer)
+    clone(model, tokenizer, shown, steps=120, batch=8)
+    save(model, tokenizer, folder / "mender", {})
+    return folder / "mender"
+
+
+@pytest.fixture(scope="module")
+def run(run_script, tasks: Path, mender: Path) -> Run:
+    if not (shutil.which("bwrap") and find_spec("swebench")):
+        pytest.skip("the sandbox needs bubblewrap, and grading needs swebench")
+    custom = "actor_rollout_ref.rollout.custom"
+    return run_script(
+        "swe",
+        "run_swe_32b.sh",
+        "algorithm.filter_groups.enable=false",
+        "data.max_prompt_length=1536",
+        "data.max_response_length=2048",
+        "actor_rollout_ref.rollout.max_model_len=3584",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        *(f"{custom}.episode.{name}={value}" for name, value in {**EPISODE, "turn_tokens": 16}.items()),
+        *(f"{custom}.benchmark.{name}={value}" for name, value in {**LIMITS, "by": "task"}.items()),
+        env={"SWE_TASKS": str(tasks), "AEM_MODEL": str(mender)},
+    )
+
+
+def test_two_steps_of_the_script(run: Run):
+    assert sorted(run.metrics) == [1, 2]
+    won = []
+    for step, metrics in run.metrics.items():
+        check_step(run.probes, step, metrics, leave_one_out)
+        assert math.isfinite(metrics["actor/pg_loss"])
+        rows = json.loads((run.probes / f"step_{step:03d}.json").read_text())
+        played = [row for row in rows if not row["is_padding"]]
+        assert {row["extra_fields"]["fault"] for row in played} == {""}
+        won += [sum(row["rm_scores"]) for row in played]
+    assert set(won) == {0.0, 1.0}, "some were graded as resolved, some not"
+
+
+def test_no_sandbox_is_left_behind(run: Run, folder: Path):
+    output = str(folder / "swe_output")  # whatever the script starts inherits AEM_OUTPUT, but for what is in a sandbox
+    left = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("AEM_OUTPUT") == output or "tinysums" in " ".join(process.info["cmdline"] or ()):
+                left.append(process.info["cmdline"])
+    assert left == []
