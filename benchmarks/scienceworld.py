@@ -153,15 +153,15 @@ def resident(pid: int) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    from agent_loops.java import find_java
     from agent_loops.scienceworld import JavaError
-    from agent_loops.scienceworld.jvm import find_java
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     chosen = parser.parse_args(arguments)
     try:
-        find_java()
+        find_java("ScienceWorld")
     except JavaError as error:
         print(f"skipped: {error}")
         return

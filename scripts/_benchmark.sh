@@ -10,20 +10,18 @@ stop() {
     exit 1
 }
 
-# NAME_before runs before anything is installed, in the caller's folder; NAME_tasks makes the data's parquet files with the
-# environment's python, in the checkout. Both name in BENCHMARK_KNOBS what the evaluation needs again.
+# NAME_before runs before anything is installed, in the caller's folder; NAME_data sees to the benchmark's data with the
+# environment's python, in the checkout, and names in BENCHMARK_KNOBS what the evaluation needs again.
 BENCHMARK_KNOBS=()
 
 webshop_before() { :; }
 
-webshop_tasks() {
+webshop_data() {
     if [ -z "${WEBSHOP_DATA:-}" ]; then
         export WEBSHOP_DATA=$PWD/outputs/webshop
         python -m agent_loops.webshop.generate "$WEBSHOP_DATA"
     fi
-    export WEBSHOP_PARQUET=${WEBSHOP_PARQUET:-$AEM_OUTPUT/tasks}
     BENCHMARK_KNOBS=("WEBSHOP_DATA=$WEBSHOP_DATA")
-    python -m agent_loops.dataset agent_loops.webshop.WebShop "$WEBSHOP_PARQUET" data_dir="$WEBSHOP_DATA"
 }
 
 alfworld_before() {
@@ -34,11 +32,7 @@ alfworld_before() {
     export ALFWORLD_DATA
 }
 
-alfworld_tasks() {
-    export ALFWORLD_PARQUET=${ALFWORLD_PARQUET:-$AEM_OUTPUT/tasks}
-    BENCHMARK_KNOBS=("ALFWORLD_DATA=$ALFWORLD_DATA")
-    python -m agent_loops.dataset agent_loops.alfworld.Alfworld "$ALFWORLD_PARQUET" data_dir="$ALFWORLD_DATA"
-}
+alfworld_data() { BENCHMARK_KNOBS=("ALFWORLD_DATA=$ALFWORLD_DATA"); }
 
 scienceworld_before() {
     local java=${JAVA_HOME:-}/bin/java
@@ -47,11 +41,9 @@ scienceworld_before() {
         stop "ScienceWorld runs on Java, and \`$java\` does not start here. Debian and Ubuntu: apt-get install openjdk-17-jre-headless. Or point JAVA_HOME at one."
 }
 
-scienceworld_tasks() {
+scienceworld_data() {
     python -c 'import scienceworld' 2>/dev/null ||
         stop "ScienceWorld's package is not installed: $AEM_VENV/bin/python -m pip install -c constraints/$AEM_STACK.txt -e '.[$AEM_STACK,scienceworld]'"
-    export SCIENCEWORLD_PARQUET=${SCIENCEWORLD_PARQUET:-$AEM_OUTPUT/tasks}
-    python -m agent_loops.dataset agent_loops.scienceworld.ScienceWorld "$SCIENCEWORLD_PARQUET"
 }
 
 swe_before() {
@@ -70,17 +62,14 @@ swe_before() {
         stop "Agents' commands run in bubblewrap, and there is no \`bwrap\` here. Debian and Ubuntu: apt-get install bubblewrap. Or name another sandbox: SWE_BACKEND=docker (docs/swe.md)."
 }
 
-swe_tasks() {
+swe_data() {
     python -c 'import swebench' 2>/dev/null ||
         stop "What grades is not installed: $AEM_VENV/bin/python -m pip install -c constraints/$AEM_STACK.txt -e '.[$AEM_STACK,swe]'"
     if [ -z "${SWE_TASKS:-}" ]; then
         export SWE_TASKS=$PWD/outputs/swe
         python -m agent_loops.swe.generate "$SWE_TASKS"
     fi
-    export SWE_PARQUET=${SWE_PARQUET:-$AEM_OUTPUT/tasks}
     BENCHMARK_KNOBS=("SWE_TASKS=$SWE_TASKS" ${SWE_VALIDATION:+"SWE_VALIDATION=$SWE_VALIDATION"} ${SWE_BACKEND:+"SWE_BACKEND=$SWE_BACKEND"})
-    python -m agent_loops.dataset agent_loops.swe.benchmark.Swe "$SWE_PARQUET" tasks="$SWE_TASKS" \
-        ${SWE_VALIDATION:+validation="$SWE_VALIDATION"}
 }
 
 # the method of a configuration that names none
@@ -114,7 +103,10 @@ run_benchmark() {
         metrics=$AEM_OUTPUT/metrics.$number.jsonl
     done
     export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$metrics}
-    "${benchmark}_tasks"
+    "${benchmark}_data"
+    local parquet=${benchmark^^}_PARQUET
+    export "$parquet=${!parquet:-$AEM_OUTPUT/tasks}"
+    python -m recipe.aem.tasks "$config" "${!parquet}" "$@"
 
     # in a Ray cluster that is there already, processes know nothing of this shell
     local cluster=() name

@@ -47,6 +47,10 @@ TABLE+=$(printf '%-32s %-8s %5d s' 'set-up' passed "$SECONDS")$'\n'
 if ! command -v bwrap >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     (apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }) >/dev/null 2>&1 </dev/null || true
 fi
+# the browser that opens the page of `aem report`; likewise
+if ! command -v chromedriver >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    (apt-get install -y -qq --no-install-recommends chromium chromium-driver || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver; }) >/dev/null 2>&1 </dev/null || true
+fi
 OUTPUT=$(mktemp)
 trap 'rm -f "$OUTPUT"' EXIT
 

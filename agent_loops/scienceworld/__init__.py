@@ -12,10 +12,10 @@ Example:
     >>> environment.reset(benchmark.task_set.tasks("dev")[0]).text  # doctest: +SKIP
 """
 
+from agent_loops.java import JavaError, SimulatorError
 from agent_loops.scienceworld.benchmark import ScienceWorld
 from agent_loops.scienceworld.environment import ScienceWorldEnvironment
-from agent_loops.scienceworld.jvm import JavaError
-from agent_loops.scienceworld.simulator import Game, Simulator, SimulatorError
+from agent_loops.scienceworld.simulator import Game, Simulator
 from agent_loops.scienceworld.tasks import VARIATIONS, ScienceWorldTasks
 
 __all__ = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from agent_loops.java import check_heap, find_java
 from agent_loops.scienceworld.environment import ScienceWorldEnvironment
-from agent_loops.scienceworld.jvm import check_heap, find_java
 from agent_loops.scienceworld.simulator import Simulator
 from agent_loops.scienceworld.tasks import EASY, ScienceWorldTasks
 
@@ -58,7 +58,7 @@ class ScienceWorld:
         Raises:
             JavaError: there is no Java.
         """
-        find_java()
+        find_java("ScienceWorld")
         return ScienceWorldEnvironment(self.simulator, **self._shown)
 
     def simulator(self) -> Simulator:

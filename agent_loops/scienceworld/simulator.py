@@ -8,21 +8,21 @@ that take turns go exactly as each would alone, and calls from two threads at on
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
+import importlib.metadata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from py4j.protocol import Py4JError, Py4JJavaError
+try:
+    from py4j.protocol import Py4JJavaError
 
-from agent_loops.scienceworld.jvm import Jvm
-from agent_loops.workers import ProcessUnusable
+    JAR = Path(str(importlib.metadata.distribution("scienceworld").locate_file("scienceworld/scienceworld.jar")))
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("ScienceWorld is not installed: pip install 'verl-aem[scienceworld]'") from error
 
-_END_SECONDS = 5.0
+from agent_loops.java import Jvm, SimulatorError
 
-
-class SimulatorError(RuntimeError):
-    """The simulator failed in one game; the others go on."""
+NAME = "ScienceWorld"
 
 
 class Simulator:
@@ -36,7 +36,7 @@ class Simulator:
     """
 
     def __init__(self, heap: str = "1g") -> None:
-        self._jvm = Jvm(heap)
+        self._jvm = Jvm(NAME, JAR, heap)
         jvm = self._jvm.gateway.jvm
         self.join = jvm.java.lang.String.join
         self._new_random = jvm.java.util.Random
@@ -71,7 +71,7 @@ class Simulator:
             SimulatorError: it cannot be loaded.
             ProcessUnusable: the JVM is dead.
         """
-        return self.call(self._load, task, variation, simplifications, gold)
+        return self._jvm.call(self._load, task, variation, simplifications, gold)
 
     def _load(self, task: str, variation: int, simplifications: str, gold: bool) -> Game:
         game = Game(self, self._new_random())
@@ -82,7 +82,7 @@ class Simulator:
             if problem:
                 raise SimulatorError(f"{task}, variation {variation} cannot be loaded: {problem}")
         except (Py4JJavaError, SimulatorError):
-            self.release(game)
+            self._release(game)
             raise
         game.simplifications = self._processor.getSimplificationsUsed()  # `easy` is spelled out there
         # the tables of all tasks: needed for loading alone, and ten times as large as the game
@@ -107,29 +107,18 @@ class Simulator:
             self._put_in_place(game)
             return function(*arguments)
 
-        return self.call(turn)
+        return self._jvm.call(turn)
 
     def release(self, game: Game) -> None:
-        """Let go of a game. Python alone would not: the proxies of Java objects stand in cycles."""
+        """Let go of a game."""
+        self._jvm.call(self._release, game)
+
+    def _release(self, game: Game) -> None:
+        """Python alone would not: the proxies of Java objects stand in cycles."""
         if self._playing is game:
             self._playing = None
         for one in (game.interface, game.random):
             self._jvm.gateway.detach(one)
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function that asks the JVM, and tell its faults apart."""
-        if (obituary := self._jvm.obituary()) is not None:
-            raise ProcessUnusable(obituary)
-        try:
-            return function(*arguments)
-        except Py4JJavaError as error:
-            raise SimulatorError(f"in ScienceWorld: {error.java_exception.toString()}"[:500]) from error
-        except Py4JError as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the connection breaks a moment before it is gone
-                self._jvm.process.wait(_END_SECONDS)
-            obituary = self._jvm.obituary() or f"Java does not answer: {error}"
-            self._jvm.close()
-            raise ProcessUnusable(obituary) from error
 
     def close(self) -> None:
         """End the JVM."""
@@ -183,4 +172,4 @@ class Game:
     def close(self) -> None:
         """Let go of the game."""
         if self._simulator.alive:
-            self._simulator.call(self._simulator.release, self)
+            self._simulator.release(self)

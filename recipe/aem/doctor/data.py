@@ -100,13 +100,13 @@ def check_scienceworld() -> Iterator[Finding]:
     """Its package and Java; starts neither."""
     title = "ScienceWorld"
     try:
+        from agent_loops.java import find_java
         from agent_loops.scienceworld import VARIATIONS, JavaError
-        from agent_loops.scienceworld.jvm import find_java
     except ModuleNotFoundError as error:
         yield Finding("failure", title, str(error), "pip install 'verl-aem[scienceworld]'")
         return
     try:
-        java = find_java()
+        java = find_java("ScienceWorld")
     except JavaError as error:
         yield Finding("failure", title, str(error), "apt-get install openjdk-17-jre-headless, or set JAVA_HOME")
         return
@@ -128,7 +128,7 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
     import pyarrow.parquet as pq
 
     title = f"Tasks in {setting}"
-    remedy = "scripts/run_*.sh write these files anew; by hand: python -m agent_loops.dataset (docs/data.md)"
+    remedy = "scripts/run_*.sh write these files anew; by hand: python -m recipe.aem.tasks (docs/data.md)"
     if not path.is_file():
         yield Finding("failure", title, f"{path} does not exist", remedy)
         return

@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("scienceworld", reason="ScienceWorld is not installed (pip install 'verl-aem[scienceworld]')")
 
+from agent_loops.java import find_java
 from agent_loops.scienceworld import Game, JavaError, Simulator
-from agent_loops.scienceworld.jvm import find_java
 
 
 @pytest.fixture(scope="session")
 def java() -> str:
     try:
-        return find_java()
+        return find_java("ScienceWorld")
     except JavaError as error:
         pytest.skip(str(error))
 

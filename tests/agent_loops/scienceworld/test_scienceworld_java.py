@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from agent_loops.java import find_java
 from agent_loops.scienceworld import JavaError, ScienceWorld, Simulator
-from agent_loops.scienceworld.jvm import find_java
 from agent_loops.workers import ProcessUnusable
 
 ROOT = Path(__file__).parents[3]
@@ -29,14 +29,14 @@ def test_a_missing_java_is_said_before_any_episode(tmp_path, monkeypatch):
 
 def test_java_home_comes_before_the_path(java_script, tmp_path, monkeypatch):
     script = java_script("exit 1")
-    assert find_java() == str(script)
+    assert find_java("ScienceWorld") == str(script)
     elsewhere = tmp_path / "jdk" / "bin" / "java"
     elsewhere.parent.mkdir(parents=True)
     elsewhere.symlink_to(script)
     monkeypatch.setenv("JAVA_HOME", str(elsewhere.parents[1]))
-    assert find_java() == str(elsewhere)
+    assert find_java("ScienceWorld") == str(elsewhere)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
-    assert find_java() == str(script)
+    assert find_java("ScienceWorld") == str(script)
 
 
 @pytest.mark.parametrize(

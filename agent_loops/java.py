@@ -1,9 +1,11 @@
-"""A Java process with ScienceWorld's simulator in it, bounded in memory and silent."""
+"""A Java process with a simulator in it, reached through py4j: bounded in memory, silent, and gone when we are.
+
+ScienceWorld and TextWorldExpress run in one. Each names itself, for the errors.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import re
@@ -12,21 +14,24 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from agent_loops.workers import die_with_parent
-
 try:
     from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
-
-    JAR = importlib.metadata.distribution("scienceworld").locate_file("scienceworld/scienceworld.jar")
+    from py4j.protocol import Py4JError, Py4JJavaError
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("ScienceWorld is not installed: pip install 'verl-aem[scienceworld]'") from error
+    raise ModuleNotFoundError(
+        "what talks to Java is not installed: pip install 'verl-aem[scienceworld]' (or [textworld])"
+    ) from error
+
+from agent_loops.workers import ProcessUnusable, die_with_parent
 
 logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs each error that it raises
 
 INSTALL = "install one, e.g. `apt-get install openjdk-17-jre-headless`, or point JAVA_HOME at it"
+_END_SECONDS = 5.0
 _OUT_OF_MEMORY = 3  # the exit status of -XX:+ExitOnOutOfMemoryError
 
 
@@ -34,8 +39,11 @@ class JavaError(RuntimeError):
     """There is no Java, or it does not start; the message says what to do."""
 
 
-def find_java() -> str:
+def find_java(simulator: str) -> str:
     """Returns the path of `java`: the one of JAVA_HOME, else the one on PATH.
+
+    Args:
+        simulator: what needs it.
 
     Raises:
         JavaError: there is none.
@@ -45,7 +53,7 @@ def find_java() -> str:
         return found
     if found := shutil.which("java"):
         return found
-    raise JavaError(f"ScienceWorld needs Java 8 or newer, and there is no `java` on PATH: {INSTALL}")
+    raise JavaError(f"{simulator} needs Java 8 or newer, and there is no `java` on PATH: {INSTALL}")
 
 
 def check_heap(heap: str) -> str:
@@ -59,32 +67,38 @@ def check_heap(heap: str) -> str:
     return str(heap)
 
 
+class SimulatorError(RuntimeError):
+    """The simulator failed in one game; the others go on."""
+
+
 class Jvm:
     """A Java process, reached through `gateway.jvm`; it ends with this object, and with this process however it ends.
 
     Args:
+        simulator: the name of what runs in it.
+        jar: where that lies.
         heap: its bound, such as `1g`.
 
     Raises:
         JavaError: Java is missing, too old, or does not start.
     """
 
-    def __init__(self, heap: str = "1g") -> None:
-        self.heap = check_heap(heap)
+    def __init__(self, simulator: str, jar: Path, heap: str = "1g") -> None:
+        self.simulator, self.heap = simulator, check_heap(heap)
         command = [
-            find_java(),
+            find_java(simulator),
             f"-Xmx{self.heap}",
             "-XX:+UseSerialGC",
             "-XX:+ExitOnOutOfMemoryError",
             "-XX:-UsePerfData",  # no files in /tmp
-            # The simulator goes through hash sets of objects, whose order follows from addresses: the same episode
-            # would show other texts and scores each time. With one hash code for all the order is that of insertion.
+            # A simulator may go through hash sets of objects, whose order follows from addresses: ScienceWorld would
+            # show other texts and scores each time. With one hash code for all the order is that of insertion.
             "-XX:+UnlockExperimentalVMOptions",
             "-XX:hashCode=2",
             "-XX:+IgnoreUnrecognizedVMOptions",
             "-XX:+DisplayVMOutputToStderr",
             "-Dfile.encoding=UTF-8",
-            *("-classpath", os.pathsep.join((find_jar_path(), str(JAR))), "py4j.GatewayServer"),
+            *("-classpath", os.pathsep.join((find_jar_path(), str(jar))), "py4j.GatewayServer"),
             *("--die-on-broken-pipe", "--enable-auth", "0"),
         ]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, it is closed with the process
@@ -102,7 +116,7 @@ class Jvm:
         if not port.isdecimal():
             reason = f"{port}\n{token}\n{self.last_words()}"
             _end(self.process, self._errors)
-            raise JavaError(_why_it_does_not_start(command[0], self.heap, reason))
+            raise JavaError(_why_it_does_not_start(simulator, command[0], self.heap, reason))
         self.gateway: Any = JavaGateway(gateway_parameters=GatewayParameters(port=int(port), auth_token=token))
         self.close = weakref.finalize(self, _end, self.process, self._errors)
         self._silence()
@@ -131,11 +145,31 @@ class Jvm:
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return f"Java ended {how}. {' '.join(self.last_words().split())[:200]}".rstrip()
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that asks this process, and tell its faults apart.
 
-def _why_it_does_not_start(java: str, heap: str, said: str) -> str:
+        Raises:
+            SimulatorError: the simulator failed; what else runs in the process goes on.
+            ProcessUnusable: the process is gone.
+        """
+        if (obituary := self.obituary()) is not None:
+            raise ProcessUnusable(obituary)
+        try:
+            return function(*arguments)
+        except Py4JJavaError as error:
+            raise SimulatorError(f"in {self.simulator}: {error.java_exception.toString()}"[:500]) from error
+        except Py4JError as error:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the connection breaks a moment before it is gone
+                self.process.wait(_END_SECONDS)
+            obituary = self.obituary() or f"Java does not answer: {error}"
+            self.close()
+            raise ProcessUnusable(obituary) from error
+
+
+def _why_it_does_not_start(simulator: str, java: str, heap: str, said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
     if "UnsupportedClassVersionError" in said:
-        return f"{java} is too old for ScienceWorld, which needs Java 8 or newer: {INSTALL}"
+        return f"{java} is too old for {simulator}, which needs Java 8 or newer: {INSTALL}"
     reason = next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")
     return (
         f"{java} does not start with a heap of {heap}: {reason[:200]}. Mend that, choose another `heap`, or {INSTALL}"
