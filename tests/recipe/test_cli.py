@@ -185,9 +185,8 @@ def test_the_next_command_is_one_that_runs(aem, tmp_path):
     spaced = tmp_path / "a b"
     words = shlex.split(aem("data", "webshop", "--generated", "--to", spaced, "--validation", 40).splitlines()[-1])
     assert words[0] == f"WEBSHOP_DATA={spaced}"
-    train, validation = words[-2:]
-    assert train == f"data.train_files={spaced}/tasks/train.parquet"
-    assert rows(Path(validation.removeprefix("data.val_files="))) == 40
+    assert words[-1] == "actor_rollout_ref.rollout.custom.benchmark.n_validation=40"
+    assert rows(spaced / "tasks" / "validation.parquet") == 40
 
 
 def test_from_a_directory_reads_and_never_writes(aem, shop, tmp_path):

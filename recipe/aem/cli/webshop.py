@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -82,10 +81,8 @@ def webshop(
         directory, home, files = _files(set_, to, from_, mirror, generated)
         parquet = parquet or home / "tasks"
         _tasks(directory, parquet, validation, files)
-        given = []  # the script's own tasks have 500 for validation
-        if validation != 500:
-            parts = (("train", "train_files"), ("validation", "val_files"))
-            given = [f"data.{key}={shlex.quote(str(parquet.resolve() / split))}.parquet" for split, key in parts]
+        # of the configuration; what verl draws is that
+        given = [] if validation == 500 else [f"actor_rollout_ref.rollout.custom.benchmark.n_validation={validation}"]
         say_next("WEBSHOP", "webshop_7b", directory, parquet, time.monotonic() - began, given)
 
 
