@@ -78,12 +78,13 @@ class Jvm:
         simulator: the name of what runs in it.
         jar: where that lies.
         heap: its bound, such as `1g`.
+        folder: where it runs, if it reads files from there.
 
     Raises:
         JavaError: Java is missing, too old, or does not start.
     """
 
-    def __init__(self, simulator: str, jar: Path, heap: str = "1g") -> None:
+    def __init__(self, simulator: str, jar: Path, heap: str = "1g", folder: Path | None = None) -> None:
         self.simulator, self.heap = simulator, check_heap(heap)
         command = [
             find_java(simulator),
@@ -91,6 +92,7 @@ class Jvm:
             "-XX:+UseSerialGC",
             "-XX:+ExitOnOutOfMemoryError",
             "-XX:-UsePerfData",  # no files in /tmp
+            f"-XX:ErrorFile={tempfile.gettempdir()}/hs_err_pid%p.log",  # of a crash
             # A simulator may go through hash sets of objects, whose order follows from addresses: ScienceWorld would
             # show other texts and scores each time. With one hash code for all the order is that of insertion.
             "-XX:+UnlockExperimentalVMOptions",
@@ -107,7 +109,7 @@ class Jvm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            cwd=tempfile.gettempdir(),  # where it would leave the report of a crash
+            cwd=folder or tempfile.gettempdir(),
             # the kernel counts from the thread that starts it, so only one that lasts will do
             preexec_fn=die_with_parent if threading.current_thread() is threading.main_thread() else None,
         )

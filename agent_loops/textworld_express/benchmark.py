@@ -1,0 +1,75 @@
+"""TextWorldExpress as a benchmark: one game, and environments over one JVM a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent_loops.java import check_heap, find_java
+from agent_loops.textworld_express.environment import TextWorldExpressEnvironment
+from agent_loops.textworld_express.simulator import NAME, Simulator
+from agent_loops.textworld_express.tasks import SEEDS, TextWorldExpressTasks
+
+
+class TextWorldExpress:
+    """The benchmark. Its environments share one JVM, which starts with the first episode; `make` only looks for Java.
+
+    Args:
+        game: one of `agent_loops.textworld_express.GAMES`.
+        parameters: of the game's generator, as the package names them, e.g. `{"numLocations": 8, "includeDoors": 1}`;
+            what is not given has the package's default.
+        max_steps: actions after which an episode is truncated; the agent loop's `max_turns` is usually less.
+        heap: the JVM's bound, such as `512m`.
+
+    Raises:
+        ValueError: an argument is not as it should be.
+    """
+
+    def __init__(
+        self,
+        game: str = "coin",
+        parameters: Mapping[str, int] | None = None,
+        max_steps: int = 100,
+        heap: str = "512m",
+    ) -> None:
+        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+            raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
+        for name, value in (parameters or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"parameters.{name}={value!r}: expected a whole number (1 for yes, 0 for no)")
+        self._game, self._tasks = game, TextWorldExpressTasks(game)
+        self._parameters, self._max_steps = dict(parameters or {}), max_steps
+        self._heap = check_heap(heap)
+        self._running: Simulator | None = None
+
+    @property
+    def name(self) -> str:
+        return "textworld_express"
+
+    @property
+    def task_set(self) -> TextWorldExpressTasks:
+        return self._tasks
+
+    def make(self) -> TextWorldExpressEnvironment:
+        """Returns a new environment.
+
+        Raises:
+            JavaError: there is no Java.
+        """
+        find_java(NAME)
+        return TextWorldExpressEnvironment(self.simulator, self._parameters, self._max_steps)
+
+    def simulator(self) -> Simulator:
+        """The simulator of this process, started anew where there is none that lives.
+
+        Raises:
+            JavaError: Java is missing or does not start.
+        """
+        if self._running is None or not self._running.alive:
+            self._running = Simulator(self._heap)
+        return self._running
+
+    def warm_up(self) -> None:
+        """Start the JVM and load the game: a worker process does so at its start, and a wrong parameter shows then."""
+        game = self.simulator().load(self._game, self._parameters)
+        game.begin(SEEDS["train"][0], "train")
+        game.close()

@@ -1,0 +1,84 @@
+"""TextWorldExpress's tasks: a game and a seed, in the package's own splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agent_loops.splits import check_split
+
+GAMES = ("cookingworld", "coin", "twc", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
+SEEDS: Mapping[str, range] = {"train": range(1000), "dev": range(10_000, 11_000), "test": range(20_000, 21_000)}
+"""The package's (textworld-express 1.1.0): each split also has words of its own, such as other ingredients."""
+
+
+def check_game(game: str) -> str:
+    """Returns a game's name.
+
+    Raises:
+        ValueError: there is no such game.
+    """
+    if game not in GAMES:
+        raise ValueError(f"game={game!r} is none of TextWorldExpress's: choose one of {', '.join(GAMES)}")
+    return game
+
+
+def split_of(seed: int) -> str:
+    """The split that a seed belongs to.
+
+    Raises:
+        ValueError: it belongs to none.
+
+    Example:
+        >>> split_of(10_003)
+        'dev'
+    """
+    for split, seeds in SEEDS.items():
+        if seed in seeds:
+            return split
+    raise ValueError(f"seed {seed} belongs to no split: there are {', '.join(map(_shown, SEEDS.items()))}")
+
+
+def _shown(item: tuple[str, range]) -> str:
+    return f"{item[1].start} to {item[1].stop - 1} ({item[0]})"
+
+
+def check_task(task: Any) -> tuple[str, int, str]:
+    """Returns a task's game, seed and split.
+
+    Raises:
+        ValueError: it is no task.
+    """
+    try:
+        game, seed = task["game"], int(task["seed"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{task!r} is no task: expected e.g. {{'game': 'coin', 'seed': 0}}") from None
+    return check_game(game), seed, split_of(seed)
+
+
+class TextWorldExpressTasks:
+    """A game's seeds by split: 1,000 each.
+
+    Args:
+        game: one of `GAMES`.
+
+    Raises:
+        ValueError: there is no such game.
+
+    Example:
+        >>> TextWorldExpressTasks("coin").tasks("test")[:2]
+        [{'game': 'coin', 'seed': 20000}, {'game': 'coin', 'seed': 20001}]
+    """
+
+    splits: Sequence[str] = tuple(SEEDS)
+
+    def __init__(self, game: str) -> None:
+        self._game = check_game(game)
+
+    def tasks(self, split: str) -> list[dict[str, Any]]:
+        """Returns the tasks of a split.
+
+        Raises:
+            ValueError: the split does not exist.
+        """
+        return [{"game": self._game, "seed": seed} for seed in SEEDS[check_split(split, self.splits)]]
