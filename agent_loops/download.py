@@ -30,7 +30,9 @@ MANIFEST = "aem_data.json"
 
 
 class DownloadError(Exception):
-    """A file could not be had, or is not what it should be. The message says what to do."""
+    """A file could not be had, or is not what it should be. The message says what to do, in several lines perhaps."""
+
+    lines = True
 
 
 class _Refusal(Exception):

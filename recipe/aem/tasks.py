@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent_loops.dataset import write_parquet
 from agent_loops.environment import Benchmark
-from recipe.aem.doctor.configuration import ConfigurationError, compose
+from recipe.aem.composition import ConfigurationError, compose
 
 
 def make_benchmark(config: DictConfig, changes: Mapping[str, Any] | None = None) -> Benchmark:

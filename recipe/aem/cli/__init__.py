@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from recipe.aem.cli import alfworld, doctor, replay, webshop
+from recipe.aem.cli import alfworld, doctor, eval, replay, report, study, webshop
 
 app = typer.Typer(
     name="aem",
@@ -39,7 +39,10 @@ app.add_typer(data, name="data")
 data.command("webshop")(webshop.webshop)
 data.command("alfworld")(alfworld.alfworld)
 app.command("doctor")(doctor.doctor)
+app.command("eval")(eval.evaluate)
 app.command("replay", cls=replay.ReplayCommand)(replay.replay)
+app.command("report")(report.report)
+app.add_typer(study.app, name="study")
 
 
 @app.callback()

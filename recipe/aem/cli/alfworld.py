@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recipe.aem.cli.shared import add_tasks, failures, files_table, out, say_next
+from recipe.aem.cli.shared import AGAIN, add_tasks, explained, files_table, out, say_next
 
 if TYPE_CHECKING:
     from agent_loops.alfworld.download import SplitFiles
@@ -53,7 +53,7 @@ def alfworld(
     """
     if from_ and mirror:
         raise typer.BadParameter("--from fetches nothing: leave out --mirror")
-    with failures("alfworld", _error):
+    with explained(_errors, "alfworld", AGAIN):
         began = time.monotonic()
         home = to or HOME
         directory, splits = _games(home, to is not None, from_, mirror)
@@ -62,10 +62,11 @@ def alfworld(
         say_next("ALFWORLD", "alfworld_7b", directory, parquet, time.monotonic() - began)
 
 
-def _error() -> type[Exception]:
+def _errors() -> tuple[type[Exception], ...]:
     from agent_loops.alfworld import GameError
+    from agent_loops.download import DownloadError
 
-    return GameError
+    return DownloadError, FileExistsError, GameError
 
 
 def _games(home: Path, link: bool, source: Path | None, mirror: str | None) -> tuple[Path, list[SplitFiles]]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
 
-from recipe.aem.cli.shared import err, out, stop
+from recipe.aem.cli.shared import err, explained, out, quietly
 
 if TYPE_CHECKING:
     from recipe.aem.compare import Replay
@@ -78,7 +76,7 @@ def replay(
     weight: how much of the base's push a method keeps, Σ A · sign(base) / Σ |base|; 1 is the base itself. drift: the
     mean of A (S − H), the change of the policy's entropy that the theory predicts, in nats a unit of step.
     """
-    with _failures(), _quietly():
+    with explained(_errors, "cpu"), quietly():
         from recipe.aem.compare import Replay
         from recipe.aem.dump.reader import find_files, read_metas, read_step
         from recipe.aem.replay import parse_method
@@ -106,39 +104,11 @@ def replay(
             out.print(f"All numbers are in {json_}", soft_wrap=True, markup=False)
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what verl says of back ends and devices when it is imported."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-@contextmanager
-def _failures() -> Iterator[None]:
+def _errors() -> tuple[type[Exception], ...]:
     from recipe.aem.dump.step import DumpError
     from recipe.aem.settings import SettingsError
 
-    try:
-        yield
-    except (DumpError, SettingsError) as error:
-        raise stop(_plain(str(error))) from None
-    except ModuleNotFoundError as error:
-        hint = "`pip install verl-aem\\[cpu]` or `\\[gpu]` brings verl and what it needs"
-        raise stop(f"the package {error.name} is missing: {hint}") from None
-    except OSError as error:
-        raise stop(_plain(f"{error.filename or 'file'}: {error.strerror or error}")) from None
-    except KeyboardInterrupt:
-        raise stop("interrupted", code=130) from None
-
-
-def _plain(text: str) -> str:
-    """On one line, with what rich would take for markup."""
-    return " ".join(text.split()).replace("[", "\\[")
+    return DumpError, SettingsError
 
 
 def _verdict(replayed: Replay, metas: list[Meta]) -> None:
@@ -180,7 +150,7 @@ def _show(summary: Mapping[str, Any], console: Console) -> None:
         alpha = of["alpha"]
         shown = [_number(alpha[key], ".3f") for key in ("min", "q05", "q50", "q95", "max")] if alpha else blank[:5]
         table.add_row(
-            _plain(text),
+            escape(text),
             *shown,
             _number(of["guarded"], ".0%"),
             _number(of["flipped"], ".1%"),
@@ -198,9 +168,9 @@ def _show(summary: Mapping[str, Any], console: Console) -> None:
         for row in next(iter(methods.values()))[key]:
             table.add_column(f"{name(row)}\n{row['responses']:,}", justify="right", no_wrap=True)
         for text, of in methods.items():
-            table.add_row(_plain(text), *(_number(row["weight"], ".3f") for row in of[key]))
+            table.add_row(escape(text), *(_number(row["weight"], ".3f") for row in of[key]))
         console.print(table)
-    names = {"base": base, **{text: _plain(text) for text in methods}}
+    names = {"base": base, **{text: escape(text) for text in methods}}
     console.print("\nCorrelation of the advantages")
     table = Table("")
     for text in names.values():

@@ -1,8 +1,10 @@
-"""What the subcommands of `aem data` share: where they print, how they fail, and their last words."""
+"""What the commands share: where they print, how they fail, and the last words of `aem data`."""
 
 from __future__ import annotations
 
+import logging
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from rich.table import Table
 out = Console(highlight=False)
 if not out.is_terminal:
     out.width = 100  # a log: no narrower than the widest table
+AGAIN = "interrupted; run the same command again to go on"
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -64,34 +67,52 @@ def say_next(
 
 
 @contextmanager
-def failures(extra: str, own: Callable[[], type[Exception]]) -> Iterator[None]:
-    """Turn what users can put right into a message and exit code 1; everything else keeps its traceback.
+def explained(
+    wrong: Callable[[], tuple[type[Exception], ...]], extra: str, interrupted: str = "interrupted"
+) -> Iterator[None]:
+    """Turn what users can put right into one line and exit code 1; everything else keeps its traceback.
 
     Args:
-        extra: what pip installs for the benchmark.
-        own: imports and returns the benchmark's error for data that are not right.
+        wrong: imports and returns the errors whose messages are for users; those of several lines keep them where they
+            say so (`lines = True`).
+        extra: of this package, that brings what the command needs.
+        interrupted: what is said after Ctrl-C, with exit code 130.
     """
-    install = f"pip install 'verl-aem\\[{extra}]' installs"
-    try:
-        from agent_loops.download import DownloadError
 
-        wrong_data = own()
+    def missing(error: ModuleNotFoundError) -> typer.Exit:
+        return stop(f"the package {error.name} is missing: pip install 'verl-aem[{extra}]' brings it")
+
+    try:
+        users = wrong()
     except ModuleNotFoundError as error:
-        raise stop(f"the package {error.name} is missing: {install} what the data need") from None
+        raise missing(error) from None
     try:
         yield
-    except (DownloadError, wrong_data, FileExistsError) as error:
-        raise stop(str(error)) from None
+    except users as error:
+        text = str(error)
+        raise stop(text if getattr(error, "lines", False) else " ".join(text.split())) from None
     except ModuleNotFoundError as error:
-        raise stop(f"the package {error.name} is missing: {install} it") from None
+        raise missing(error) from None
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         raise stop(f"{named}{error.strerror or error}") from None
-    except KeyboardInterrupt:
-        raise stop("interrupted; run the same command again to go on", code=130) from None
+    except KeyboardInterrupt as error:
+        raise stop(interrupted, code=getattr(error, "exit_code", 130)) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what foreign packages say when they are imported."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def stop(message: str, code: int = 1) -> typer.Exit:
     """Print why the command ends, on standard error; returns what to raise."""
-    err.print(f"aem: {message}", style="red" if err.is_terminal else "")
+    err.print(f"aem: {message}", style="red" if err.is_terminal else "", markup=False)
     return typer.Exit(code)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from recipe.aem.cli.shared import add_tasks, failures, files_table, out, say_next, stop
+from recipe.aem.cli.shared import AGAIN, add_tasks, explained, files_table, out, say_next, stop
 
 if TYPE_CHECKING:
     from agent_loops.webshop.download import DataFile
@@ -76,7 +76,7 @@ def webshop(
         raise typer.BadParameter("--generated makes its own files: leave out --set, --from and --mirror")
     if from_ and mirror:
         raise typer.BadParameter("--from fetches nothing: leave out --mirror")
-    with failures("webshop", _error):
+    with explained(_errors, "webshop", AGAIN):
         began = time.monotonic()
         directory, home, files = _files(set_, to, from_, mirror, generated)
         parquet = parquet or home / "tasks"
@@ -86,10 +86,11 @@ def webshop(
         say_next("WEBSHOP", "webshop_7b", directory, parquet, time.monotonic() - began, given)
 
 
-def _error() -> type[Exception]:
+def _errors() -> tuple[type[Exception], ...]:
+    from agent_loops.download import DownloadError
     from agent_loops.webshop import CatalogueError
 
-    return CatalogueError
+    return DownloadError, FileExistsError, CatalogueError
 
 
 def _files(

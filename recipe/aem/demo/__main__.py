@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -14,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from agent_loops.dataset import write_parquet
 from recipe.aem.demo import summary
 from recipe.aem.demo.shopping import open_shop
-from recipe.aem.demo.training import Metrics, TrainingFailed, train
 from recipe.aem.demo.warm_start import warm_start
+from recipe.aem.trainer_process import Metrics, TrainingFailed, train
 
 # this small model is local; nothing is to be looked up on a hub, nor reported anywhere
 QUIET = {
@@ -37,6 +39,8 @@ def main() -> int:
     console = Console()
     output = options.output.resolve() / f"seed{options.seed}"
     output.mkdir(parents=True, exist_ok=True)
+    dump = output / "dump"
+    shutil.rmtree(dump, ignore_errors=True)  # steps of an earlier, longer run would stay
     os.environ.update(QUIET)
 
     shop = open_shop(output.parent / "shop")
@@ -74,6 +78,7 @@ def main() -> int:
                     f"trainer.total_training_steps={options.steps}",
                     f"trainer.save_freq={options.steps}",
                     f"trainer.default_local_dir={output / 'checkpoints'}",
+                    f"algorithm.aem.dump_dir={dump}",
                     f"data.seed={options.seed}",
                     f"actor_rollout_ref.rollout.seed={options.seed}",
                     *options.overrides,
@@ -107,6 +112,8 @@ def main() -> int:
     shown = Path(os.path.relpath(output))
     console.print(f"picture     {shown / 'learning.png'}", highlight=False)
     console.print(f"figures     {shown / 'result.json'}, {shown / 'metrics.jsonl'}", highlight=False)
+    aem = os.path.relpath(Path(sys.executable).with_name("aem"))  # the environment may not be active
+    console.print(f"report      {aem} report {shown} --out {shown / 'report'}", highlight=False)
     console.print(f"checkpoint  {shown / 'checkpoints' / f'global_step_{options.steps}'}", highlight=False)
     return 0
 

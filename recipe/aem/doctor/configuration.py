@@ -3,58 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError
 
 from recipe.aem.doctor.finding import Finding
 
 CUSTOM = "actor_rollout_ref.rollout.custom"
 _VARIABLES = {"webshop": "WEBSHOP", "alfworld": "ALFWORLD", "scienceworld": "SCIENCEWORLD"}
-
-
-class ConfigurationError(ValueError):
-    """There is no configuration to check; `remedy` says what to write instead."""
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.remedy = remedy
-
-
-def shipped() -> list[str]:
-    """The names of our configurations."""
-    names = (file.name for file in files("recipe.aem.config").iterdir())
-    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
-
-
-def compose(name: str, overrides: Sequence[str]) -> DictConfig:
-    """A configuration as hydra composes it for the trainer.
-
-    Raises:
-        ConfigurationError: there is none of that name, or an override does not fit.
-    """
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-
-    if name not in shipped():
-        raise ConfigurationError(
-            f"there is no configuration {name!r}", f"choose one of {', '.join(shipped())}; overrides come after it"
-        )
-    GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_module("recipe.aem.config", version_base=None):
-            return hydra.compose(name, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        said = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
-        if override := getattr(error, "override", None):  # where hydra cannot read one
-            said.insert(0, f"{override}:")
-        raise ConfigurationError(" ".join(said), "correct that override; docs/methods.md lists the settings") from error
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.aem.composition import ConfigurationError, compose
 from recipe.aem.doctor import machine, plugin, versions
 from recipe.aem.doctor.finding import Finding, guarded
 
@@ -98,8 +99,8 @@ def _compose(patient: Patient) -> Iterator[Finding]:
 
     assert patient.name is not None
     try:
-        config = configuration.compose(patient.name, patient.overrides)
-    except configuration.ConfigurationError as error:
+        config = compose(patient.name, patient.overrides)
+    except ConfigurationError as error:
         yield Finding("failure", "Composition", str(error), error.remedy)
         return
     if patient.data is not None:

@@ -14,6 +14,7 @@ import verl_aem
 
 verl_aem.load()
 
+from recipe.aem.composition import ConfigurationError, compose  # noqa: E402
 from recipe.aem.doctor import (  # noqa: E402
     configuration,
 )
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 
 def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
     monkeypatch.setenv("AEM_MODEL", str(model_dir))
-    config = configuration.compose("webshop_7b", ["machine=cpu"])
+    config = compose("webshop_7b", ["machine=cpu"])
     configuration.put_data_dir(config, shop)
     chosen = configuration.read(config)
     assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("webshop", shop, "")
@@ -34,12 +35,12 @@ def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
 
 
 def test_variables_that_are_not_set_are_named():
-    chosen = configuration.read(configuration.compose("alfworld_7b", []))
+    chosen = configuration.read(compose("alfworld_7b", []))
     assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("alfworld", None, "ALFWORLD_DATA")
-    chosen = configuration.read(configuration.compose("scienceworld_7b", []))
+    chosen = configuration.read(compose("scienceworld_7b", []))
     assert (chosen.benchmark, chosen.unset) == ("scienceworld", "")
-    assert configuration.read(configuration.compose("webshop_demo", [])).model is None
-    assert configuration.read(configuration.compose("aem_trainer", [])).target == ""
+    assert configuration.read(compose("webshop_demo", [])).model is None
+    assert configuration.read(compose("aem_trainer", [])).target == ""
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,8 @@ def test_variables_that_are_not_set_are_named():
     ],
 )
 def test_what_does_not_compose(name, overrides, words):
-    with pytest.raises(configuration.ConfigurationError) as error:
-        configuration.compose(name, overrides)
+    with pytest.raises(ConfigurationError) as error:
+        compose(name, overrides)
     assert words in f"{error.value} {error.value.remedy}"
 
 
@@ -70,13 +71,13 @@ def test_what_does_not_compose(name, overrides, words):
     ],
 )
 def test_settings_that_the_trainer_refuses(overrides, words):
-    if overrides[0].startswith("+") and "rollout_correction" in configuration.compose("webshop_7b", []).algorithm:
+    if overrides[0].startswith("+") and "rollout_correction" in compose("webshop_7b", []).algorithm:
         overrides = [overrides[0].removeprefix("+")]
-    finding = one(configuration.check_settings(configuration.compose("webshop_7b", overrides)))
+    finding = one(configuration.check_settings(compose("webshop_7b", overrides)))
     assert finding.level == "failure" and words in f"{finding.detail} {finding.remedy}"
 
 
 def test_verls_own_checks_are_asked():
-    config = configuration.compose("webshop_7b", ["data.train_batch_size=1"])
+    config = compose("webshop_7b", ["data.train_batch_size=1"])
     finding = one(configuration.check_verl(config))
     assert finding.level == "failure" and finding.detail

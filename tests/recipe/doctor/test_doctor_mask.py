@@ -18,6 +18,7 @@ verl_aem.load()
 
 from agent_loops import loop as loop_module  # noqa: E402
 from agent_loops.environment import Observation  # noqa: E402
+from recipe.aem.composition import compose  # noqa: E402
 from recipe.aem.doctor import (  # noqa: E402
     answers,
     configuration,
@@ -32,7 +33,7 @@ def play(shop, layout, model=None, overrides=(), tasks=(120, 130)):
     given = ["machine=cpu", f"actor_rollout_ref.rollout.custom.episode.layout={layout}", *overrides]
     if model:
         given.append(f"actor_rollout_ref.model.path={model}")
-    config = configuration.compose("webshop_7b", given)
+    config = compose("webshop_7b", given)
     configuration.put_data_dir(config, shop)
     words = mask.load_words(config)
     limits = mask.limits_of(config, words)
@@ -156,7 +157,7 @@ def test_rows_that_are_too_long(trajectories):
 
 
 def test_limits_are_stretched_for_bytes_alone(model_dir):
-    config = configuration.compose("webshop_7b", [])
+    config = compose("webshop_7b", [])
     assert mask.limits_of(config, mask.Words(None, None)) == mask.Limits(4096, 512, 4608)
     assert mask.limits_of(config, mask.Words(None, None, "missing")) == mask.Limits(32768, 4096, 36864)
 
@@ -226,6 +227,6 @@ def test_actions_are_admissible_and_slots_are_filled():
 
 
 def test_the_model_s_tokenizer_is_not_fetched():
-    words = mask.load_words(configuration.compose("webshop_7b", ["actor_rollout_ref.model.path=no/such-model"]))
+    words = mask.load_words(compose("webshop_7b", ["actor_rollout_ref.model.path=no/such-model"]))
     assert isinstance(words.tokenizer, scripted.ByteTokenizer) and "not on this disk" in words.missing
-    assert mask.load_words(configuration.compose("webshop_demo", [])).missing
+    assert mask.load_words(compose("webshop_demo", [])).missing

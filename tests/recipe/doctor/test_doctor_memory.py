@@ -14,8 +14,8 @@ import verl_aem
 
 verl_aem.load()
 
+from recipe.aem.composition import compose  # noqa: E402
 from recipe.aem.doctor import (  # noqa: E402
-    configuration,
     memory,
     run,
 )
@@ -46,7 +46,7 @@ def test_memory_of_worker_processes():
 
 
 def test_what_a_configuration_asks_for():
-    config = configuration.compose("webshop_7b", ["actor_rollout_ref.rollout.agent.num_workers=3"])
+    config = compose("webshop_7b", ["actor_rollout_ref.rollout.agent.num_workers=3"])
     assert memory.load_of(config) == memory.Load(16, 8, 3, 2)
 
 

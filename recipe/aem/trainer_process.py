@@ -13,11 +13,29 @@ from pathlib import Path
 
 import psutil
 
+from recipe.aem.composition import is_path
+
 Metrics = dict[str, float]
+MAIN = (sys.executable, "-m", "verl.trainer.main_ppo")
 
 
 class TrainingFailed(RuntimeError):
     """verl ended with an error; the message holds the end of its log."""
+
+    lines = True
+
+
+def trainer_command(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """The command line of verl's trainer.
+
+    Args:
+        config_name: one of `recipe/aem/config`, or the path of a YAML file.
+        overrides: hydra's.
+    """
+    path, name, where = Path(config_name), config_name, "pkg://recipe.aem.config"
+    if is_path(config_name):
+        name, where = path.stem, str(path.parent.absolute())
+    return [*MAIN, f"--config-path={where}", f"--config-name={name}", *overrides]
 
 
 def train(
@@ -28,16 +46,18 @@ def train(
     log: Path,
     metrics: Path,
     on_metrics: Callable[[int, Metrics], None],
+    on_look: Callable[[], None] | None = None,
 ) -> float:
     """Run `verl.trainer.main_ppo` and report each step's metrics as they appear.
 
     Args:
-        config_name: one of `recipe/aem/config`.
+        config_name: one of `recipe/aem/config`, or the path of a YAML file.
         overrides: hydra's.
         environment: added to this process's.
         log: receives all that verl prints.
         metrics: receives verl's JSON lines, one a step.
         on_metrics: called with (step, metrics).
+        on_look: called about once a second while it runs.
 
     Returns:
         The largest sum of the processes' resident memory that was seen, in GB (shared pages count once a process).
@@ -46,8 +66,7 @@ def train(
         TrainingFailed: verl did not end well.
     """
     metrics.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path=pkg://recipe.aem.config"]
-    command += [f"--config-name={config_name}", *overrides]
+    command = trainer_command(config_name, overrides)
     variables = {**os.environ, **environment, "VERL_FILE_LOGGER_PATH": str(metrics), "PYTHONUNBUFFERED": "1"}
     peak = 0.0
     with log.open("w") as output:
@@ -59,6 +78,8 @@ def train(
             while process.poll() is None:
                 for step, values in reader():
                     on_metrics(step, values)
+                if on_look is not None:
+                    on_look()
                 peak = max(peak, _resident(process.pid))
                 time.sleep(1.0)
             for step, values in reader():

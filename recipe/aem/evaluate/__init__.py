@@ -1,0 +1,7 @@
+"""Evaluating a checkpoint through verl's own validation, for `aem eval`. Printing is in `recipe.aem.cli.eval`."""
+
+from __future__ import annotations
+
+
+class EvaluationError(ValueError):
+    """What the user can put right: the message says what is wrong and what to do."""

@@ -1,0 +1,186 @@
+"""What stands out in a run: each rule looks at the numbers of the report and says one sentence, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Numbers = Mapping[str, Any]
+"""A run's part of report.json."""
+
+
+def success(run: Numbers) -> str | None:
+    """Validation success moved by five points or more between the first and the last validation."""
+    first, last, best = (run["headline"][f"success_{one}"] for one in ("first", "last", "best"))
+    if first is None or last is None or first["step"] == last["step"]:
+        return None
+    if abs(last["value"] - first["value"]) < 0.05:
+        return None
+    way = "rose" if last["value"] > first["value"] else "fell"
+    return (
+        f"Validation success {way} from {first['value']:.1%} (step {first['step']}) to {last['value']:.1%} "
+        f"(step {last['step']}); best {best['value']:.1%} at step {best['step']}."
+    )
+
+
+def past_its_best(run: Numbers) -> str | None:
+    """The last validation is ten points or more below the best."""
+    last, best = run["headline"]["success_last"], run["headline"]["success_best"]
+    if last is None or best is None or best["value"] - last["value"] < 0.10:
+        return None
+    return f"The last validation is {best['value'] - last['value']:.1%} below the best (step {best['step']})."
+
+
+def entropy_collapsed(run: Numbers) -> str | None:
+    """Response entropy at the end is below a tenth of that at the start."""
+    first, final = run["headline"]["entropy_first"], run["headline"]["entropy_final"]
+    if not first or final is None or final >= 0.1 * first:
+        return None
+    return f"Entropy collapsed: {final:.3f} nats a token at the end, {final / first:.1%} of the start's {first:.3f}."
+
+
+def entropy_ran_away(run: Numbers) -> str | None:
+    """Response entropy at the end is over twice that at the start."""
+    first, final = run["headline"]["entropy_first"], run["headline"]["entropy_final"]
+    if not first or final is None or final <= 2 * first:
+        return None
+    return f"Entropy rose to {final / first:.1f} times the start's: {first:.3f} to {final:.3f} nats a token."
+
+
+def without_variance(run: Numbers) -> str | None:
+    """More than half of the prompt groups had nothing to learn from."""
+    share = run["headline"]["without_variance"]
+    if share is None or share <= 0.5:
+        return None
+    return f"{share:.0%} of the prompt groups had no variance of reward: nothing is learned from these."
+
+
+def guarded(run: Numbers) -> str | None:
+    """Hardly a group was modulated."""
+    share = run["headline"]["modulated"]
+    if share is None or share > 0.05:
+        return None
+    return f"The guard was on nearly everywhere: only {share:.1%} of the groups were modulated, the rest has α = 1."
+
+
+def kind_explains(run: Numbers) -> str | None:
+    """Turn kind explains more than half of α's variance, beyond what chance would."""
+    for one in (run["turns"] or {}).get("explained") or ():
+        if one["factor"] == "turn kind" and one["adjusted"] is not None and one["adjusted"] > 0.5:
+            return (
+                f"The kind of turn explains {one['eta2']:.0%} of the variance of {run['about']['weight_name']} inside "
+                f"groups ({one['chance']:.1%} by chance): it tells kinds of turn apart before anything else."
+            )
+    return None
+
+
+def faults(run: Numbers) -> str | None:
+    """The environment failed in more than one trajectory of a hundred."""
+    share = run["headline"]["fault"]
+    if share is None or share <= 0.01:
+        return None
+    return f"The environment failed in {share:.1%} of the trajectories."
+
+
+def cuts(run: Numbers) -> str | None:
+    """Limits ended more than a fifth of the trajectories."""
+    share = run["headline"]["cut"]
+    if share is None or share <= 0.2:
+        return None
+    return f"A limit (turns, tokens, time) cut {share:.0%} of the trajectories short."
+
+
+def invalid(run: Numbers) -> str | None:
+    """More than a tenth of the turns were badly formed."""
+    share = run["headline"]["invalid"]
+    if share is None or share <= 0.1:
+        return None
+    return f"{share:.0%} of the turns had no well-formed action."
+
+
+def clipping(run: Numbers) -> str | None:
+    """The updates clip more than a fifth of the tokens."""
+    share = run["headline"]["clipped"]
+    if share is None or share <= 0.2:
+        return None
+    return f"{share:.0%} of the tokens were clipped on average: the updates are large for the clip range."
+
+
+def skipped(run: Numbers) -> str | None:
+    """Mini-batches were passed over because nothing in them counted."""
+    steps = [point for point in run["series"].get("actor/skipped_updates", ()) if point[1] > 0]
+    return f"In {len(steps)} steps mini-batches without a token that counts were passed over." if steps else None
+
+
+def not_finite(run: Numbers) -> str | None:
+    """Metrics were NaN or infinite."""
+    bad = (run["metrics"] or {}).get("not_finite") or {}
+    if not bad:
+        return None
+    named = ", ".join(f"{name} ({count} steps)" for name, count in sorted(bad.items())[:4])
+    more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+    return f"Not a number, or infinite: {named}{more}. These points are left out of the curves."
+
+
+def resumed(run: Numbers) -> str | None:
+    """The run was started more than once."""
+    metrics = run["metrics"]
+    if not metrics or len(metrics["starts"]) < 2:
+        return None
+    where = ", ".join(str(step) for step in metrics["starts"][1:])
+    return f"The metrics are of {len(metrics['starts'])} starts (again from step {where}); of a step the later counts."
+
+
+def older(run: Numbers) -> str | None:
+    """The last start went back and has not come as far yet."""
+    steps = (run["metrics"] or {}).get("older") or []
+    if not steps:
+        return None
+    return f"Steps {steps[0]} to {steps[-1]} are of an earlier start, before which the last one went back."
+
+
+def unfinished(run: Numbers) -> str | None:
+    """The metrics end in the middle of a line."""
+    if not (run["metrics"] or {}).get("unfinished"):
+        return None
+    return "The metrics end in the middle of a line: the run goes on, or was killed. That line is left out."
+
+
+def dropped(run: Numbers) -> str | None:
+    """Steps are missing from the dump because writing fell behind."""
+    lost = sum(value for _, value in run["series"].get("aem/dump/dropped", ()))
+    return f"{lost:.0f} steps were not dumped: writing was slower than the steps." if lost else None
+
+
+def settings_changed(run: Numbers) -> str | None:
+    """The dumped steps were not all made with the same settings."""
+    steps = run["about"]["settings_changed_at"]
+    return f"The method's settings change at step {', '.join(map(str, steps))} of the dump." if steps else None
+
+
+RULES: Sequence[Callable[[Numbers], str | None]] = (
+    success,
+    past_its_best,
+    entropy_collapsed,
+    entropy_ran_away,
+    without_variance,
+    guarded,
+    kind_explains,
+    faults,
+    cuts,
+    invalid,
+    clipping,
+    skipped,
+    not_finite,
+    resumed,
+    older,
+    unfinished,
+    dropped,
+    settings_changed,
+)
+
+
+def stands_out(run: Numbers) -> list[dict[str, str]]:
+    """What the rules find, in their order."""
+    found = ((rule.__name__, rule(run)) for rule in RULES)
+    return [{"rule": name, "text": text} for name, text in found if text is not None]

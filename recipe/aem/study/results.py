@@ -1,0 +1,124 @@
+"""The finished cells' series, as one long table, and its CSV file."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from recipe.aem.study import state
+from recipe.aem.study.cells import Cell
+from recipe.aem.study.file import Study, StudyError
+from recipe.aem.study.state import State
+
+COLUMNS = ("benchmark", "method", "seed", "step", "metric", "value")
+Steps = Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell as the table sees it; `steps` is empty unless it is done."""
+
+    cell: Cell
+    state: State
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the CSV."""
+
+    benchmark: str
+    method: str
+    seed: int
+    step: int
+    metric: str
+    value: float
+
+
+def gather(all_cells: Sequence[Cell]) -> list[Result]:
+    """How all cells stand, with the metrics of those that are done.
+
+    Raises:
+        StudyError: a damaged file.
+    """
+    found = []
+    for cell in all_cells:
+        standing = state.look(cell)
+        done = standing.kind == "done"
+        found.append(Result(cell, standing, state.read_metrics(cell.folder) if done else {}))
+    return found
+
+
+def series(steps: Steps, name: str) -> list[tuple[int, float]]:
+    """A series' finite values by step."""
+    return [(step, of[name]) for step, of in steps.items() if name in of and math.isfinite(of[name])]
+
+
+def rows(study: Study, results: Iterable[Result]) -> list[Row]:
+    """The chosen series of all finished cells: benchmarks and methods in the file's order, then seed, metric, step."""
+    order = {
+        (benchmark, method): place
+        for place, (benchmark, method) in enumerate((one, other) for one in study.benchmarks for other in study.methods)
+    }
+    found = []
+    for one in sorted(results, key=lambda one: (order[one.cell.benchmark, one.cell.method], one.cell.seed)):
+        chosen = {name: metric.series for name, metric in study.metrics.items()}
+        there = sorted({name for values in one.steps.values() for name in values})
+        for pattern in study.keep:
+            chosen |= {name: name for name in fnmatch.filter(there, pattern) if name not in chosen.values()}
+        for name, source in chosen.items():
+            for step, value in series(one.steps, source):
+                found.append(Row(one.cell.benchmark, one.cell.method, one.cell.seed, step, name, value))
+    return found
+
+
+def as_csv(found: Iterable[Row]) -> str:
+    """The rows as CSV, with six significant digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in found:
+        writer.writerow((row.benchmark, row.method, row.seed, row.step, row.metric, format(row.value, ".6g")))
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Read a file of what `as_csv` wrote.
+
+    Raises:
+        StudyError: there is no such file, or it is not one of a study's.
+    """
+    try:
+        return from_csv(path.read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path} is not a CSV file of `aem study table --csv`") from None
+
+
+def from_csv(text: str, path: str) -> list[Row]:
+    """The rows of what `as_csv` wrote; `path` is for the error.
+
+    Raises:
+        StudyError: it is not a study's CSV, or there is no row.
+    """
+    reader = csv.reader(io.StringIO(text))
+    if tuple(next(reader, ())) != COLUMNS:
+        raise StudyError(
+            f"{path} is not a CSV file of `aem study table --csv`: its columns are not {','.join(COLUMNS)}"
+        )
+    found = []
+    for fields in reader:
+        try:
+            benchmark, method, seed, step, metric, value = fields
+            found.append(Row(benchmark, method, int(seed), int(step), metric, float(value)))
+        except ValueError as error:
+            raise StudyError(f"{path}, line {reader.line_num}: {error}") from None
+    if not found:
+        raise StudyError(f"{path} holds no finished cell yet")
+    return found

@@ -1,0 +1,1 @@
+"""What studies/mechanism.py computes, a topic a file: numbers in, rows of tables out; nothing here writes or prints."""

@@ -1,0 +1,74 @@
+"""The four quadrants of (A, α − 1): which way each moves the entropy, by the law, as sampled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aem_core import grpo_advantages
+from aem_core.drift import Quadrant, entropy_drift, sign_quadrants
+from mechanism_parts.correlation import Groups, alpha_of, relative
+from mechanism_parts.policies import Group
+from mechanism_parts.tables import Row, interval, share
+
+# docs/theory.md 6.3: the sign of the response's own drift, and of its drift against the base's
+CLAIMED = {
+    Quadrant.GOOD_CERTAIN: (-1, -1),
+    Quadrant.GOOD_UNCERTAIN: (+1, -1),
+    Quadrant.BAD_CERTAIN: (+1, +1),
+    Quadrant.BAD_UNCERTAIN: (-1, +1),
+}
+
+
+def quadrant_rows(groups: Groups) -> list[Row]:
+    """By family and quadrant: shares of responses with the claimed signs, and the quadrant's summed drift.
+
+    Whether a trajectory succeeds is a fair coin's choice, independent of what it did; the advantages are GRPO's.
+    """
+    rows: list[Row] = []
+    for family, sampled in groups.items():
+        parts = [_measured(group, seed) for seed, group in enumerate(sampled)]
+        for quadrant, (own_sign, against_sign) in CLAIMED.items():
+            chosen = [(part, part[0] == int(quadrant)) for part in parts]
+            chosen = [(part, in_N) for part, in_N in chosen if bool(in_N.any())]
+            own = [own_sign * part[1][in_N] for part, in_N in chosen]
+            against = [against_sign * part[2][in_N] for part, in_N in chosen]
+            told = [part[3][in_N] for part, in_N in chosen]
+            row: Row = {"family": family, "quadrant": quadrant.name.lower(), "groups": len(chosen)}
+            row |= {"own": _sign(own_sign), "against_base": _sign(against_sign)}
+            row |= interval([_part(value > 0) for value in own], "holds")
+            row["own_if_told"] = _part(torch.cat(own)[torch.cat(told)] > 0)
+            row["against_if_told"] = _part(torch.cat(against)[torch.cat(told)] > 0)
+            row |= share([bool(value.sum() > 0) for value in own], "own_sum_holds")
+            row |= share([bool(value.sum() > 0) for value in against], "against_sum_holds")
+            row |= interval([own_sign * float(value.mean()) for value in own], "own_drift")
+            rows.append(row | interval([against_sign * float(value.mean()) for value in against], "against_drift"))
+    return rows
+
+
+def _measured(group: Group, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Quadrant, own drift under αA, that minus the base's, and whether α − 1 tells the sign of H − S; guard at 0.1."""
+    generator = torch.Generator().manual_seed(seed)
+    trajectories = int(group.trajectory_N.max()) + 1
+    won_I = torch.zeros(trajectories, dtype=torch.float64)
+    while won_I.min() == won_I.max():  # a group of equal outcomes has no advantages
+        won_I = torch.randint(2, (trajectories,), generator=generator).double()
+    advantage_N = grpo_advantages(
+        won_I[group.trajectory_N],
+        torch.zeros_like(group.kind_N),
+        over="trajectories",
+        trajectory_N=group.trajectory_N,
+    )
+    alpha_N = alpha_of(group, min_range=0.1)
+    own_N = entropy_drift(alpha_N * advantage_N, group.surprisal_N, group.expected_N)
+    against_N = own_N - entropy_drift(advantage_N, group.surprisal_N, group.expected_N)
+    told_N = (alpha_N - 1) * relative(group) > 0
+    return sign_quadrants(advantage_N, alpha_N), own_N, against_N, told_N
+
+
+def _part(hit_N: Tensor) -> float:
+    return float(hit_N.double().mean())
+
+
+def _sign(sign: int) -> str:
+    return "raises" if sign > 0 else "lowers"
