@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from recipe.aem.report import charts, glossary, points
@@ -57,7 +58,7 @@ def render(
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(anchor=glossary.anchor, colour=colour, duration=duration, signed=signed)
+    environment.filters.update(anchor=glossary.anchor, colour=colour, duration=duration, place=place, signed=signed)
     names = ", ".join(run["name"] for run in runs)
     return environment.get_template("page.jinja").render(
         title=f"Run report: {names}",
@@ -82,6 +83,17 @@ def render(
         scale=[(f"{value:.2g}", colour(value)) for value in (0.37, 0.5, 0.7, 1.0, 1.4, 2.0, 2.7)],
         glossary=glossary.entries(used | ({"η²"} if explained else set())),
     )
+
+
+def place(path: str) -> str:
+    """A path as a page may show it that others see: of an absolute one, the end; report.json has the whole.
+
+    Example:
+        >>> place("/home/ann/runs/seed0/model"), place("Qwen/Qwen2.5-7B")
+        ('…/seed0/model', 'Qwen/Qwen2.5-7B')
+    """
+    parts = PurePath(path)
+    return str(PurePath("…", *parts.parts[-2:])) if parts.is_absolute() else path
 
 
 def all_charts(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Chart]]:
