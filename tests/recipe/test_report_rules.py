@@ -64,6 +64,11 @@ CASES = {
         top(entropy_first=0.5, entropy_final=1.0),
         "2.4 times the start's",
     ),
+    "entropy_peaked": (
+        top(entropy_start=at(1, 0.2), entropy_highest=at(3, 1.02)),
+        top(entropy_start=at(1, 0.2), entropy_highest=at(3, 1.0)),
+        "up to 1.020 nats a token at step 3, 5.1 times the first step's 0.200",
+    ),
     "without_variance": (top(without_variance=0.51), top(without_variance=0.5), "51% of the prompt groups"),
     "guarded": (top(modulated=0.05), top(modulated=0.06), "only 5.0% of the groups"),
     "kind_explains": (kind(0.51), kind(0.5), "explains 60% of the variance of α inside groups (10.0% by chance)"),

@@ -47,6 +47,17 @@ def entropy_ran_away(run: Numbers) -> str | None:
     return f"Entropy rose to {final / first:.1f} times the start's: {first:.3f} to {final:.3f} nats a token."
 
 
+def entropy_peaked(run: Numbers) -> str | None:
+    """Response entropy was once over five times that of the first step."""
+    start, highest = run["headline"]["entropy_start"], run["headline"]["entropy_highest"]
+    if not start or not start["value"] or highest["value"] <= 5 * start["value"]:
+        return None
+    return (
+        f"Entropy went up to {highest['value']:.3f} nats a token at step {highest['step']}, "
+        f"{highest['value'] / start['value']:.1f} times the first step's {start['value']:.3f}."
+    )
+
+
 def without_variance(run: Numbers) -> str | None:
     """More than half of the prompt groups had nothing to learn from."""
     share = run["headline"]["without_variance"]
@@ -163,6 +174,7 @@ RULES: Sequence[Callable[[Numbers], str | None]] = (
     past_its_best,
     entropy_collapsed,
     entropy_ran_away,
+    entropy_peaked,
     without_variance,
     guarded,
     kind_explains,

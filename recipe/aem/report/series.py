@@ -89,6 +89,8 @@ def headline(found: Mapping[str, Points], time: Mapping[str, Any] | None) -> dic
         "success_best": _point(best),
         "entropy_first": first,
         "entropy_final": final,
+        "entropy_start": _point(entropy[0] if entropy else None),
+        "entropy_highest": _point(max(entropy, key=lambda point: point[1], default=None)),
         "entropy_of": "response" if found.get("response_entropy") else "token" if entropy else None,
         "entropy_steps": _edge(entropy),
         "modulated": mean(found.get("modulated")),
