@@ -81,7 +81,7 @@ def rows(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], ["aem data webshop", "aem data alfworld", "data", "--help"]),
+        (["--help"], ["aem data webshop", "aem report", "aem eval", "aem study run", "data", "--help"]),
         (["data", "--help"], ["aem data webshop --from DIR", "aem data webshop --generated", "webshop"]),
         (
             ["data", "alfworld", "--help"],

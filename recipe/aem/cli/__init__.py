@@ -10,10 +10,14 @@ app = typer.Typer(
     name="aem",
     help="""AEM for verl: prepare data, train, and see what training did.
 
-Start with a benchmark's data; this ends by printing the command that trains on it:
+In the order of a project:
 
-    aem data webshop
-    aem data alfworld
+    aem data webshop                    # data, and the command that trains
+    aem doctor webshop_7b               # would a run start?
+    aem report outputs/webshop_7b_aem   # what happened in it
+    aem replay outputs/DUMP             # other methods, same rollouts
+    aem eval outputs/webshop_7b_aem     # how good is the checkpoint?
+    aem study run FILE                  # methods × seeds × benchmarks
 
 Every command explains itself with --help.""",
     rich_markup_mode="markdown",
@@ -43,8 +47,3 @@ app.command("eval")(eval.evaluate)
 app.command("replay", cls=replay.ReplayCommand)(replay.replay)
 app.command("report")(report.report)
 app.add_typer(study.app, name="study")
-
-
-@app.callback()
-def _root() -> None:
-    """Keeps `aem data` a subcommand; typer would fold an only one into the root."""
