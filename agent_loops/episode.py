@@ -224,8 +224,8 @@ class Episode:
         transcript = self.settings.layout == "transcript"
         if transcript:  # the messages before this one are the history
             history_length = 0
-        past: Sequence[Turn] = self.turns[len(self.turns) - history_length :] if history_length else ()
-        first = len(self.turns) - len(past)
+        first = max(0, len(self.turns) - history_length)
+        past: Sequence[Turn] = self.turns[first:]
         return load_template(self.settings.prompt).render(
             instruction=self.instruction,
             observation=_cut(_body(self.observation), halvings),

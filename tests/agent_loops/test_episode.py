@@ -159,6 +159,18 @@ def test_the_full_prompt_numbers_its_history():
     assert "Observation 3: 'higher'" in later and "Observation 1:" not in later
 
 
+@pytest.mark.parametrize("length", range(7))
+@pytest.mark.parametrize("turns", range(6))
+def test_the_history_is_the_last_turns_however_few_there_were(turns, length, tmp_path):
+    template = tmp_path / "history.jinja"
+    template.write_text("{% for past in history %}{{ past.number }}:{{ past.action }} {% endfor %}")
+    actions = [f"guess[{digit}]" for digit in (1, 2, 3, 5, 6)[:turns]]
+    settings = EpisodeSettings(prompt=str(template), history_length=length, max_turns=9, require_think=False)
+    shown = [f"{number}:{action}" for number, action in enumerate(actions, start=1)]
+    episode = play(settings, [f"<action>{action}</action>" for action in actions])
+    assert episode.prompt().split() == (shown[-length:] if length else [])
+
+
 def test_the_history_goes_before_a_prompt_grows_too_long():
     settings = EpisodeSettings(max_prompt_characters=900, max_turns=9)
     episode = play(settings, ["<action>" + "guess " * 200 + "</action>"] * 2)

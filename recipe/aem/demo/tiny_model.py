@@ -22,7 +22,9 @@ CHAT_TEMPLATE = (
 _DIGIT_WORD = re.compile(r"[$\w.]*\d[\w.]*")
 
 
-def build_tokenizer(texts: Sequence[str], phrases: Iterable[str], max_words: int = 3000) -> Qwen2Tokenizer:
+def build_tokenizer(
+    texts: Sequence[str], phrases: Iterable[str], max_words: int = 3000, markup: Sequence[str] = MARKUP
+) -> Qwen2Tokenizer:
     """Qwen2's own kind of tokenizer (byte-level BPE), trained so that whatever is worth copying is one token.
 
     That is what lets so small a model shop: a product's id, a price, an option or a link is one token wherever it
@@ -32,9 +34,10 @@ def build_tokenizer(texts: Sequence[str], phrases: Iterable[str], max_words: int
         texts: prompts and responses.
         phrases: what can be clicked, as the pages show it.
         max_words: at most so many tokens for phrases and numbers, and as many for plain words, most frequent first.
+        markup: what stands around an action, a token each.
     """
     text = "\n".join(texts)
-    for mark in (*MARKUP, END, START):
+    for mark in (*markup, END, START):
         text = text.replace(mark, " ")
     shown = {phrase for phrase in phrases if phrase.strip()}
     atoms = Counter({phrase: text.count(phrase) for phrase in shown})
@@ -58,7 +61,7 @@ def build_tokenizer(texts: Sequence[str], phrases: Iterable[str], max_words: int
         pad_token=PAD,
         additional_special_tokens=[START],
     )
-    added: list[str | AddedToken] = [AddedToken(mark, normalized=False, lstrip=True) for mark in MARKUP]
+    added: list[str | AddedToken] = [AddedToken(mark, normalized=False, lstrip=True) for mark in markup]
     # the blank before an atom belongs to it, so that it is the same token after a blank and after a bracket
     added += [AddedToken(atom, normalized=False, lstrip=True, single_word=True) for atom in kept]
     tokenizer.add_tokens(added)  # type: ignore[arg-type]  # its annotation knows no list of them
