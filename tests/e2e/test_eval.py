@@ -37,16 +37,9 @@ def trained(folder: Path, env: dict[str, str]) -> dict[str, float]:
 
 
 def test_it_says_what_the_training_said(trained: dict[str, float], folder: Path, env: dict[str, str]):
+    checkpoints = str(folder / "eval_checkpoints")
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "verl_aem.command",
-            "eval",
-            str(folder / "eval_checkpoints"),
-            "--config",
-            "webshop_demo",
-        ),
+        *(sys.executable, "-m", "verl_aem.command", "eval", checkpoints, "--config", "webshop_demo"),
         *("--greedy", "--tasks", str(TASKS), "--out", str(folder / "eval"), "--json", str(folder / "eval.json")),
         "actor_rollout_ref.rollout.custom.episode.max_turns=6",
     ]
