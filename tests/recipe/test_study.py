@@ -16,7 +16,7 @@ from recipe.aem.study import code, fingerprint, state
 from recipe.aem.study.cells import cells, select
 from recipe.aem.study.composed import compose
 from recipe.aem.study.file import StudyError, read_study
-from recipe.aem.study.results import Row, as_csv, read_csv
+from recipe.aem.study.results import Row, as_csv, read_csv, series
 
 
 @pytest.fixture
@@ -321,3 +321,12 @@ def test_a_figure_holds_each_method_with_band_and_seeds(tmp_path):
         draw(rows, tmp_path / "c.png", ["sucess"])
     with pytest.raises(StudyError, match=r"c\.doc"):
         draw(rows, tmp_path / "c.doc")
+
+
+def test_a_metric_may_be_a_pattern_that_means_one_series():
+    steps = {0: {"val-core/shop/acc/mean@1": 0.2, "a/x": 1.0}, 5: {"val-core/shop/acc/mean@1": 0.4, "a/y": 2.0}}
+    assert series(steps, "val-core/*/acc/mean@1") == [(0, 0.2), (5, 0.4)]
+    assert series(steps, "a/x") == [(0, 1.0)]
+    assert series(steps, "b/*") == []
+    with pytest.raises(StudyError, match=r"metric a/\* means 2 series: a/x, a/y; say which one"):
+        series(steps, "a/*")

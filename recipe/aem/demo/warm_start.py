@@ -42,7 +42,9 @@ def warm_start(shop: WebShop, directory: Path, seed: int, progress: Progress) ->
     progress("the shopper's episodes", 0.0)
     hurried = [turn for turns in demonstrate(shop, train, SETTINGS, hurried_policy(shop, seed)) for turn in turns]
     careful = [turn for turns in demonstrate(shop, train, SETTINGS, careful_policy(shop)) for turn in turns]
-    tokenizer = build_tokenizer([text for one in careful for text in (one.prompt, one.response)], _phrases(shop, train))
+    tokenizer = build_tokenizer(
+        [text for one in careful for text in (one.prompt, one.response)], shown_phrases(shop, train)
+    )
 
     def cloned(name: str, demonstrations: Sequence[Demonstration]) -> tuple[Any, dict[str, float]]:
         model = build_model(tokenizer, seed=seed)
@@ -76,7 +78,7 @@ def warm_start(shop: WebShop, directory: Path, seed: int, progress: Progress) ->
     return facts
 
 
-def _phrases(shop: WebShop, tasks: Sequence[int]) -> set[str]:
+def shown_phrases(shop: WebShop, tasks: Sequence[int]) -> set[str]:
     """What can be clicked on the pages of the oracle's episodes."""
     policy: Policy = careful_policy(shop)
     seen: set[str] = set()

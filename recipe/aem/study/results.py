@@ -55,8 +55,21 @@ def gather(all_cells: Sequence[Cell]) -> list[Result]:
 
 
 def series(steps: Steps, name: str) -> list[tuple[int, float]]:
-    """A series' finite values by step."""
+    """A series' finite values by step; `name` may be a pattern, as `resolve` takes it."""
+    name = resolve(steps, name)
     return [(step, of[name]) for step, of in steps.items() if name in of and math.isfinite(of[name])]
+
+
+def resolve(steps: Steps, pattern: str) -> str:
+    """The series that a pattern means, which may stand for another one on each benchmark: `val-core/*/acc/mean@1`.
+
+    Raises:
+        StudyError: it means several.
+    """
+    found = fnmatch.filter(sorted({name for values in steps.values() for name in values}), pattern)
+    if len(found) > 1:
+        raise StudyError(f"metric {pattern} means {len(found)} series: {', '.join(found[:3])}; say which one")
+    return found[0] if found else pattern
 
 
 def rows(study: Study, results: Iterable[Result]) -> list[Row]:
@@ -67,7 +80,7 @@ def rows(study: Study, results: Iterable[Result]) -> list[Row]:
     }
     found = []
     for one in sorted(results, key=lambda one: (order[one.cell.benchmark, one.cell.method], one.cell.seed)):
-        chosen = {name: metric.series for name, metric in study.metrics.items()}
+        chosen = {name: resolve(one.steps, metric.series) for name, metric in study.metrics.items()}
         there = sorted({name for values in one.steps.values() for name in values})
         for pattern in study.keep:
             chosen |= {name: name for name in fnmatch.filter(there, pattern) if name not in chosen.values()}
