@@ -288,7 +288,7 @@ def test_the_warm_start_is_shown_training_goals_only_and_measured_on_the_others(
 
     for name, stand_in in {
         "demonstrate": take(shown, []),
-        "_phrases": take(shown, set()),
+        "shown_phrases": take(shown, set()),
         "play": take(measured, []),
         "build_tokenizer": lambda *_, **__: "",
         "build_model": lambda *_, **__: SimpleNamespace(parameters=lambda: []),
