@@ -11,17 +11,27 @@ import pydoc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from agent_loops.environment import Benchmark, Task
+from agent_loops.environment import Task, TaskSet
 
 _ROWS = 1 << 16
 
 
-def write_parquet(benchmark: Benchmark, directory: Path) -> dict[str, int]:
+class NamedTasks(Protocol):
+    """What of a benchmark is written."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def task_set(self) -> TaskSet: ...
+
+
+def write_parquet(benchmark: NamedTasks, directory: Path) -> dict[str, int]:
     """Write `<split>.parquet` for every split of the benchmark; returns the number of tasks of each.
 
     The agent loop makes its own prompts, so `prompt` holds only a word of what is played; the task itself is plain data

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, Protocol, TypeVar
 
 try:
     from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
@@ -65,6 +65,34 @@ def check_heap(heap: str) -> str:
     if not re.fullmatch(r"[1-9]\d*[mMgG]", str(heap)):
         raise ValueError(f"heap={heap!r}: expected a size such as 1g or 768m")
     return str(heap)
+
+
+class Living(Protocol):
+    """What runs in a Java process, and tells whether that lives."""
+
+    @property
+    def alive(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Living)
+
+
+class OnePerProcess(Generic[S]):
+    """A simulator that all environments of this process share: started when it is first asked for, and anew when it
+    has died.
+
+    Args:
+        start: starts one.
+    """
+
+    def __init__(self, start: Callable[[], S]) -> None:
+        self._start = start
+        self._running: S | None = None
+
+    def __call__(self) -> S:
+        if self._running is None or not self._running.alive:
+            self._running = self._start()
+        return self._running
 
 
 class SimulatorError(RuntimeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from agent_loops.java import check_heap, find_java
+from agent_loops.java import OnePerProcess, check_heap, find_java
 from agent_loops.scienceworld.environment import ScienceWorldEnvironment
 from agent_loops.scienceworld.simulator import Simulator
 from agent_loops.scienceworld.tasks import EASY, ScienceWorldTasks
@@ -41,8 +41,8 @@ class ScienceWorld:
             raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         self._tasks = ScienceWorldTasks(tasks, simplifications)
         self._shown = {"valid_actions": valid_actions, "show_state": show_state, "max_steps": max_steps}
-        self._heap = check_heap(heap)
-        self._running: Simulator | None = None
+        check_heap(heap)
+        self.simulator = OnePerProcess(lambda: Simulator(heap))
 
     @property
     def name(self) -> str:
@@ -60,16 +60,6 @@ class ScienceWorld:
         """
         find_java("ScienceWorld")
         return ScienceWorldEnvironment(self.simulator, **self._shown)
-
-    def simulator(self) -> Simulator:
-        """The simulator of this process, started anew where there is none that lives.
-
-        Raises:
-            JavaError: Java is missing or does not start.
-        """
-        if self._running is None or not self._running.alive:
-            self._running = Simulator(self._heap)
-        return self._running
 
     def warm_up(self) -> None:
         """Start the JVM and load a task, which reads the simulator's classes: a worker process does so at its start."""

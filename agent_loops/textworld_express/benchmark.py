@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from agent_loops.java import check_heap, find_java
+from agent_loops.java import OnePerProcess, check_heap, find_java
 from agent_loops.textworld_express.environment import TextWorldExpressEnvironment
 from agent_loops.textworld_express.simulator import NAME, Simulator
 from agent_loops.textworld_express.tasks import SEEDS, TextWorldExpressTasks
@@ -38,8 +38,8 @@ class TextWorldExpress:
                 raise ValueError(f"parameters.{name}={value!r}: expected a whole number (1 for yes, 0 for no)")
         self._game, self._tasks = game, TextWorldExpressTasks(game)
         self._parameters, self._max_steps = dict(parameters or {}), max_steps
-        self._heap = check_heap(heap)
-        self._running: Simulator | None = None
+        check_heap(heap)
+        self.simulator = OnePerProcess(lambda: Simulator(heap))
 
     @property
     def name(self) -> str:
@@ -57,16 +57,6 @@ class TextWorldExpress:
         """
         find_java(NAME)
         return TextWorldExpressEnvironment(self.simulator, self._parameters, self._max_steps)
-
-    def simulator(self) -> Simulator:
-        """The simulator of this process, started anew where there is none that lives.
-
-        Raises:
-            JavaError: Java is missing or does not start.
-        """
-        if self._running is None or not self._running.alive:
-            self._running = Simulator(self._heap)
-        return self._running
 
     def warm_up(self) -> None:
         """Start the JVM and load the game: a worker process does so at its start, and a wrong parameter shows then."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aem_core import AemStats, EmpgStats, Responses, entropy_drift, response_log_probs
 from recipe.aem.dump.step import DumpError, Step
-from recipe.aem.replay import Check, Method, check, compute, live_rows, means, parse_method, sums
+from recipe.aem.replay import Check, Method, check, compute, live_rows, means, parse_method, sums, turn_numbers
 from recipe.aem.rows import responses_of_rows
 from recipe.aem.settings import Settings
 
@@ -122,19 +122,9 @@ def _about(step: Step, live_L: Sequence[int], responses: Responses) -> dict[str,
     places: list[tuple[int, int]] = [
         (live_L[row], span) for row, span in zip(responses.row_N.tolist(), responses.span_N.tolist(), strict=True)
     ]
-    # without the loop's own count: by row and place, from the trajectory's first
-    trajectories: dict[str, list[tuple[int, int, int]]] = {}
-    for row, span in places:
-        trajectory, order = step.keys[row].rsplit("_", 1)
-        trajectories.setdefault(trajectory, []).append((int(order), span, row))
-    counted = {
-        (row, span): number for turns in trajectories.values() for number, (_, span, row) in enumerate(sorted(turns))
-    }
-    indices = [step.extra_fields[row].get("turn_index") for row, _ in places]
-    turns = [counted[place] if index is None else index[place[1]] for index, place in zip(indices, places, strict=True)]
     infos = [step.extra_fields[row].get("reward_extra_info") or {} for row, _ in places]
     return {
-        "turn": torch.tensor(turns, dtype=torch.float64) + 1,
+        "turn": torch.tensor(turn_numbers(step, places), dtype=torch.float64),
         "length": responses.length_N,
         "success": torch.tensor([float(info.get("acc", "nan")) for info in infos], dtype=torch.float64),
     }

@@ -219,6 +219,26 @@ def live_rows(step: Step) -> list[int]:
     return [row for row, padding in enumerate(step.is_padding) if not padding]
 
 
+def turn_numbers(step: Step, places: Sequence[tuple[int, int]]) -> list[int]:
+    """The turns of responses, 1 for a trajectory's first: the loop's own count, else by row and place.
+
+    Args:
+        step: a dumped step.
+        places: row and span of each response; all of the step that count.
+    """
+    trajectories: dict[str, list[tuple[int, int, int]]] = {}
+    for row, span in places:
+        trajectory, order = step.keys[row].rsplit("_", 1)
+        trajectories.setdefault(trajectory, []).append((int(order), span, row))
+    counted = {
+        (row, span): number for turns in trajectories.values() for number, (_, span, row) in enumerate(sorted(turns))
+    }
+    indices = [step.extra_fields[row].get("turn_index") for row, _ in places]
+    return [
+        1 + (counted[place] if index is None else index[place[1]]) for index, place in zip(indices, places, strict=True)
+    ]
+
+
 def _ours(step: Step, method: Method, mask_BT: Tensor) -> tuple[Tensor, Any]:
     settings, width = method.settings, step.meta.width
     measure = {"entropy": "entropies", "old_log_probs": "old_log_probs"}.get(settings.measure or "")

@@ -102,7 +102,7 @@ def write_files(name: str, tasks: Tasks, train_rows: int, folder: Path) -> tuple
 
 
 class _Chosen:
-    """A benchmark of some tasks, for `write_parquet`."""
+    """Some tasks, for `write_parquet`."""
 
     def __init__(self, name: str, tasks: dict[str, list[Task]]) -> None:
         self.name, self._tasks = name, tasks
@@ -114,9 +114,6 @@ class _Chosen:
 
     def tasks(self, split: str, /) -> Sequence[Task]:
         return self._tasks[split]
-
-    def make(self) -> Any:
-        raise NotImplementedError("nothing is played here")
 
 
 def _digest(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aem_core import Responses
 from recipe.aem.dump.step import Step
-from recipe.aem.replay import live_rows, means, sums
+from recipe.aem.replay import live_rows, means, sums, turn_numbers
 from recipe.aem.rows import responses_of_rows
 
 NOWHERE = -1
@@ -63,7 +63,7 @@ def frame_of(step: Step) -> Frame:
         "span": responses.span_N.numpy(),
         "group": group_N,
         "kind": kind_N,
-        "turn": _turns(step, live_L, places),
+        "turn": np.array(turn_numbers(step, places), dtype=np.int64),
         "length": responses.length_N.numpy(),
         "advantage": means(column("advantages"), responses).numpy(),
         "base": means(column("base_advantages"), responses).numpy(),
@@ -83,20 +83,6 @@ def _entropies(step: Step, column: Any, responses: Responses) -> dict[str, np.nd
     if "old_log_probs" in step.tokens:
         found["surprisal"] = -sums(column("old_log_probs"), responses).numpy()
     return found
-
-
-def _turns(step: Step, live_L: Sequence[int], places: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The loop's own count; without one, by row and place from the trajectory's first."""
-    by_trajectory: dict[str, list[tuple[int, int, int]]] = {}
-    for row, span in places:
-        trajectory, order = step.keys[row].rsplit("_", 1)
-        by_trajectory.setdefault(trajectory, []).append((int(order), span, row))
-    counted = {
-        (row, span): number for turns in by_trajectory.values() for number, (_, span, row) in enumerate(sorted(turns))
-    }
-    given = [_entry(step.extra_fields[row].get("turn_index"), span) for row, span in places]
-    turns = [counted[place] if index is None else index for index, place in zip(given, places, strict=True)]
-    return np.array(turns, dtype=np.int64) + 1
 
 
 def _weights(step: Step, places: Sequence[tuple[int, int]]) -> np.ndarray:
