@@ -42,7 +42,7 @@ class AemStats:
         alpha_N: α, the factor that the response's advantages were multiplied by (after a shuffle, if any).
         entropy_N: H̄, the response's mean token entropy, nats a token.
         scope_N: int64, its set, numbered 0 … G−1 in ascending order of the labels given.
-        range_N: max H̄ − min H̄ of its set, nats a token.
+        range_N: max H̄ − min H̄ of its set, nats a token; with `relative_to_N`, of what took H̄'s place.
         guarded_N: bool, whether that range is below `min_range`, which makes α exactly 1 in the whole set.
 
     Examples:
@@ -193,6 +193,7 @@ def aem(
     direction: Direction = "forward",
     mean: Mean = "response",
     shuffle: int | None = None,
+    relative_to_N: Integer[Tensor, " N"] | None = None,
     validate: bool = True,
 ) -> tuple[Float[Tensor, "B T"], AemStats]:
     """Modulates the advantages of a base estimator by response-level entropy, in one call.
@@ -207,7 +208,9 @@ def aem(
     permuted at random within each set, so that every set keeps its coefficients and only their places change. Nor does
     it say what the mean runs over: `mean="token"` is the other reading. With data that hold no entropies,
     `entropy_BT=-log_prob_BT` puts the length-normalised surprisal in their place: its expectation is the entropy, but
-    it carries each token's own sampling noise. That proxy is ours.
+    it carries each token's own sampling noise. That proxy is ours. So is `relative_to_N`, an experiment: H̄ less its
+    mean over the set's responses of the same kind then takes H̄'s place, in the guard too, so that α no longer tells
+    kinds of turn apart (a page with many choices from one with few) but a response from others of its kind.
 
     Args:
         advantage_BT: (B, T), the base estimator's advantages.
@@ -224,6 +227,8 @@ def aem(
         mean: "response": mean α is 1 over a set's responses; "token": over its response tokens.
         shuffle: None, or a seed for the shuffled coefficients. The same seed gives the same permutation on the same
             kind of device; pass another one at each step.
+        relative_to_N: None, or (N,), integer label of each response's kind; labels need to be unique only within a set.
+            A response that is alone of its kind in its set counts as average.
         validate: check values too, which waits for a GPU. Without it nothing here does; shapes, dtypes, devices and
             settings are checked always.
 
@@ -254,7 +259,11 @@ def aem(
     scope_N = _scope_labels(responses, group_B, scope, trajectory_B)
     entropy_N = response_entropies(entropy_BT, responses, validate=validate)
     weight_N = responses.length_N.to(entropy_N.dtype) if mean == "token" else None
-    alpha_N, range_N, guarded_N = _modulate(entropy_N, scope_N, lam, min_range, direction, weight_N)
+    measure_N = entropy_N
+    if relative_to_N is not None:
+        checks.require_labels("relative_to_N", relative_to_N, len(responses), responses.device, "response")
+        measure_N = _less_the_mean_of_its_kind(entropy_N, scope_N, dense_labels(relative_to_N))
+    alpha_N, range_N, guarded_N = _modulate(measure_N, scope_N, lam, min_range, direction, weight_N)
     if shuffle is not None:
         alpha_N = shuffle_within(alpha_N, scope_N, shuffle)
     rescaled_BT = rescale_advantages(advantage_BT, alpha_N, responses, validate=validate)
@@ -292,6 +301,15 @@ def _scope_labels(responses: Responses, group_B: Tensor, scope: str, trajectory_
         raise checks.invalid("trajectory_B", "None with scope='trajectory'", "one integer label a row", fix)
     trajectory_N = dense_labels(trajectory_B.to(torch.int64)[responses.row_N])
     return dense_labels(group_N * len(responses) + trajectory_N)
+
+
+def _less_the_mean_of_its_kind(entropy_N: Tensor, scope_N: Tensor, kind_N: Tensor) -> Tensor:
+    slots = len(entropy_N)
+    stratum_N = dense_labels(scope_N * slots + kind_N)
+    # Counted from the smallest: where all are equal the result is 0 to the bit, and not rounding for α to make much of.
+    rise_N = entropy_N - segment_min(entropy_N, stratum_N, slots)[stratum_N]
+    size_N = segment_sum(torch.ones_like(rise_N), stratum_N, slots)
+    return rise_N - (segment_sum(rise_N, stratum_N, slots) / size_N)[stratum_N]
 
 
 def _modulate(

@@ -13,7 +13,7 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
   0 elsewhere;
 * `turn_index`, `turn_rewards`, `turn_penalties`, `turn_valid`: one entry a span; penalties are <= 0 (a broken format,
   and `EpisodeSettings.overlong`);
-* `turn_kinds`: what sort of turn each span is, for reports (`agent_loops.episode.Turn.kind`);
+* `turn_kinds`: what sort of turn each span is (`agent_loops.episode.Turn.kind`), for reports and `aem.relative_to`;
 * `anchors`: the raw observation that each span answered; `trajectory_id`: the row's trajectory;
 * `fault`: empty, or why the environment failed: then the whole trajectory is masked and its reward is 0;
 * `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the

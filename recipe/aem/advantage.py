@@ -13,8 +13,8 @@ from torch import Tensor
 from aem_core import AemStats, EmpgStats, Responses, aem, empg
 from recipe.aem.bases import base_advantages
 from recipe.aem.metrics import aem_metrics, empg_metrics
-from recipe.aem.rows import Rows, first_tokens, number_labels, responses_of_rows
-from recipe.aem.settings import AEM, EMPG, Settings
+from recipe.aem.rows import ExtraFields, Rows, first_tokens, number_labels, responses_of_rows
+from recipe.aem.settings import AEM, EMPG, RelativeTo, Settings
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def compute_advantages(
     started = time.perf_counter()
     advantage_LT, stats = base.advantage_LT, None
     if side.settings.measure is not None and side.measure_BT is not None:
-        advantage_LT, stats = _modulate(side, base.advantage_LT, side.measure_BT[live_L], rows, responses)
+        advantage_LT, stats = _modulate(side, base.advantage_LT, side.measure_BT[live_L], rows, responses, extra_L)
     side.computed = Computed(live_L, responses, base.advantage_LT, stats)
     advantage_BT, return_BT = (torch.zeros(mask_BT.shape, dtype=advantage_LT.dtype) for _ in range(2))
     advantage_BT[live_L], return_BT[live_L] = advantage_LT, base.return_LT.to(advantage_LT.dtype)
@@ -113,7 +113,7 @@ def compute_advantages(
 
 
 def _modulate(
-    side: SideInfo, base_LT: Tensor, measure_LT: Tensor, rows: Rows, responses: Responses
+    side: SideInfo, base_LT: Tensor, measure_LT: Tensor, rows: Rows, responses: Responses, extra_L: ExtraFields
 ) -> tuple[Tensor, AemStats | EmpgStats]:
     group_L, trajectory_L = number_labels(rows.group_L), number_labels(rows.trajectory_L)
     # outcome bases are constant on a response
@@ -133,6 +133,7 @@ def _modulate(
             mean=of.mean,
             # another permutation at each step, the same one in a repeated run
             shuffle=None if of.shuffle is None else of.shuffle + side.step,
+            relative_to_N=None if of.relative_to is None else _kinds(of.relative_to, responses, extra_L),
         )
         side.metrics.update(aem_metrics(stats, base_N, group_L[responses.row_N]))
         return advantage_LT, stats
@@ -156,3 +157,17 @@ def _modulate(
     )
     side.metrics.update(empg_metrics(stats, base_N))
     return advantage_LT, stats
+
+
+def _kinds(relative_to: RelativeTo, responses: Responses, extra_L: ExtraFields) -> Tensor:
+    """What `algorithm.aem.relative_to` compares responses by, as integer labels."""
+    column = {"turn_kind": "turn_kinds", "anchor": "anchors"}[relative_to]
+    if not all(column in extra_L[row] for row in set(responses.row_N.tolist())):
+        raise ValueError(
+            f"algorithm.aem.relative_to={relative_to} compares a response with others of its kind, and the "
+            f"agent loop left no extra_fields['{column}']: use the agent loop `environment`, or set it to null"
+        )
+    return number_labels(
+        extra_L[row][column][span]
+        for row, span in zip(responses.row_N.tolist(), responses.span_N.tolist(), strict=True)
+    )

@@ -3,7 +3,8 @@
 In force only where `VERL_PLATFORM=cpu`. Nothing of verl or vLLM is edited: the platform is registered through verl's
 own registry (`cpu_platform.py`), and each remedy is a wrapper that first lets the original do its work and steps in
 only where that fails, so a later version which no longer fails makes the remedy idle by itself. Each says which line
-makes it needed (paths are relative to the verl 0.9.1 package unless named).
+makes it needed (paths are relative to the verl 0.9.1 package unless named). One setting that verl reads from no
+configuration is set here too: how often it looks whether rollouts are done.
 
 The settings that belong to such a machine (sdpa attention, float32, one worker of each kind …) are in
 `config/machine/cpu.yaml`; those which must be in the environment before torch or vLLM is imported are `ENVIRONMENT`.
@@ -28,6 +29,9 @@ ENVIRONMENT = {
     # vLLM binds one thread per physical core; the trainer shares those cores
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
+
+
+POLL_SECONDS = 0.1
 
 
 def selected() -> bool:
@@ -75,6 +79,13 @@ def _offload_without_pinning(fsdp_module: Any) -> None:
         fsdp_module.CPUOffloadPolicy = lambda **_: None
 
 
+def _look_often(wrapped, instance, args, kwargs):
+    """trainer/ppo/v1/replay_buffer.py:409 looks every 2 s whether the rollouts are there: as long as a small model's
+    whole rollout takes."""
+    wrapped(*args, **kwargs)
+    instance.poll_interval = POLL_SECONDS
+
+
 def keep_plain_weights() -> None:
     """vLLM plug-in (`vllm.general_plugins`): leave linear weights where the next weight sync can load into them.
 
@@ -104,6 +115,10 @@ def install() -> None:
         wrapt.register_post_import_hook(
             lambda module: wrapt.wrap_function_wrapper(module, "EngineRegistry.get_engine_cls", _engine_of_cuda),
             "verl.workers.engine.base",
+        )
+        wrapt.register_post_import_hook(
+            lambda module: wrapt.wrap_function_wrapper(module, "ReplayBuffer.__init__", _look_often),
+            "verl.trainer.ppo.v1.replay_buffer",
         )
         wrapt.register_post_import_hook(_offload_without_pinning, "verl.workers.engine.fsdp.transformer_impl")
     set_platform(PlatformCPU())

@@ -24,6 +24,7 @@ GAE = "gae"
 TESTED_VERL = ("0.9.1",)
 
 Proxy = Literal["entropy", "surprisal"]
+RelativeTo = Literal["turn_kind", "anchor"]
 
 BROKEN_ON_V1 = {
     "gdpo": "verl's V1 batch has no `prompts` and no per-dimension rewards for it",
@@ -90,6 +91,8 @@ class AemSettings(Block):
         direction: `reversed` rewards uncertain responses instead (the paper's ablation).
         mean: whether mean α is 1 over responses or over tokens.
         shuffle: a seed; α is then permuted among the responses of each group (the paper's ablation).
+        relative_to: null, or `turn_kind` or `anchor`: entropies less the mean of the set's responses on the same kind
+            of turn, or to the same observation (ours, exploratory).
         proxy: `surprisal` puts the length-normalised −log π in the entropy's place (ours; needs no entropies).
         untested_verl: run although the installed verl is not one of the versions this release was tested with; holds
             for every estimator of this package.
@@ -106,6 +109,7 @@ class AemSettings(Block):
         "direction": get_args(Direction),
         "mean": get_args(Mean),
         "proxy": get_args(Proxy),
+        "relative_to": (None, *get_args(RelativeTo)),
     }
     switches: ClassVar = ("untested_verl",)
 
@@ -116,6 +120,7 @@ class AemSettings(Block):
     direction: Direction = "forward"
     mean: Mean = "response"
     shuffle: int | None = None
+    relative_to: RelativeTo | None = None
     proxy: Proxy = "entropy"
     untested_verl: bool = False
     dump_dir: str | None = None

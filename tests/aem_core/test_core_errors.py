@@ -217,6 +217,11 @@ CASES = {
     "shuffle is a bool": (lambda: run_aem(shuffle=True), r"shuffle: got True \(bool\); expected None or an integer"),
     "shuffle is negative": (lambda: run_aem(shuffle=-3), r"shuffle: got -3 .*Set `shuffle` to a seed"),
     "shuffle is a float": (lambda: run_aem(shuffle=1.0), r"shuffle: got 1\.0"),
+    "kinds are too few": (
+        lambda: run_aem(relative_to_N=torch.zeros(len(RESPONSES) - 1, dtype=torch.int64)),
+        r"relative_to_N: got .*expected .*response",
+    ),
+    "kinds are no integers": (lambda: run_aem(relative_to_N=torch.zeros(len(RESPONSES))), r"relative_to_N: got "),
     "shuffle is too large": (lambda: run_aem(shuffle=2**63), r"shuffle: got 9223372036854775808"),
 }
 

@@ -283,3 +283,27 @@ def test_relative_surprisal_is_made_of_the_other_two(batch):
     )
     surprisal_N = relative_surprisal(log_prob_BT, entropy_BT, responses)
     torch.testing.assert_close(surprisal_N, expected_N, rtol=1e-5, atol=1e-5)
+
+
+@given(batches(), st.floats(0, 3))
+def test_what_every_response_of_a_kind_has_in_common_changes_nothing(batch, constant):
+    """Entropies that differ between kinds alone are no modulation, even without the guard."""
+    mask_BT, inputs = batch
+    responses = find_responses(mask_BT)
+    kind_N = torch.arange(len(responses)) % 3
+    flat_BT = torch.full_like(inputs["entropy_BT"], 0.7)
+    flat_BT.view(-1)[responses.token_M] += constant * kind_N[responses.response_M]
+    _, stats = aem(responses=responses, relative_to_N=kind_N, min_range=1e-5, **{**inputs, "entropy_BT": flat_BT})
+    assert (stats.alpha_N == 1).all() and stats.guarded_N.all()
+
+
+@given(batches())
+def test_one_kind_is_no_kind_and_each_its_own_is_no_modulation(batch):
+    mask_BT, inputs = batch
+    responses = find_responses(mask_BT)
+    plain = aem(responses=responses, **inputs)[1]
+    one = aem(responses=responses, relative_to_N=torch.zeros(len(responses), dtype=torch.int64), **inputs)[1]
+    sure_N = (plain.range_N - 0.1).abs() > 1e-4  # rounding may put a range on the guard's other side
+    torch.testing.assert_close(one.alpha_N[sure_N], plain.alpha_N[sure_N], rtol=0, atol=1e-3)
+    alone = aem(responses=responses, relative_to_N=torch.arange(len(responses)), min_range=0.0, **inputs)[1]
+    assert (alone.alpha_N == 1).all() and (alone.range_N == 0).all()

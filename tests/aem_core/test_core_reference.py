@@ -23,10 +23,18 @@ def reference_runs(mask_row):
     return [*runs, run] if run else runs
 
 
-def reference_aem(advantage, entropy, tokens_of, labels, lam, min_range, sign, mean):
+def reference_aem(advantage, entropy, tokens_of, labels, lam, min_range, sign, mean, kinds=None):
     """`tokens_of`: for each response its row and its tokens; `labels`: for each response its set."""
     means = [sum(entropy[row][token] for token in tokens) / len(tokens) for row, tokens in tokens_of]
     counts = [len(tokens) if mean == "token" else 1 for _, tokens in tokens_of]
+    raw = means
+    if kinds is not None:
+        strata = list(zip(labels, kinds, strict=True))
+        means = [
+            own
+            - sum(value for value, other in zip(raw, strata, strict=True) if other == stratum) / strata.count(stratum)
+            for own, stratum in zip(raw, strata, strict=True)
+        ]
     alphas = []
     for own, label in zip(means, labels, strict=True):
         members = [place for place, other_label in enumerate(labels) if other_label == label]
@@ -41,7 +49,7 @@ def reference_aem(advantage, entropy, tokens_of, labels, lam, min_range, sign, m
     for alpha, (row, tokens) in zip(alphas, tokens_of, strict=True):
         for token in tokens:
             result[row][token] *= alpha
-    return result, alphas, means
+    return result, alphas, raw
 
 
 def random_spans(rng, tokens):
@@ -81,11 +89,12 @@ class Batch:
         return [keys[row] for row, _ in tokens_of]
 
 
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 @pytest.mark.parametrize("scope", ["group", "trajectory", "batch"])
 @pytest.mark.parametrize("spans", [False, True], ids=["runs", "spans"])
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
-def test_aem_against_loops(scope, spans, seed, dtype):
+def test_aem_against_loops(relative, scope, spans, seed, dtype):
     batch = Batch(seed)
     mask_BT = torch.tensor(batch.mask)
     if spans:
@@ -99,8 +108,10 @@ def test_aem_against_loops(scope, spans, seed, dtype):
         responses = find_responses(mask_BT)
     tokens_of = [(row, tokens) for row in range(batch.rows) for tokens in cut[row] if tokens]
     sign = -1 if batch.direction == "forward" else 1
+    kinds = [random.Random(7 * seed + place).choice([4, -9, 2**40]) for place in range(len(tokens_of))]
+    labels, kinds = batch.labels(scope, tokens_of), kinds if relative else None
     expected, alphas, means = reference_aem(
-        batch.advantage, batch.entropy, tokens_of, batch.labels(scope, tokens_of), batch.lam, 0.1, sign, batch.mean
+        batch.advantage, batch.entropy, tokens_of, labels, batch.lam, 0.1, sign, batch.mean, kinds
     )
     rescaled_BT, stats = aem(
         torch.tensor(batch.advantage, dtype=dtype),
@@ -112,6 +123,7 @@ def test_aem_against_loops(scope, spans, seed, dtype):
         trajectory_B=torch.tensor(batch.trajectory),
         direction=batch.direction,
         mean=batch.mean,
+        relative_to_N=None if kinds is None else torch.tensor(kinds, dtype=torch.int64),
     )
     assert len(responses) == len(tokens_of)
     assert responses.length_N.tolist() == [len(tokens) for _, tokens in tokens_of]

@@ -28,7 +28,7 @@ SIGNATURES = {
     "rescale_advantages": "(advantage_BT, alpha_N, responses, *, validate=True)",
     "aem": (
         "(advantage_BT, entropy_BT, responses, group_B, *, lam=1.0, min_range=0.1, scope='group', trajectory_B=None, "
-        "direction='forward', mean='response', shuffle=None, validate=True)"
+        "direction='forward', mean='response', shuffle=None, relative_to_N=None, validate=True)"
     ),
     "grpo_advantages": (
         "(reward_N, group_N, *, over='responses', trajectory_N=None, baseline='mean', by_std=True, validate=True)"

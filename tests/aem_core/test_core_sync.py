@@ -73,6 +73,9 @@ CALLS = {
     "aem of trajectories": lambda **validate: aem(*INPUTS, scope="trajectory", trajectory_B=GROUP_B, **validate),
     "aem of the batch": lambda **validate: aem(*INPUTS, scope="batch", direction="reversed", **validate),
     "aem shuffled": lambda **validate: aem(*INPUTS, shuffle=3, **validate),
+    "aem relative to kinds": lambda **validate: aem(
+        *INPUTS, relative_to_N=torch.arange(len(RESPONSES)) % 2, **validate
+    ),
     "aem over tokens": lambda **validate: aem(*INPUTS, mean="token", **validate),
     "response_entropies": lambda **validate: response_entropies(ENTROPY_BT, RESPONSES, **validate),
     "response_log_probs": lambda **validate: response_log_probs(LOG_PROB_BT, RESPONSES, **validate),

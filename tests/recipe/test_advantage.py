@@ -180,6 +180,30 @@ def test_gae_is_verls_own_row_by_row():
     assert torch.equal(returns[live], expected_returns)
 
 
+def test_entropy_relative_to_the_kind_of_turn_by_hand():
+    kinds = ["a", "b", "a", "a", "a", "a"]
+    fields = [extra(n, turn_kinds=[kind], anchors=["same"]) for n, kind in zip((3, 2, 4, 3, 1, 3), kinds, strict=True)]
+    given = side(aem(relative_to="turn_kind", min_range=0.05), fields)
+    advantage, _ = compute_advantages(given, REWARD, MASK, GROUPS, {})
+    base = 5 / (math.sqrt(50) + 1e-6)
+    # 0.4 and 0.5 less their mean; 1.1 is alone of its kind
+    first = alpha([-0.5, 0.0, 0.5])  # in units of their range
+    for row, (length, sign) in enumerate([(3, 1), (2, 1), (4, -1)]):
+        torch.testing.assert_close(advantage[row, :length], torch.full((length,), sign * first[row] * base))
+    # to the same observation: less the group's mean, which changes nothing
+    anchored = compute_advantages(side(aem(relative_to="anchor"), fields), REWARD, MASK, GROUPS, {})[0]
+    torch.testing.assert_close(anchored, compute_advantages(side(), REWARD, MASK, GROUPS, {})[0])
+
+
+@pytest.mark.parametrize(("relative_to", "column"), [("turn_kind", "turn_kinds"), ("anchor", "anchors")])
+def test_relative_to_what_the_loop_did_not_record_is_refused(relative_to, column):
+    fields = [extra(n, **{column: ["x"]}) for n in (3, 2, 4, 3, 1, 3)]
+    compute_advantages(side(aem(relative_to=relative_to), fields), REWARD, MASK, GROUPS, {})
+    del fields[2][column]
+    with pytest.raises(ValueError, match=rf"relative_to={relative_to} .*extra_fields\['{column}'\].*set it to null"):
+        compute_advantages(side(aem(relative_to=relative_to), fields), REWARD, MASK, GROUPS, {})
+
+
 def test_the_shuffle_changes_with_the_step_and_repeats_with_the_run():
     settings = aem(shuffle=7, scope="batch")
     runs = [compute_advantages(side(settings, step=step), REWARD, MASK, GROUPS, {})[0] for step in (1, 1, 2, 3, 4)]

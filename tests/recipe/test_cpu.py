@@ -241,6 +241,9 @@ from verl.workers.engine.base import EngineRegistry
 assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__.startswith("FSDP")
 assert layers(vars(EngineRegistry)["get_engine_cls"]) <= 1
 from verl.workers.engine.fsdp import transformer_impl
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+buffer = ReplayBuffer("sync", None, max_off_policy_threshold=None, max_off_policy_strategy="drop", sampler_kwargs=None)
+assert buffer.poll_interval == cpu.POLL_SECONDS < 2 and layers(vars(ReplayBuffer)["__init__"]) == 1
 print(transformer_impl.CPUOffloadPolicy(pin_memory=True), *(os.environ[name] for name in cpu.ENVIRONMENT))
 """
     said = run(code, VERL_PLATFORM="cpu", VLLM_CPU_KVCACHE_SPACE="7")
@@ -261,6 +264,8 @@ from verl.workers.engine.base import EngineRegistry
 assert layers(vars(EngineRegistry)["get_engine_cls"]) == 0
 from verl.workers.engine.fsdp import transformer_impl
 assert transformer_impl.CPUOffloadPolicy.__module__.startswith("torch."), transformer_impl.CPUOffloadPolicy
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+assert layers(vars(ReplayBuffer)["__init__"]) == 0
 from verl.plugin.platform import PlatformRegistry
 assert PlatformRegistry.get("cpu") is None
 assert not set(cpu.ENVIRONMENT) & set(os.environ)

@@ -38,6 +38,7 @@ OURS = [
     {"adv_estimator": "aem", "aem": {"base_estimator": "gigpo", "scope": "batch", "mean": "token"}},
     {"adv_estimator": "aem", "aem": {"base_estimator": "rloo", "lam": 0.3, "proxy": "surprisal"}},
     {"adv_estimator": "aem", "aem": {"base_estimator": "grpo", "shuffle": 5, "direction": "reversed"}},
+    {"adv_estimator": "aem", "aem": {"base_estimator": "grpo_rows", "relative_to": "anchor", "min_range": 0.0}},
     {"adv_estimator": "aem", "aem": {"base_estimator": "gae"}},
     *({"adv_estimator": f"{base}_trajectories"} for base in OUTCOME_BASES),
 ]

@@ -75,6 +75,11 @@ def test_gae_runs_with_a_critic():
             "row",
             r"algorithm\.aem\.scope='row': expected one of \['group', 'trajectory', 'batch'\]",
         ),
+        (
+            "algorithm.aem.relative_to",
+            "page",
+            r"algorithm\.aem\.relative_to='page': expected one of \[None, 'turn_kind'",
+        ),
         ("algorithm.aem.direction", "up", r"algorithm\.aem\.direction='up'"),
         ("algorithm.aem.mean", "row", r"algorithm\.aem\.mean='row': expected one of \['response', 'token'\]"),
         ("algorithm.aem.proxy", True, r"algorithm\.aem\.proxy=True: expected one of \['entropy', 'surprisal'\]"),
