@@ -1,6 +1,6 @@
 """The study's first task: the demo's shop, with a model cloned from a shopper who is in more of a hurry.
 
-python studies/shop/warm_start.py outputs/shop [--seed 0] [--first-hit 0.9] [--early-buy 0.95]
+python studies/shop/warm_start.py outputs/shop [--seed 0] [--first-hit 0.885] [--early-buy 0.93]
 
 The demo's shopper leaves so much success that GRPO has most of what can be had after ten steps. This one hardly ever
 wins: reward is rare at first, and most groups of rollouts have none.
@@ -25,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first-hit", type=float, default=0.9)
-    parser.add_argument("--early-buy", type=float, default=0.95)
+    parser.add_argument("--first-hit", type=float, default=0.885)
+    parser.add_argument("--early-buy", type=float, default=0.93)
     options = parser.parse_args()
     torch.set_num_threads(1)
 

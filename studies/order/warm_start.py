@@ -1,0 +1,120 @@
+"""The study's second task: a small model that has watched somebody impatient, and the parquet files for verl.
+
+python studies/order/warm_start.py outputs/order [--seed 0] [--guess 0.7] [--waste 0.2]
+
+TextWorldExpress's `peckingorder`: a book says which of four fruits comes next, and says the next one when that is
+taken; a wrong fruit loses the game. The impatient player mostly takes a fruit at random instead of reading, and now and
+then does something useless. Who imitates it rarely wins, the less so in eight turns, which are just enough to read and
+take four times; that reading comes first, every time, reward alone can tell.
+
+The package's other splits have other fruits, which a model of this size has never seen, so all games are of `train`:
+the last 200 seeds are for validation, and neither shown nor trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+import re
+from pathlib import Path
+
+import torch
+
+from agent_loops.dataset import write_parquet
+from agent_loops.environment import Benchmark, Task
+from agent_loops.episode import Episode, EpisodeSettings
+from agent_loops.textworld_express import TextWorldExpress
+from recipe.aem.demo.cloning import Policy, clone, demonstrate
+from recipe.aem.demo.play import play, success_rate
+from recipe.aem.demo.tiny_model import build_model, build_tokenizer, save
+
+SETTINGS = EpisodeSettings(prompt="textworld_express/order", max_turns=8, require_think=False, history_length=2)
+SHOWN = dataclasses.replace(SETTINGS, max_turns=12)
+"""The player who is imitated has more time than the model will have."""
+VALIDATION = 200
+CLONING_STEPS = 400
+_NEXT = re.compile(r"The current task is to take the (.+?)\.")
+
+
+class OrderTasks:
+    """The package's training seeds, the last of them apart."""
+
+    splits = ("train", "validation")
+
+    def __init__(self, game: TextWorldExpress) -> None:
+        self._seeds = game.task_set.tasks("train")
+
+    def tasks(self, split: str) -> list[Task]:
+        return self._seeds[:-VALIDATION] if split == "train" else self._seeds[-VALIDATION:]
+
+
+class Order:
+    """What of the benchmark is written: its name, and the splits above."""
+
+    def __init__(self, game: TextWorldExpress) -> None:
+        self.name, self.task_set = game.name, OrderTasks(game)
+
+
+def impatient_policy(seed: int, guess: float, waste: float) -> Policy:
+    """Takes what the book last said, else reads; but guesses instead of reading, and wastes turns.
+
+    Args:
+        seed: of the moods.
+        guess: how often a fruit is taken at random where the book would have to be read.
+        waste: how often something is done that leads nowhere.
+    """
+    mood = random.Random(seed)
+
+    def act(episode: Episode, _: Task) -> str:
+        assert episode.observation is not None
+        possible = list(episode.observation.actions)
+        if mood.random() < waste:
+            return mood.choice([action for action in possible if not action.startswith(("take ", "read "))])
+        if said := _NEXT.search(episode.observation.text):
+            return f"take {said[1]}"
+        if mood.random() < guess:
+            return mood.choice([action for action in possible if action.startswith("take ")])
+        return "read instructions book"
+
+    return act
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guess", type=float, default=0.7)
+    parser.add_argument("--waste", type=float, default=0.2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    game = TextWorldExpress("peckingorder")
+    order = Order(game)
+    write_parquet(order, options.directory / "tasks")
+    shown = seen(game, order.task_set.tasks("train"), impatient_policy(options.seed, options.guess, options.waste))
+    texts = [text for one in shown for text in (one.prompt, one.response)]
+    actions = {one.response.removeprefix("<action>").removesuffix("</action>") for one in shown}
+    tokenizer = build_tokenizer(texts, sorted(actions), markup=("<action>", "</action>"))
+    model = build_model(tokenizer, seed=options.seed)
+    clone(model, tokenizer, shown, steps=CLONING_STEPS, seed=options.seed)
+    outcomes = play(model, tokenizer, game, order.task_set.tasks("validation"), SETTINGS, seed=options.seed)
+    facts = {
+        **{name: getattr(options, name) for name in ("seed", "guess", "waste")},
+        "cloning_steps": CLONING_STEPS,
+        "demonstrated_turns": len(shown),
+        "success_at_temperature_1": success_rate(outcomes),
+        "turns_an_episode": sum(one.turns for one in outcomes) / len(outcomes),
+        "invalid_turns_an_episode": sum(one.invalid_turns for one in outcomes) / len(outcomes),
+    }
+    save(model, tokenizer, options.directory / "warm_start", facts)
+    print(facts)
+
+
+def seen(game: Benchmark, tasks: list[Task], policy: Policy) -> list:
+    """The turns of three times all tasks."""
+    return [turn for _ in range(3) for turns in demonstrate(game, tasks, SHOWN, policy) for turn in turns]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""A replica of the engine's training loop in plain PyTorch, for many seeds of a study on small models.
+
+python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 [--jobs 2] [--until 17:30] [--only …]
+python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 --csv studies/results/replica.csv
+
+What decides a comparison is the product's own: episodes and prompts (`agent_loops.episode`), the form of the rows, and
+the advantages (`recipe.aem.advantage.compute_advantages`, which runs inside verl). Written anew are sampling
+(transformers in place of vLLM) and the update (verl's vanilla policy loss and AdamW in place of its engine), because a
+start of verl takes longer than a whole run here. Every setting comes from the configuration that verl would be given,
+and what this loop does not do is refused. Unlike in the engine, a seed fixes every sample.
+
+A cell is one file, `OUT/BENCHMARK/METHOD/seedN.jsonl`, which appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from recipe.aem.study.cells import Cell, cells, select
+from recipe.aem.study.file import Study, read_study
+from recipe.aem.study.results import Result, as_csv, rows
+from recipe.aem.study.state import State
+
+
+def path_of(cell: Cell) -> Path:
+    return cell.folder.with_suffix(".jsonl")
+
+
+def train(cell: Cell) -> float:
+    """Train a cell, in a process of its own; returns the seconds it took."""
+    started = time.perf_counter()
+    os.environ.update(cell.env)
+    import hydra.utils
+    import pyarrow.parquet as pq
+    import torch
+    from omegaconf import OmegaConf
+    from replica_parts.training import Training
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from recipe.aem.composition import compose
+
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    config = compose(cell.config, cell.asked)
+    benchmark: Any = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.benchmark, resolve=True)
+
+    def tasks(file: str) -> list:
+        return [extra["task"] for extra in pq.read_table(file).column("extra_info").to_pylist()]
+
+    model = config.actor_rollout_ref.model.path
+    training = Training(
+        config,
+        AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(model),
+        hydra.utils.get_object(benchmark.pop("target"))(**benchmark),
+        tasks(config.data.train_files),
+        tasks(config.data.val_files)[: config.data.val_max_samples],
+        cell.seed,
+    )
+    path = path_of(cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for step, metrics in training.run():
+            file.write(json.dumps({"step": step, "data": metrics}) + "\n")
+            file.flush()
+    partial.replace(path)
+    return time.perf_counter() - started
+
+
+def run_all(todo: list[Cell], jobs: int, until: datetime | None) -> None:
+    """Train cells, `jobs` at a time; starts none that would not be done in time, judged from the longest so far."""
+    longest = 0.0
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=fresh, max_tasks_per_child=1) as pool:
+        running: dict[Future[float], Cell] = {}
+        while todo or running:
+            late = until is not None and datetime.now() + timedelta(seconds=longest) > until
+            while todo and len(running) < jobs and not late:
+                cell = todo.pop(0)
+                running[pool.submit(train, cell)] = cell
+            if not running:
+                print(f"{len(todo)} cells are left for another time")
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                seconds = future.result()
+                longest = max(longest, seconds)
+                print(f"{datetime.now():%H:%M:%S} {cell.name} {seconds:.0f} s, {len(todo)} to do", flush=True)
+
+
+def results(study: Study, all_cells: list[Cell]) -> list[Result]:
+    """The cells that are there, as `aem study` reads its own."""
+    found = []
+    for cell in all_cells:
+        if path_of(cell).exists():
+            lines = [json.loads(line) for line in path_of(cell).read_text(encoding="utf-8").splitlines()]
+            found.append(Result(cell, State("done"), {line["step"]: line["data"] for line in lines}))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, required=True, help="so many, from 0 on, in place of the file's")
+    parser.add_argument("--only", action="append", default=[], help="as in aem study run")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--until", help="HH:MM")
+    parser.add_argument("--csv", type=Path, help="write what is there and train nothing")
+    options = parser.parse_args()
+    study = dataclasses.replace(read_study(options.study), seeds=tuple(range(options.seeds)))
+    chosen = select(study, cells(study, options.out), options.only)
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        options.csv.write_text(as_csv(rows(study, results(study, chosen))), encoding="utf-8")
+        return
+    until = None
+    if options.until:
+        clock = datetime.strptime(options.until, "%H:%M")
+        until = datetime.now().replace(hour=clock.hour, minute=clock.minute, second=0)
+    run_all([cell for cell in chosen if not path_of(cell).exists()], options.jobs, until)
+
+
+if __name__ == "__main__":
+    main()

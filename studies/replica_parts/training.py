@@ -1,0 +1,183 @@
+"""The training loop: rollout, old policy, advantages (the product's own), update, validation."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any  # transformers annotates its models and tokenizers too loosely to check against
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
+from agent_loops.environment import Benchmark, Task
+from agent_loops.episode import EpisodeSettings
+from recipe.aem.advantage import SideInfo, compute_advantages
+from recipe.aem.epo import EpoSettings, batch_weights
+from recipe.aem.settings import Settings
+from replica_parts.policy import mask_of, old_policy
+from replica_parts.rollout import Rollout, Row, interleaved, roll_out
+from replica_parts.update import EpoTerms, update
+
+# what this loop does in one way only: the value that a configuration must have
+FIXED = {
+    "algorithm.use_kl_in_reward": False,
+    "algorithm.rollout_correction.bypass_mode": False,
+    "actor_rollout_ref.actor.use_kl_loss": False,
+    "actor_rollout_ref.actor.entropy_coeff": 0,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+    "actor_rollout_ref.actor.shuffle": False,
+    "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
+    "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
+    "actor_rollout_ref.actor.optim.weight_decay": 0.0,
+    "actor_rollout_ref.actor.optim.lr_warmup_steps": -1,
+    "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": 0.0,
+    "actor_rollout_ref.actor.optim.lr_scheduler_type": "constant",
+    "actor_rollout_ref.rollout.top_p": 1.0,
+    "actor_rollout_ref.rollout.top_k": -1,
+    "actor_rollout_ref.rollout.custom.episode.layout": "turns",
+}
+
+
+def check(config: DictConfig) -> None:
+    """Refuse what this loop does not do, so that a run is never other than its configuration.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for name, value in FIXED.items():
+        given = OmegaConf.select(config, name, default=value)
+        if given != value:
+            raise ValueError(f"the replica knows {name}={value} only, and the configuration has {given}")
+    if (OmegaConf.select(config, "algorithm.filter_groups") or {}).get("enable"):
+        raise ValueError("the replica does not filter groups (algorithm.filter_groups.enable)")
+
+
+@dataclass
+class Training:
+    """One run: its policy, its tasks, and verl's configuration of it.
+
+    Attributes:
+        tokenizer: of the model.
+        seed: fixes the order of tasks and every sample.
+    """
+
+    config: DictConfig
+    model: Any
+    tokenizer: Any
+    benchmark: Benchmark
+    tasks: Sequence[Task]
+    validation_tasks: Sequence[Task]
+    seed: int
+
+    def __post_init__(self) -> None:
+        check(self.config)
+        self._actor, self._rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
+        self._settings = Settings.from_config(self.config.algorithm)
+        self._epo, self._history = EpoSettings.from_config(self.config.algorithm), EntropyHistory()
+        self._chance = random.Random(self.seed)
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self._actor.optim.lr, betas=tuple(self._actor.optim.betas), weight_decay=0.0
+        )
+
+    def run(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Train in place; yields each step's metrics under verl's names. Step 0 is the validation before training."""
+        torch.manual_seed(self.seed)
+        # no dropout, and nothing else that differs between the modes
+        self.model.eval()
+        trainer = self.config.trainer
+        queue: list[Task] = []
+        yield 0, self._validate()
+        for step in range(1, trainer.total_training_steps + 1):
+            started = time.perf_counter()
+            prompts = self.config.data.train_batch_size
+            while len(queue) < prompts:
+                queue += self._chance.sample(list(self.tasks), len(self.tasks))
+            batch, queue = queue[:prompts], queue[prompts:]
+            metrics = self._step(step, batch)
+            metrics["timing_s/step"] = time.perf_counter() - started
+            if step % trainer.test_freq == 0 or step == trainer.total_training_steps:
+                metrics |= self._validate()
+            yield step, metrics
+
+    def _play(self, tasks: Sequence[Task], copies: int, temperature: float) -> Rollout:
+        return roll_out(
+            self.model,
+            self.tokenizer,
+            self.benchmark,
+            tasks,
+            EpisodeSettings.from_config(self._rollout.custom.episode),
+            copies=copies,
+            temperature=temperature,
+            max_tokens=self.config.data.max_response_length,
+        )
+
+    def _validate(self) -> dict[str, float]:
+        played = self._play(self.validation_tasks, 1, self._rollout.val_kwargs.temperature)
+        return {f"val-core/{self.benchmark.name}/acc/mean@1": fmean(played.won)}
+
+    def _step(self, step: int, tasks: Sequence[Task]) -> dict[str, float]:
+        played = self._play(tasks, self._rollout.n, self._rollout.temperature)
+        rows = interleaved(played.rows, self._chance)
+        mask_BT = mask_of(rows, self.config.data.max_response_length)
+        pad = self.tokenizer.pad_token_id
+        old_BT, entropy_BT = old_policy(self.model, rows, mask_BT, pad)
+        metrics = {
+            "training/success": fmean(played.won),
+            "num_turns/mean": fmean(played.turns),
+            "actor/entropy": float(entropy_BT[mask_BT.bool()].mean()),
+        }
+        advantage_BT = self._advantages(step, rows, mask_BT, old_BT, entropy_BT, metrics)
+        terms = self._epo_terms(step, rows, mask_BT, entropy_BT) if self._epo.enable else None
+        metrics["actor/grad_norm"] = update(
+            self.model,
+            self._optimizer,
+            rows,
+            mask_BT,
+            old_BT,
+            advantage_BT,
+            self._actor,
+            self._actor.ppo_mini_batch_size * self._rollout.n,
+            pad,
+            terms,
+        )
+        return metrics
+
+    def _advantages(
+        self,
+        step: int,
+        rows: Sequence[Row],
+        mask_BT: Tensor,
+        old_BT: Tensor,
+        entropy_BT: Tensor,
+        metrics: dict[str, float],
+    ) -> Tensor:
+        """By the function that the seam calls inside verl."""
+        reward_BT = torch.zeros(mask_BT.shape)
+        for number, row in enumerate(rows):
+            reward_BT[number, len(row.response) - 1] = row.reward
+        side = SideInfo(
+            settings=self._settings,
+            keys=[row.key for row in rows],
+            is_padding=[False] * len(rows),
+            extra_fields=[row.extra for row in rows],
+            measure_BT={None: None, "entropy": entropy_BT, "old_log_probs": old_BT}[self._settings.measure],
+            value_BT=None,
+            step=step,
+            metrics=metrics,
+        )
+        groups = [row.group for row in rows]
+        advantage_BT, _ = compute_advantages(side, reward_BT, mask_BT, groups, self.config.algorithm)
+        return advantage_BT
+
+    def _epo_terms(self, step: int, rows: Sequence[Row], mask_BT: Tensor, entropy_BT: Tensor) -> EpoTerms:
+        padding, extras = [False] * len(rows), [row.extra for row in rows]
+        weight_BT, _ = batch_weights([row.key for row in rows], padding, extras, mask_BT)
+        beta = epo_beta(step - 1, self._epo.total_steps or self.config.trainer.total_training_steps, self._epo.gamma)
+        terms = EpoTerms(self._epo, weight_BT, self._history.reference, beta)
+        self._history = self._history.add(epo_entropy(entropy_BT, weight_BT).item())
+        return terms

@@ -1,0 +1,88 @@
+"""One pass of updates over a batch: verl's vanilla policy loss, EPO's terms where they are switched on, AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any  # transformers annotates its models too loosely to check against
+
+import torch
+from torch import Tensor
+
+from aem_core.epo import epo_entropy, epo_smoothing
+from recipe.aem.epo import EpoSettings
+from replica_parts.policy import log_probs_and_entropies, response_logits
+from replica_parts.rollout import Row
+
+
+def policy_loss(log_prob_M: Tensor, old_M: Tensor, advantage_M: Tensor, actor: Mapping[str, Any]) -> Tensor:
+    """verl's vanilla policy loss of each token: PPO's clip, and the dual clip at `clip_ratio_c`."""
+    low = actor["clip_ratio_low"] if actor.get("clip_ratio_low") is not None else actor["clip_ratio"]
+    high = actor["clip_ratio_high"] if actor.get("clip_ratio_high") is not None else actor["clip_ratio"]
+    ratio_M = torch.exp((log_prob_M - old_M).clamp(-20.0, 20.0))
+    loss_M = torch.maximum(-advantage_M * ratio_M, -advantage_M * ratio_M.clamp(1 - low, 1 + high))
+    dual_M = torch.minimum(-advantage_M * actor["clip_ratio_c"], loss_M)
+    return torch.where(advantage_M < 0, dual_M, loss_M)
+
+
+@dataclass(frozen=True)
+class EpoTerms:
+    """EPO's two terms of one step."""
+
+    settings: EpoSettings
+    weight_BT: Tensor
+    reference: float | None
+    beta: float
+
+    def added(self, entropy_M: Tensor, weight_M: Tensor, mini_batches: float) -> Tensor:
+        of = self.settings
+        entropy_1M, weight_1M = entropy_M[None], weight_M[None]
+        smoothing = epo_smoothing(
+            entropy_1M, weight_1M, self.reference, lower=of.lower, upper=of.upper, alpha=of.alpha, validate=False
+        )
+        share = epo_entropy(entropy_1M, weight_1M, validate=False) - self.beta * smoothing
+        return -of.coef * mini_batches * share
+
+
+def update(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Row],
+    mask_BT: Tensor,
+    old_BT: Tensor,
+    advantage_BT: Tensor,
+    actor: Mapping[str, Any],
+    mini_batch_rows: int,
+    pad: int,
+    terms: EpoTerms | None,
+) -> float:
+    """One pass over the batch in mini-batches of consecutive rows; the last one is smaller where verl would pad it.
+
+    Returns:
+        The mean norm of the gradients before clipping.
+    """
+    norms = []
+    mini_batches = -(-len(rows) // mini_batch_rows)
+    for start in range(0, len(rows), mini_batch_rows):
+        chosen = list(range(start, min(start + mini_batch_rows, len(rows))))
+        tokens = int(mask_BT[chosen].sum())
+        optimizer.zero_grad()
+        for part, logits_MV, token_M in response_logits(model, [rows[number] for number in chosen], pad):
+            numbers = [chosen[place] for place in part]
+
+            def flat(value_BT: Tensor, numbers: list[int] = numbers) -> Tensor:
+                return value_BT[numbers][mask_BT[numbers].bool()]
+
+            log_prob_M, entropy_M = log_probs_and_entropies(logits_MV, token_M)
+            loss = policy_loss(log_prob_M, flat(old_BT), flat(advantage_BT).float(), actor).sum() / tokens
+            if terms is not None:
+                loss = loss + terms.added(entropy_M, flat(terms.weight_BT), mini_batches)
+            loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm(actor))))
+        optimizer.step()
+    return sum(norms) / len(norms)
+
+
+def clip_norm(actor: Mapping[str, Any]) -> float:
+    """The gradient's largest norm: the optimiser's setting, or the actor's."""
+    return float(actor["optim"].get("clip_grad") or actor["grad_clip"])

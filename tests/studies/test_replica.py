@@ -1,0 +1,327 @@
+"""studies/replica.py: its parts against verl's own and against plain computations, and whole runs on a toy task.
+
+Not covered: that its curves are like the engine's; docs/evidence/learning.md compares them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("verl", reason="verl is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from agent_loops.environment import Observation, Step
+from agent_loops.episode import EpisodeSettings
+from recipe.aem.composition import compose
+from recipe.aem.demo.cloning import Demonstration, clone
+from recipe.aem.demo.tiny_model import build_model, build_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+import replica
+from replica_parts import policy, rollout, training, update
+from replica_parts.rollout import Row
+
+STUDIES = Path(replica.__file__).parent
+PROMPT = "{{ instruction }}{% for past in history %} {{ past.action }}{% endfor %} {{ observation }}"
+
+
+class Echo:
+    """Says a word three times; whoever repeats it each time has won."""
+
+    thread_safe = True
+    words = ("left", "right")
+
+    def reset(self, task):
+        self.word, self.turns, self.right = self.words[task["number"] % 2], 0, 0
+        return self._observe()
+
+    def step(self, action):
+        self.turns += 1
+        self.right += action == self.word
+        ended = self.turns == 3
+        return Step(self._observe(), float(ended), ended, False, {"won": self.right == 3})
+
+    def close(self):
+        pass
+
+    def _observe(self):
+        return Observation(f"say {self.word}", list(self.words), {"instruction": "repeat", "page": f"turn{self.turns}"})
+
+
+class EchoBenchmark:
+    name = "echo"
+
+    def make(self):
+        return Echo()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = ["repeat say left right", "<action>left</action>", "<action>right</action>", "user assistant"]
+    return build_tokenizer(texts, Echo.words, markup=("<action>", "</action>"))
+
+
+@pytest.fixture(scope="module")
+def weights(tokenizer):
+    """Of a model that answers with a word, either of them."""
+    model, chance = build_model(tokenizer, seed=0, hidden=16, layers=1, heads=2), random.Random(0)
+    shown = [
+        Demonstration(f"repeat say {chance.choice(Echo.words)}", f"<action>{chance.choice(Echo.words)}</action>")
+        for _ in range(200)
+    ]
+    clone(model, tokenizer, shown, steps=80, learning_rate=1e-2, warm_up=5)
+    return model.state_dict()
+
+
+@pytest.fixture
+def model(tokenizer, weights):
+    return build(tokenizer, weights)
+
+
+def build(tokenizer, weights):
+    model = build_model(tokenizer, seed=0, hidden=16, layers=1, heads=2)
+    model.load_state_dict(weights)
+    return model
+
+
+@pytest.fixture
+def make(tokenizer, weights, tmp_path, monkeypatch):
+    """A run of so many steps under overrides, on a model that starts the same each time."""
+    template = tmp_path / "echo.jinja"
+    template.write_text(PROMPT)
+    for name in ("WEBSHOP_DATA", "WEBSHOP_PARQUET", "AEM_MODEL"):
+        monkeypatch.setenv(name, "unused")
+
+    def made(*overrides, steps=2, seed=0):
+        config = compose(
+            "webshop_demo",
+            [
+                f"trainer.total_training_steps={steps}",
+                "trainer.test_freq=1",
+                "data.train_batch_size=4",
+                "data.max_response_length=6",
+                "actor_rollout_ref.rollout.n=4",
+                "actor_rollout_ref.actor.ppo_mini_batch_size=3",
+                "actor_rollout_ref.actor.optim.lr=0.01",
+                f"actor_rollout_ref.rollout.custom.episode.prompt={template}",
+                *overrides,
+            ],
+        )
+        tasks = [{"number": number} for number in range(8)]
+        return training.Training(config, build(tokenizer, weights), tokenizer, EchoBenchmark(), tasks, tasks[:4], seed)
+
+    return made
+
+
+def rows_of(tokenizer, count=70, seed=0):
+    chance = random.Random(seed)
+    ids = list(range(len(tokenizer) - 5))
+    return [
+        Row(f"0_{n}_0", "0", chance.choices(ids, k=chance.randint(2, 20)), chance.choices(ids, k=chance.randint(1, 6)))
+        for n in range(count)
+    ]
+
+
+def test_log_probs_and_entropies_are_those_of_each_row_alone(model, tokenizer):
+    rows = rows_of(tokenizer)
+    mask_BT = policy.mask_of(rows, 6)
+    log_prob_BT, entropy_BT = policy.old_policy(model, rows, mask_BT, tokenizer.pad_token_id)
+    for number, row in enumerate(rows):
+        logits = model(torch.tensor([row.ids])).logits[0, len(row.prompt) - 1 : -1]
+        log = torch.log_softmax(logits, -1)
+        expected = log[range(len(row.response)), row.response]
+        assert int(mask_BT[number].sum()) == len(row.response)
+        torch.testing.assert_close(log_prob_BT[number, : len(row.response)], expected, rtol=0, atol=1e-4)
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        torch.testing.assert_close(entropy_BT[number, : len(row.response)], entropy, rtol=0, atol=1e-4)
+    assert (log_prob_BT[mask_BT == 0] == 0).all() and len(rows) > policy.FORWARD_ROWS
+
+
+@pytest.mark.parametrize("clips", [{}, {"clip_ratio_low": 0.1, "clip_ratio_high": 0.28, "clip_ratio_c": 1.5}])
+def test_the_loss_is_verls(clips, monkeypatch):
+    from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+    from verl.utils.config import omega_conf_to_dataclass
+
+    for name in ("WEBSHOP_DATA", "WEBSHOP_PARQUET", "AEM_MODEL"):
+        monkeypatch.setenv(name, "unused")
+    overrides = [f"actor_rollout_ref.actor.{name}={value}" for name, value in clips.items()]
+    actor = compose("webshop_demo", overrides).actor_rollout_ref.actor
+    generator = torch.Generator().manual_seed(0)
+    old_BT, new_BT, advantage_BT = (2 * torch.randn(9, 7, generator=generator) for _ in range(3))
+    mask_BT = torch.rand(9, 7, generator=generator) < 0.6
+    expected, _ = compute_policy_loss_vanilla(
+        old_BT, new_BT, advantage_BT, mask_BT.float(), "token-mean", omega_conf_to_dataclass(actor)
+    )
+    on = mask_BT
+    got = update.policy_loss(new_BT[on], old_BT[on], advantage_BT[on], actor).mean()
+    torch.testing.assert_close(got, expected)
+
+
+def test_an_update_does_not_depend_on_the_size_of_its_forward_passes(tokenizer, weights, monkeypatch, make):
+    actor = make().config.actor_rollout_ref.actor
+    rows = rows_of(tokenizer, 24)
+    mask_BT = policy.mask_of(rows, 6)
+    advantage_BT = torch.randn(mask_BT.shape, generator=torch.Generator().manual_seed(1))
+    ends = []
+    for size in (64, 5):
+        monkeypatch.setattr(policy, "FORWARD_ROWS", size)
+        model = build(tokenizer, weights)
+        old_BT, _ = policy.old_policy(model, rows, mask_BT, tokenizer.pad_token_id)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        norm = update.update(
+            model, optimizer, rows, mask_BT, old_BT, advantage_BT, actor, 12, tokenizer.pad_token_id, None
+        )
+        ends.append((norm, torch.cat([weight.detach().flatten() for weight in model.parameters()])))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=0, atol=1e-5)
+
+
+def test_rows_are_what_the_engine_would_have(model, tokenizer, tmp_path):
+    template = tmp_path / "echo.jinja"
+    template.write_text(PROMPT)
+    torch.manual_seed(0)
+    settings = EpisodeSettings(prompt=str(template), require_think=False, max_turns=2, history_length=1)
+    played = rollout.roll_out(
+        model,
+        tokenizer,
+        EchoBenchmark(),
+        [{"number": 0}, {"number": 1}],
+        settings,
+        copies=3,
+        temperature=1.0,
+        max_tokens=4,
+    )
+    assert [row.key for row in played.rows[:3]] == ["0_0_0", "0_0_1", "0_1_0"] and len(played.rows) == 12
+    assert played.turns == [2] * 6 and {row.group for row in played.rows} == {"0", "1"}
+    for row in played.rows:
+        assert 1 <= len(row.response) <= 4 and row.extra["response_spans"] == [[0, len(row.response)]]
+        assert tokenizer.eos_token_id not in row.response[:-1] and tokenizer.pad_token_id not in row.prompt
+        assert row.extra["anchors"] == [f"say {Echo.words[int(row.group)]}"]
+        shown = tokenizer.decode(row.prompt)
+        assert "repeat" in shown and shown.endswith("assistant\n")
+    again = rollout.interleaved(played.rows, random.Random(3))
+    assert sorted(row.key for row in again) == sorted(row.key for row in played.rows) != [row.key for row in again]
+    assert [row.key[-1] for row in again] == ["0", "1"] * 6, "a trajectory stays together"
+
+
+def test_a_seed_fixes_a_run_and_strength_zero_is_the_base(make):
+    runs = {
+        "first": list(make("method=grpo").run()),
+        "again": list(make("method=grpo").run()),
+        "another": list(make("method=grpo", seed=1).run()),
+        "zero": list(make("method=aem", "algorithm.aem.lam=0").run()),
+        "aem": list(make("method=aem", "algorithm.aem.min_range=0").run()),
+    }
+    kept = {
+        name: [{key: value for key, value in data.items() if not key.startswith(("timing", "aem/"))} for _, data in run]
+        for name, run in runs.items()
+    }
+    assert [step for step, _ in runs["first"]] == [0, 1, 2]
+    assert kept["first"] == kept["again"] == kept["zero"]
+    assert kept["first"][0] == kept["aem"][0] and kept["first"][2] != kept["aem"][2]
+    assert kept["first"][1:] != kept["another"][1:]
+    assert {"val-core/echo/acc/mean@1", "training/success", "actor/entropy", "actor/grad_norm"} <= set(kept["first"][1])
+    assert "aem/alpha/q95" in runs["aem"][1][1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["method=empg"], ["method=gigpo"], ["method=epo"], ["method=aem", "algorithm.aem.relative_to=anchor"]],
+    ids=lambda overrides: overrides[0] + str(len(overrides)),
+)
+def test_every_method_of_the_study_runs(make, overrides):
+    steps = list(make(*overrides).run())
+    assert len(steps) == 3 and steps[2][1]["actor/grad_norm"] >= 0
+
+
+def test_epo_changes_the_update(make):
+    plain, strong = (
+        list(make("method=epo", f"algorithm.epo.coef={coef}", steps=2).run())[1][1]["actor/grad_norm"]
+        for coef in (0.0, 5.0)
+    )
+    assert plain != strong
+
+
+def test_it_learns(make):
+    played = [
+        data["training/success"]
+        for _, data in make("method=grpo", "data.train_batch_size=8", steps=40).run()
+        if data.get("training/success") is not None
+    ]
+    assert sum(played[-5:]) > sum(played[:5]) + 1, played
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=gspo", "knows .*loss_agg_mode=token-mean only, and the configuration has seq-mean"),
+        ("actor_rollout_ref.actor.use_kl_loss=true", "use_kl_loss=False only"),
+        ("actor_rollout_ref.rollout.custom.episode.layout=transcript", "layout=turns only"),
+        ("method=dapo", "knows|filter"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(make, override, message):
+    with pytest.raises(ValueError, match=message):
+        make(override)
+
+
+# --- the runner -------------------------------------------------------------------------------------------------------
+
+STUDY = """
+name: toy
+config: webshop_demo
+benchmarks: {echo: {env: {WEBSHOP_DATA: a, WEBSHOP_PARQUET: b, AEM_MODEL: c}}}
+methods: {grpo: [method=grpo], aem: [method=aem]}
+seeds: [0]
+baseline: grpo
+metrics: {success: {series: "val-core/*/acc/mean@1", summary: auc}}
+"""
+
+
+def test_the_csv_holds_what_is_there(tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    done = tmp_path / "out" / "echo" / "aem" / "seed1.jsonl"
+    done.parent.mkdir(parents=True)
+    done.write_text(
+        "".join(json.dumps({"step": s, "data": {"val-core/echo/acc/mean@1": s / 4}}) + "\n" for s in (0, 1))
+    )
+    done.with_name("seed2.partial").write_text('{"step": 0')
+    arguments = [str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--seeds", "3"]
+    monkeypatch.setattr(sys, "argv", ["replica.py", *arguments, "--csv", str(tmp_path / "csv" / "toy.csv")])
+    replica.main()
+    assert (tmp_path / "csv" / "toy.csv").read_text().splitlines() == [
+        "benchmark,method,seed,step,metric,value",
+        "echo,aem,1,0,success,0",
+        "echo,aem,1,1,success,0.25",
+    ]
+
+
+def test_no_cell_is_started_late(tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    cells = replica.cells(replica.read_study(tmp_path / "study.yaml"), tmp_path / "out")
+    replica.run_all(cells, 2, datetime.now() - timedelta(seconds=1))
+    assert "2 cells are left" in capsys.readouterr().out and not (tmp_path / "out").exists()
+
+
+def test_the_study_is_one_that_both_can_run(monkeypatch):
+    monkeypatch.chdir(STUDIES.parent)
+    study = replica.read_study(STUDIES / "study.yaml")
+    found = [cell for cell in replica.cells(study, Path("unused")) if cell.seed == 0]
+    assert len(found) == 2 * 10
+    steps = {"shop": 40, "order": 30}
+    for cell in found:
+        for name, value in cell.env.items():
+            monkeypatch.setenv(name, value)
+        config = compose(cell.config, cell.asked)
+        training.check(config)
+        rollout_of = config.actor_rollout_ref.rollout
+        assert config.trainer.total_training_steps == steps[cell.benchmark]
+        assert (rollout_of.val_kwargs.temperature, config.data.val_max_samples, config.trainer.test_freq) == (1, 128, 5)
+        assert (config.data.train_batch_size, rollout_of.n, config.actor_rollout_ref.actor.optim.lr) == (8, 8, 5e-4)
