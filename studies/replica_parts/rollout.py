@@ -96,11 +96,11 @@ def _until(tokens: Sequence[int], end: int) -> list[int]:
     return list(tokens[: tokens.index(end) + 1]) if end in tokens else list(tokens)
 
 
-def interleaved(rows: Sequence[Row], chance: random.Random) -> list[Row]:
-    """Whole trajectories in random order: verl's rows come in the order in which trajectories ended."""
+def as_ended(rows: Sequence[Row], chance: random.Random) -> list[Row]:
+    """Whole trajectories in the order in which they ended, as in verl's batch: in lock step, the shorter first."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(row.key.rsplit("_", 1)[0], []).append(row)
     names = list(of)
     chance.shuffle(names)
-    return [row for name in names for row in of[name]]
+    return [row for name in sorted(names, key=lambda name: len(of[name])) for row in of[name]]

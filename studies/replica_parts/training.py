@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any  # transformers annotates its models and tokenizers too loosely to check against
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from aem_core import AemStats
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import EpisodeSettings
 from recipe.aem.advantage import SideInfo, compute_advantages
 from recipe.aem.epo import EpoSettings, batch_weights
+from recipe.aem.report.turns import eta_squared
 from recipe.aem.settings import Settings
 from replica_parts.policy import mask_of, old_policy
-from replica_parts.rollout import Rollout, Row, interleaved, roll_out
-from replica_parts.update import EpoTerms, update
+from replica_parts.rollout import Rollout, Row, as_ended, roll_out
+from replica_parts.update import EpoTerms, mini_batches, update
 
 # what this loop does in one way only: the value that a configuration must have
 FIXED = {
@@ -30,7 +33,6 @@ FIXED = {
     "actor_rollout_ref.actor.use_kl_loss": False,
     "actor_rollout_ref.actor.entropy_coeff": 0,
     "actor_rollout_ref.actor.ppo_epochs": 1,
-    "actor_rollout_ref.actor.shuffle": False,
     "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
     "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
     "actor_rollout_ref.actor.optim.weight_decay": 0.0,
@@ -122,7 +124,7 @@ class Training:
 
     def _step(self, step: int, tasks: Sequence[Task]) -> dict[str, float]:
         played = self._play(tasks, self._rollout.n, self._rollout.temperature)
-        rows = interleaved(played.rows, self._chance)
+        rows = as_ended(played.rows, self._chance)
         mask_BT = mask_of(rows, self.config.data.max_response_length)
         pad = self.tokenizer.pad_token_id
         old_BT, entropy_BT = old_policy(self.model, rows, mask_BT, pad)
@@ -141,7 +143,9 @@ class Training:
             old_BT,
             advantage_BT,
             self._actor,
-            self._actor.ppo_mini_batch_size * self._rollout.n,
+            mini_batches(
+                len(rows), self._actor.ppo_mini_batch_size * self._rollout.n, self._actor.shuffle, self._chance
+            ),
             pad,
             terms,
         )
@@ -172,6 +176,13 @@ class Training:
         )
         groups = [row.group for row in rows]
         advantage_BT, _ = compute_advantages(side, reward_BT, mask_BT, groups, self.config.algorithm)
+        if side.computed is not None and isinstance(side.computed.stats, AemStats):
+            row_N = side.computed.responses.row_N.tolist()
+            metrics |= share_of_kinds(
+                side.computed.stats.alpha_N.numpy(),
+                [groups[row] for row in row_N],
+                [rows[row].extra["turn_kinds"][0] for row in row_N],
+            )
         return advantage_BT
 
     def _epo_terms(self, step: int, rows: Sequence[Row], mask_BT: Tensor, entropy_BT: Tensor) -> EpoTerms:
@@ -181,3 +192,10 @@ class Training:
         terms = EpoTerms(self._epo, weight_BT, self._history.reference, beta)
         self._history = self._history.add(epo_entropy(entropy_BT, weight_BT).item())
         return terms
+
+
+def share_of_kinds(alpha_N: np.ndarray, groups: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+    """The share of α's variance inside groups that lies between kinds of turn, and what chance would explain."""
+    found = eta_squared(alpha_N.astype(float), np.array(groups), np.array(kinds))
+    names = {"eta2": "aem/alpha/between_kinds", "chance": "aem/alpha/between_kinds_by_chance"}
+    return {name: found[key] for key, name in names.items() if found[key] is not None}

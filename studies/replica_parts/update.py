@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any  # transformers annotates its models too loosely to check against
@@ -44,6 +45,19 @@ class EpoTerms:
         return -of.coef * mini_batches * share
 
 
+def mini_batches(rows: int, size: int, shuffle: bool, chance: random.Random) -> list[list[int]]:
+    """The numbers of the rows of each update.
+
+    verl fills the batch with masked rows to a multiple of `size`. They stand at its end, so without `actor.shuffle` the
+    last update has what is left over; with it they are spread over all.
+    """
+    order = list(range(-(-rows // size) * size))
+    if shuffle:
+        chance.shuffle(order)
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    return [[number for number in part if number < rows] for part in parts]
+
+
 def update(
     model: Any,
     optimizer: torch.optim.Optimizer,
@@ -52,19 +66,19 @@ def update(
     old_BT: Tensor,
     advantage_BT: Tensor,
     actor: Mapping[str, Any],
-    mini_batch_rows: int,
+    parts: Sequence[Sequence[int]],
     pad: int,
     terms: EpoTerms | None,
 ) -> float:
-    """One pass over the batch in mini-batches of consecutive rows; the last one is smaller where verl would pad it.
+    """One optimiser step a part; a part without a row is passed over, as `recipe.aem.updates` does.
 
     Returns:
         The mean norm of the gradients before clipping.
     """
     norms = []
-    mini_batches = -(-len(rows) // mini_batch_rows)
-    for start in range(0, len(rows), mini_batch_rows):
-        chosen = list(range(start, min(start + mini_batch_rows, len(rows))))
+    for chosen in parts:
+        if not chosen:
+            continue
         tokens = int(mask_BT[chosen].sum())
         optimizer.zero_grad()
         for part, logits_MV, token_M in response_logits(model, [rows[number] for number in chosen], pad):
@@ -76,7 +90,7 @@ def update(
             log_prob_M, entropy_M = log_probs_and_entropies(logits_MV, token_M)
             loss = policy_loss(log_prob_M, flat(old_BT), flat(advantage_BT).float(), actor).sum() / tokens
             if terms is not None:
-                loss = loss + terms.added(entropy_M, flat(terms.weight_BT), mini_batches)
+                loss = loss + terms.added(entropy_M, flat(terms.weight_BT), len(parts))
             loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm(actor))))
         optimizer.step()

@@ -176,7 +176,16 @@ def test_an_update_does_not_depend_on_the_size_of_its_forward_passes(tokenizer, 
         old_BT, _ = policy.old_policy(model, rows, mask_BT, tokenizer.pad_token_id)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         norm = update.update(
-            model, optimizer, rows, mask_BT, old_BT, advantage_BT, actor, 12, tokenizer.pad_token_id, None
+            model,
+            optimizer,
+            rows,
+            mask_BT,
+            old_BT,
+            advantage_BT,
+            actor,
+            [list(range(12)), list(range(12, 24))],
+            tokenizer.pad_token_id,
+            None,
         )
         ends.append((norm, torch.cat([weight.detach().flatten() for weight in model.parameters()])))
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-4)
@@ -206,9 +215,22 @@ def test_rows_are_what_the_engine_would_have(model, tokenizer, tmp_path):
         assert row.extra["anchors"] == [f"say {Echo.words[int(row.group)]}"]
         shown = tokenizer.decode(row.prompt)
         assert "repeat" in shown and shown.endswith("assistant\n")
-    again = rollout.interleaved(played.rows, random.Random(3))
-    assert sorted(row.key for row in again) == sorted(row.key for row in played.rows) != [row.key for row in again]
-    assert [row.key[-1] for row in again] == ["0", "1"] * 6, "a trajectory stays together"
+
+
+def test_rows_stand_in_the_order_in_which_trajectories_end():
+    rows = [Row(f"0_{t}_{n}", "0", [1], [2]) for t, turns in enumerate((3, 1, 2, 1, 3)) for n in range(turns)]
+    again = rollout.as_ended(rows, random.Random(3))
+    assert [row.key[-1] for row in again] == list("0001012012"), "the shorter first, and each together"
+    orders = {tuple(row.key for row in rollout.as_ended(rows, random.Random(seed))) for seed in range(20)}
+    assert len(orders) == 4, "equal lengths in any order"
+
+
+def test_masked_rows_stand_at_the_end_or_everywhere():
+    assert update.mini_batches(10, 4, False, random.Random(0)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    spread = update.mini_batches(1000 - 300, 250, True, random.Random(0))
+    assert sorted(number for part in spread for number in part) == list(range(700))
+    assert len(spread) == 3 and all(210 < len(part) <= 250 for part in spread)
+    assert update.mini_batches(1, 4, True, random.Random(0)) == [[0]]
 
 
 def test_a_seed_fixes_a_run_and_strength_zero_is_the_base(make):
@@ -228,7 +250,7 @@ def test_a_seed_fixes_a_run_and_strength_zero_is_the_base(make):
     assert kept["first"][0] == kept["aem"][0] and kept["first"][2] != kept["aem"][2]
     assert kept["first"][1:] != kept["another"][1:]
     assert {"val-core/echo/acc/mean@1", "training/success", "actor/entropy", "actor/grad_norm"} <= set(kept["first"][1])
-    assert "aem/alpha/q95" in runs["aem"][1][1]
+    assert 0 <= runs["aem"][1][1]["aem/alpha/between_kinds"] <= 1 and "aem/alpha/q95" in runs["aem"][1][1]
 
 
 @pytest.mark.parametrize(

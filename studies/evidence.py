@@ -1,0 +1,72 @@
+"""The learning part of the study: the tables and figures of docs/evidence/learning.md, from the committed CSVs alone.
+
+    aem study table studies/study.yaml --out outputs/study --csv studies/results/engine.csv
+    python studies/replica.py studies/study.yaml --out outputs/replica --seeds 10 --csv studies/results/replica.csv
+    python studies/evidence.py
+
+A table stands in the page between `<!-- NAME WAY -->` and `<!-- end -->`; this puts in what the CSVs say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from evidence_parts import figures, tables
+from evidence_parts.runs import Run, runs
+
+from recipe.aem.study.results import read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+WANTED = {
+    "engine": {**dict.fromkeys(("grpo", "aem"), 5), **dict.fromkeys(list(tables.NAMES)[2:8], 3)},
+    "replica": dict.fromkeys(tables.NAMES, 10),
+}
+"""Seeds that the protocol asks for."""
+TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
+    "main": tables.main_comparison,
+    "results": tables.results,
+    "contrasts": tables.contrasts,
+    "entropy": tables.entropy,
+    "coefficients": tables.coefficients,
+    "published": tables.published,
+    "overhead": tables.overhead,
+}
+_BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def fill(page: str, ways: Mapping[str, Sequence[Run]]) -> str:
+    """The page with its tables as the runs say them.
+
+    Raises:
+        KeyError: a block asks for a table or a way of running that there is not.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name, way = found[2], found[3]
+        text = tables.missing(ways[way], WANTED[way]) if name == "missing" else TABLES[name](ways[way])
+        return f"{found[1]}{text}\n{found[4]}"
+
+    return _BLOCK.sub(block, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "studies" / "results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence" / "learning.md")
+    options = parser.parse_args()
+    rows = {path.stem: read_csv(path) for path in sorted(options.results.glob("*.csv"))}
+    ways = {way: runs(of) for way, of in rows.items()}
+    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), ways), encoding="utf-8")
+    drawn = [path for way, of in rows.items() for path in figures.curves(of, way, options.page.parent)]
+    drawn.append(figures.forest(ways, options.page.parent / "learning_differences.png"))
+    for way, of in ways.items():
+        print(f"{way}: {len(of)} runs")
+        print(tables.main_comparison(of))
+    print(*drawn, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

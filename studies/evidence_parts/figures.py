@@ -1,0 +1,64 @@
+"""The page's figures, from the CSVs' rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evidence_parts.runs import PRIMARY, Run, difference, values
+from evidence_parts.tables import BASELINE, NAMES
+from recipe.aem.study.figure import draw
+from recipe.aem.study.results import Row
+
+CURVES = {"alpha": ("grpo", "aem", "aem_reversed", "aem_shuffled"), "neighbours": ("grpo", "empg", "grpo_epo", "gigpo")}
+"""Which methods share a picture."""
+
+
+def curves(rows: Sequence[Row], way: str, folder: Path) -> list[Path]:
+    """Success and entropy over the steps, one picture a set of methods."""
+    drawn = []
+    for name, methods in CURVES.items():
+        chosen = [row for row in rows if row.method in methods]
+        if len({row.method for row in chosen}) > 1:
+            path = folder / f"learning_{way}_{name}.png"
+            draw(chosen, path, ("success", "entropy"))
+            drawn.append(path)
+    return drawn
+
+
+def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
+    """Differences from GRPO with their intervals: a panel a task, a line a method, a mark a way of running."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    benchmarks = list(dict.fromkeys(run.benchmark for runs in ways.values() for run in runs))
+    methods = [name for name in NAMES if name != BASELINE]
+    figure, axes = pyplot.subplots(
+        1, len(benchmarks), figsize=(2.8 + 3.6 * len(benchmarks), 4.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    looks = {"engine": ("#0072B2", "o", -0.15), "replica": ("#D55E00", "s", 0.15)}
+    for panel, benchmark in zip(axes[0], benchmarks, strict=True):
+        panel.axvline(0, color="0.6", linewidth=0.8)
+        for way, runs in ways.items():
+            colour, mark, shift = looks[way]
+            for place, method in enumerate(methods):
+                one = difference(*(values(runs, benchmark, name, PRIMARY) for name in (method, BASELINE)))
+                if one is None:
+                    continue
+                of, at = one.estimate, place + shift
+                if of.low is not None and of.high is not None:
+                    panel.plot([100 * of.low, 100 * of.high], [at, at], color=colour, linewidth=1.4)
+                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=f"{way} ({of.n} pairs)")
+        panel.set(title=benchmark, xlabel="mean level − GRPO's, points")
+        panel.spines[["top", "right"]].set_visible(False)
+        handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        if handles:
+            panel.legend(handles.values(), handles.keys(), frameon=False, fontsize="x-small", loc="lower right")
+    axes[0][0].set_yticks(range(len(methods)), [NAMES[name] for name in methods])
+    axes[0][0].invert_yaxis()
+    figure.suptitle("difference from GRPO, paired by seed, 95 % t interval", fontsize="small", color="0.35")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return path

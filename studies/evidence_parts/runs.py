@@ -1,0 +1,128 @@
+"""The runs of a CSV, and what is measured of each: the measures that studies/PROTOCOL.md names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from recipe.aem.study.results import Row
+from recipe.aem.study.statistics import Estimate, mean_interval, paired_difference, summarise, t_quantile
+
+Series = Sequence[tuple[int, float]]
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    benchmark: str
+    method: str
+    seed: int
+    series: Mapping[str, Series]
+
+
+def runs(rows: Sequence[Row]) -> list[Run]:
+    """In the CSV's order."""
+    found: dict[tuple[str, str, int], dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        of = found.setdefault((row.benchmark, row.method, row.seed), {})
+        of.setdefault(row.metric, []).append((row.step, row.value))
+    return [Run(*key, series) for key, series in found.items()]
+
+
+def third(series: Series, which: int) -> float | None:
+    """The mean over the first (0), second (1) or last (2) third of a run's steps."""
+    steps = max((step for step, _ in series), default=0)
+    chosen = [value for step, value in series if which * steps < 3 * step <= (which + 1) * steps]
+    return fmean(chosen) if chosen else None
+
+
+def mean_of(name: str) -> Callable[[Run], float | None]:
+    def measure(run: Run) -> float | None:
+        return fmean(value for _, value in run.series[name]) if run.series.get(name) else None
+
+    return measure
+
+
+def share_of_step(run: Run) -> float | None:
+    """AEM's own seconds over those of the whole step, in one run."""
+    own, whole = dict(run.series.get("timing_s/aem", ())), dict(run.series.get("timing_s/step", ()))
+    both = own.keys() & whole.keys()
+    return sum(own[step] for step in both) / sum(whole[step] for step in both) if both else None
+
+
+MEASURES: Mapping[str, Callable[[Run], float | None]] = {
+    "mean level": lambda run: summarise(run.series.get("success", ()), "auc"),
+    "end": lambda run: summarise(run.series.get("success", ()), "mean_last_2"),
+    "entropy, first third": lambda run: third(run.series.get("entropy", ()), 0),
+    "entropy, last third": lambda run: third(run.series.get("entropy", ()), 2),
+    "alpha q05": mean_of("aem/alpha/q05"),
+    "alpha q95": mean_of("aem/alpha/q95"),
+    "guarded": mean_of("aem/groups/guarded"),
+    "without variance": mean_of("aem/groups/without_variance"),
+    "share of step": share_of_step,
+}
+PRIMARY = "mean level"
+
+
+def values(found: Sequence[Run], benchmark: str, method: str, measure: str) -> dict[int, float]:
+    """A measure by seed."""
+    of = {run.seed: MEASURES[measure](run) for run in found if (run.benchmark, run.method) == (benchmark, method)}
+    return {seed: value for seed, value in of.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two methods, paired by seed.
+
+    Attributes:
+        estimate: with Student's t interval.
+        bootstrap: the percentile interval; None for fewer than two pairs.
+        p: two-sided, of the paired t test; None for fewer than two pairs.
+    """
+
+    estimate: Estimate
+    bootstrap: tuple[float, float] | None
+    p: float | None
+
+
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
+    """first − second; None where they share no seed."""
+    estimate = paired_difference(first, second)
+    if estimate is None or estimate.low is None or estimate.high is None:
+        return None if estimate is None else Difference(estimate, None, None)
+    pairs = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
+    means = np.random.default_rng(0).choice(pairs, (RESAMPLES, len(pairs))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    half = (estimate.high - estimate.low) / 2
+    return Difference(estimate, (float(low), float(high)), p_value(estimate.mean, half, estimate.n - 1))
+
+
+def p_value(mean: float, half: float, degrees: int) -> float:
+    """Of a mean with the half-width of its 95 % t interval: 1 − the coverage at which the interval touches 0."""
+    if half == 0:
+        return 1.0 if mean == 0 else 0.0
+    t = abs(mean) / half * t_quantile(degrees)
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle == 0 or t_quantile(degrees, middle) < t else (low, middle)
+    return 1 - (low + high) / 2
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given."""
+    order, adjusted, largest = sorted(range(len(p)), key=lambda place: p[place]), [math.nan] * len(p), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def interval(found: Sequence[Run], benchmark: str, method: str, measure: str) -> Estimate | None:
+    return mean_interval(list(values(found, benchmark, method, measure).values()))

@@ -1,0 +1,206 @@
+"""The page's tables, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evidence_parts.runs import PRIMARY, Difference, Run, difference, holm, interval, values
+from recipe.aem.study.statistics import Estimate
+
+BASELINE = "grpo"
+NAMES = {
+    "grpo": "GRPO",
+    "aem": "AEM",
+    "aem_reversed": "AEM reversed",
+    "aem_shuffled": "AEM shuffled",
+    "aem_batch": "AEM, batch scope",
+    "empg": "EMPG",
+    "grpo_epo": "GRPO + EPO",
+    "gigpo": "GiGPO",
+    "aem_kind": "AEM within kinds of turn (exploratory)",
+    "aem_anchor": "AEM within observations (exploratory)",
+}
+CONTRASTS = (
+    ("aem", "aem_shuffled"),
+    ("aem", "aem_reversed"),
+    ("aem", "aem_batch"),
+    ("aem", "aem_kind"),
+    ("aem", "aem_anchor"),
+)
+PUBLISHED = {
+    "aem": "AEM paper, 1.5B over GRPO: WebShop +5.6, ALFWorld +8.8",
+    "empg": "EMPG paper, 1.5B over GRPO: WebShop +2.6, ALFWorld +8.1",
+    "grpo_epo": "EPO paper, 3B over GRPO: ALFWorld +12.5 converged (IID)",
+    "gigpo": "GiGPO paper, 1.5B: ALFWorld 86.7, WebShop 67.4 (no base quoted here)",
+}
+Found = Sequence[Run]
+
+
+def results(found: Found) -> str:
+    """Each method's level and its difference from GRPO."""
+    lines = [
+        "| task | method | seeds | mean level, % | − GRPO, points | bootstrap | end, % | − GRPO, points |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for benchmark in _benchmarks(found):
+        for method in NAMES:
+            of = values(found, benchmark, method, PRIMARY)
+            if not of:
+                continue
+            cells = [benchmark, NAMES[method], str(len(of)), _level(interval(found, benchmark, method, PRIMARY))]
+            main, end = (_from_baseline(found, benchmark, method, measure) for measure in (PRIMARY, "end"))
+            cells += [_points(main), _bootstrap(main), _level(interval(found, benchmark, method, "end")), _points(end)]
+            lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def main_comparison(found: Found) -> str:
+    """AEM against GRPO, with Holm's correction over the tasks."""
+    of = {one: _from_baseline(found, one, "aem", PRIMARY) for one in _benchmarks(found)}
+    tested = {name: one for name, one in of.items() if one is not None and one.p is not None}
+    adjusted = dict(zip(tested, holm([one.p or 0.0 for one in tested.values()]), strict=True))
+    lines = ["| task | pairs | AEM − GRPO, mean level, points | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
+    for name, one in of.items():
+        if one is None or one.p is None:
+            lines.append(_row([name, str(one.estimate.n if one else 0), _points(one), "", "", "too few pairs"]))
+        else:
+            cells = [name, str(one.estimate.n), _points(one), f"{one.p:.2f}", f"{adjusted[name]:.2f}", verdict(one)]
+            lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def verdict(one: Difference) -> str:
+    """As the protocol says it."""
+    of = one.estimate
+    if of.low is None or of.high is None or of.low <= 0 <= of.high:
+        return "no difference shown"
+    return "AEM better" if of.low > 0 else "AEM worse"
+
+
+def contrasts(found: Found) -> str:
+    """What α is compared with what it might be."""
+    lines = ["| task | | pairs | mean level, points | bootstrap |", "|---|---|---|---|---|"]
+    for benchmark in _benchmarks(found):
+        for first, second in CONTRASTS:
+            one = difference(*(values(found, benchmark, name, PRIMARY) for name in (first, second)))
+            if one is not None:
+                label = f"{NAMES[first]} − {NAMES[second]}"
+                lines.append(_row([benchmark, label, str(one.estimate.n), _points(one), _bootstrap(one)]))
+    return "\n".join(lines)
+
+
+def entropy(found: Found) -> str:
+    """The policy's entropy early and late, as a difference from GRPO's, nats a token."""
+    lines = [
+        "| task | method | first third | − GRPO | last third | − GRPO |",
+        "|---|---|---|---|---|---|",
+    ]
+    for benchmark in _benchmarks(found):
+        for method in NAMES:
+            if not values(found, benchmark, method, PRIMARY):
+                continue
+            cells = [benchmark, NAMES[method]]
+            for measure in ("entropy, first third", "entropy, last third"):
+                level = interval(found, benchmark, method, measure)
+                cells += [
+                    f"{level.mean:.3f}" if level else "",
+                    _nats(_from_baseline(found, benchmark, method, measure)),
+                ]
+            lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def coefficients(found: Found) -> str:
+    """What α was, and how often there was something to modulate."""
+    lines = [
+        "| task | method | α, 5 % | α, 95 % | groups guarded | groups without variance |",
+        "|---|---|---|---|---|---|",
+    ]
+    for benchmark in _benchmarks(found):
+        for method in NAMES:
+            of = [interval(found, benchmark, method, name) for name in ("alpha q05", "alpha q95", "guarded")]
+            if not all(of):
+                continue
+            constant = interval(found, benchmark, method, "without variance")
+            low, high, guarded = (one.mean for one in of if one)
+            share = f"{constant.mean:.0%}" if constant else ""
+            lines.append(_row([benchmark, NAMES[method], f"{low:.2f}", f"{high:.2f}", f"{guarded:.0%}", share]))
+    return "\n".join(lines)
+
+
+def published(found: Found) -> str:
+    """Differences of the last level beside what papers report."""
+    lines = ["| method | published gain in final success, points | " + " | ".join(_benchmarks(found)) + " |"]
+    lines.append("|" + "---|" * (2 + len(_benchmarks(found))))
+    for method, words in PUBLISHED.items():
+        cells = [NAMES[method], words]
+        cells += [_points(_from_baseline(found, one, method, "end")) for one in _benchmarks(found)]
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def overhead(found: Found) -> str:
+    """AEM's own share of a step."""
+    parts = []
+    for benchmark in _benchmarks(found):
+        one = interval(found, benchmark, "aem", "share of step")
+        if one is not None:
+            parts.append(f"{benchmark} {one.mean:.2%} ({one.n} runs)")
+    return "AEM's own share of a step: " + (", ".join(parts) or "no run yet") + "; the paper's: 1.1 %."
+
+
+def missing(found: Found, wanted: Mapping[str, int]) -> str:
+    """What the protocol asks for and is not there."""
+    lacking = []
+    for benchmark in _benchmarks(found):
+        for method, seeds in wanted.items():
+            there = len(values(found, benchmark, method, PRIMARY))
+            if there < seeds:
+                lacking.append(f"{benchmark}/{NAMES[method]}: {there} of {seeds}")
+    return "Not run yet: " + "; ".join(lacking) + "." if lacking else "Nothing is missing."
+
+
+def _benchmarks(found: Found) -> list[str]:
+    return list(dict.fromkeys(run.benchmark for run in found))
+
+
+def _from_baseline(found: Found, benchmark: str, method: str, measure: str) -> Difference | None:
+    if method == BASELINE:
+        return None
+    return difference(*(values(found, benchmark, name, measure) for name in (method, BASELINE)))
+
+
+def _level(one: Estimate | None) -> str:
+    if one is None:
+        return ""
+    if one.low is None or one.high is None:
+        return f"{100 * one.mean:.1f}"
+    return f"{100 * one.mean:.1f} ± {50 * (one.high - one.low):.1f}"
+
+
+def _points(one: Difference | None) -> str:
+    return "" if one is None else _signed(one.estimate, 100, 1)
+
+
+def _nats(one: Difference | None) -> str:
+    return "" if one is None else _signed(one.estimate, 1, 3)
+
+
+def _signed(of: Estimate, scale: float, digits: int) -> str:
+    if of.low is None or of.high is None:
+        return _minus(f"{scale * of.mean:+.{digits}f}")
+    return _minus(f"{scale * of.mean:+.{digits}f} ({scale * of.low:+.{digits}f} to {scale * of.high:+.{digits}f})")
+
+
+def _bootstrap(one: Difference | None) -> str:
+    if one is None or one.bootstrap is None:
+        return ""
+    return _minus(f"{100 * one.bootstrap[0]:+.1f} to {100 * one.bootstrap[1]:+.1f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
