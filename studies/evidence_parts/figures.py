@@ -50,12 +50,15 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
                 of, at = one.estimate, place + shift
                 if of.low is not None and of.high is not None:
                     panel.plot([100 * of.low, 100 * of.high], [at, at], color=colour, linewidth=1.4)
-                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=f"{way} ({of.n} pairs)")
+                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=way)
         panel.set(title=benchmark, xlabel="mean level − GRPO's, points")
         panel.spines[["top", "right"]].set_visible(False)
-        handles = dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-        if handles:
-            panel.legend(handles.values(), handles.keys(), frameon=False, fontsize="x-small", loc="lower right")
+    handles = {
+        label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), frameon=False, fontsize="small", loc="outside lower center", ncols=4
+    )
     axes[0][0].set_yticks(range(len(methods)), [NAMES[name] for name in methods])
     axes[0][0].invert_yaxis()
     figure.suptitle("difference from GRPO, paired by seed, 95 % t interval", fontsize="small", color="0.35")

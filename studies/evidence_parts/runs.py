@@ -65,6 +65,8 @@ MEASURES: Mapping[str, Callable[[Run], float | None]] = {
     "alpha q95": mean_of("aem/alpha/q95"),
     "guarded": mean_of("aem/groups/guarded"),
     "without variance": mean_of("aem/groups/without_variance"),
+    "between kinds": mean_of("aem/alpha/between_kinds"),
+    "between kinds by chance": mean_of("aem/alpha/between_kinds_by_chance"),
     "share of step": share_of_step,
 }
 PRIMARY = "mean level"

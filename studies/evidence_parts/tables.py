@@ -27,6 +27,7 @@ CONTRASTS = (
     ("aem", "aem_kind"),
     ("aem", "aem_anchor"),
 )
+COEFFICIENTS = ("alpha q05", "alpha q95", "guarded", "without variance", "between kinds", "between kinds by chance")
 PUBLISHED = {
     "aem": "AEM paper, 1.5B over GRPO: WebShop +5.6, ALFWorld +8.8",
     "empg": "EMPG paper, 1.5B over GRPO: WebShop +2.6, ALFWorld +8.1",
@@ -111,20 +112,20 @@ def entropy(found: Found) -> str:
 
 
 def coefficients(found: Found) -> str:
-    """What α was, and how often there was something to modulate."""
+    """What α was, how often there was something to modulate, and how much of α the kind of turn explains."""
     lines = [
-        "| task | method | α, 5 % | α, 95 % | groups guarded | groups without variance |",
-        "|---|---|---|---|---|---|",
+        "| task | method | α, 5 % | α, 95 % | groups guarded | without variance | α between kinds (by chance) |",
+        "|---|---|---|---|---|---|---|",
     ]
     for benchmark in _benchmarks(found):
         for method in NAMES:
-            of = [interval(found, benchmark, method, name) for name in ("alpha q05", "alpha q95", "guarded")]
-            if not all(of):
+            of = {name: interval(found, benchmark, method, name) for name in COEFFICIENTS}
+            low, high = of["alpha q05"], of["alpha q95"]
+            if low is None or high is None:
                 continue
-            constant = interval(found, benchmark, method, "without variance")
-            low, high, guarded = (one.mean for one in of if one)
-            share = f"{constant.mean:.0%}" if constant else ""
-            lines.append(_row([benchmark, NAMES[method], f"{low:.2f}", f"{high:.2f}", f"{guarded:.0%}", share]))
+            shares = [f"{one.mean:.0%}" if one else "" for one in list(of.values())[2:]]
+            kinds = f"{shares[2]} ({shares[3]})" if shares[2] else ""
+            lines.append(_row([benchmark, NAMES[method], f"{low.mean:.2f}", f"{high.mean:.2f}", *shares[:2], kinds]))
     return "\n".join(lines)
 
 

@@ -1,0 +1,139 @@
+"""studies/evidence.py: the protocol's measures and tests on known values, docs/evidence/learning.md against the CSVs.
+
+Not covered: whether the CSVs are what the runs made; `aem study table` and studies/replica.py write them.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+import evidence
+from evidence_parts import runs, tables
+from evidence_parts.runs import Run
+
+from recipe.aem.study.results import Row, read_csv
+
+ROOT = Path(evidence.__file__).parents[1]
+RESULTS, PAGE = ROOT / "studies" / "results", ROOT / "docs" / "evidence" / "learning.md"
+
+
+def run(method, seed, success, benchmark="shop", **series):
+    return Run(benchmark, method, seed, {"success": success, **series})
+
+
+def made(seeds=4, gain=0.1, benchmarks=("shop", "order")):
+    """GRPO at 0.2 and AEM above it by a gain that differs a little from seed to seed."""
+    chance = random.Random(0)
+    found = []
+    for benchmark in benchmarks:
+        for seed in range(seeds):
+            base, more = 0.2 + chance.gauss(0, 0.02), gain + chance.gauss(0, 0.01)
+            for method, level in (("grpo", base), ("aem", base + more)):
+                found.append(
+                    run(method, seed, [(0, 0.1), (20, level), (40, level)], benchmark, entropy=[(1, 0.3), (40, 0.1)])
+                )
+    return found
+
+
+def test_rows_become_runs():
+    rows = [Row("shop", "aem", 1, step, name, step / 2) for name in ("success", "entropy") for step in (0, 1)]
+    (one,) = runs.runs(rows)
+    assert one == Run("shop", "aem", 1, {"success": [(0, 0.0), (1, 0.5)], "entropy": [(0, 0.0), (1, 0.5)]})
+
+
+def test_the_measures_of_the_protocol():
+    one = run("aem", 0, [(0, 0.0), (20, 0.4), (40, 0.6)], entropy=[(step, float(step)) for step in range(1, 31)])
+    of = {name: measure(one) for name, measure in runs.MEASURES.items()}
+    assert of["mean level"] == pytest.approx((0.2 * 20 + 0.5 * 20) / 40) and of["end"] == pytest.approx(0.5)
+    assert of["entropy, first third"] == pytest.approx(5.5), "steps 1 to 10"
+    assert of["entropy, last third"] == pytest.approx(25.5), "steps 21 to 30"
+    assert of["alpha q05"] is None and of["share of step"] is None
+
+
+def test_the_share_of_a_step_is_of_all_its_time():
+    one = run(
+        "aem", 0, [], **{"timing_s/aem": [(1, 0.1), (2, 0.1)], "timing_s/step": [(1, 30.0), (2, 10.0), (3, 99.0)]}
+    )
+    assert runs.share_of_step(one) == pytest.approx(0.2 / 40)
+
+
+@pytest.mark.parametrize(("t", "degrees", "p"), [(2.776, 4, 0.05), (4.604, 4, 0.01), (1.0, 9, 0.3434), (0.0, 4, 1.0)])
+def test_p_values_are_those_of_the_tables(t, degrees, p):
+    half = 0.3
+    mean = t * half / runs.t_quantile(degrees)
+    assert runs.p_value(mean, half, degrees) == pytest.approx(p, abs=2e-4)
+    assert runs.p_value(-mean, half, degrees) == pytest.approx(p, abs=2e-4)
+
+
+def test_holm():
+    assert runs.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert runs.holm([0.9, 0.8]) == [1.0, 1.0] and runs.holm([]) == []
+
+
+def test_differences_are_paired_by_seed():
+    first, second = {0: 1.0, 1: 2.0, 2: 3.5, 7: 99.0}, {0: 0.5, 1: 1.4, 2: 3.0, 8: -99.0}
+    one = runs.difference(first, second)
+    assert one.estimate.n == 3 and one.estimate.mean == pytest.approx(1.6 / 3)
+    assert 0.4999 < one.bootstrap[0] < one.estimate.mean < one.bootstrap[1] < 0.6001 and one.p < 0.01
+    assert runs.difference({0: 1.0}, {1: 1.0}) is None
+    assert runs.difference({0: 1.0}, {0: 0.0}).bootstrap is None
+
+
+@pytest.mark.parametrize(("gain", "said"), [(0.1, "AEM better"), (-0.1, "AEM worse"), (0.0, "no difference shown")])
+def test_the_verdict_is_the_protocols(gain, said):
+    table = tables.main_comparison(made(gain=gain))
+    assert table.count(said) == 2 and "| 4 |" in table
+
+
+def test_one_pair_decides_nothing():
+    assert tables.main_comparison(made(seeds=1)).count("too few pairs") == 2
+
+
+def test_what_is_missing_is_said():
+    assert tables.missing(made(), {"grpo": 5, "aem": 4}) == "Not run yet: shop/GRPO: 4 of 5; order/GRPO: 4 of 5."
+    assert tables.missing(made(), {"aem": 4}) == "Nothing is missing."
+
+
+def test_a_page_is_filled_and_filled_again():
+    page = "a\n<!-- main engine -->\nold\n<!-- end -->\nb\n<!-- missing engine -->\n<!-- end -->\n"
+    once = evidence.fill(page, {"engine": made()})
+    assert "AEM better" in once and "old" not in once and once.startswith("a\n") and "empg" not in once
+    assert evidence.fill(once, {"engine": made()}) == once
+    with pytest.raises(KeyError):
+        evidence.fill(page.replace("main", "nothing"), {"engine": made()})
+
+
+def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    lines = ["benchmark,method,seed,step,metric,value"]
+    for one in made():
+        lines += [f"{one.benchmark},{one.method},{one.seed},{s},{m},{v}" for m, of in one.series.items() for s, v in of]
+    for way in ("engine", "replica"):
+        (tmp_path / f"{way}.csv").write_text("\n".join(lines) + "\n")
+    page = tmp_path / "page.md"
+    blocks = [
+        f"<!-- {name} {way} -->\n<!-- end -->\n"
+        for way in ("engine", "replica")
+        for name in (*evidence.TABLES, "missing")
+    ]
+    page.write_text("\n".join(blocks))
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--page", str(page)])
+    evidence.main()
+    assert "Not run yet" in page.read_text() and page.read_text().count("AEM − GRPO, mean level") == 2
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert drawn == {"learning_engine_alpha.png", "learning_replica_alpha.png", "learning_differences.png"}
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in drawn)
+
+
+def test_the_page_says_what_the_csvs_say():
+    ways = {path.stem: runs.runs(read_csv(path)) for path in RESULTS.glob("*.csv")}
+    page = PAGE.read_text(encoding="utf-8")
+    assert evidence.fill(page, ways) == page, "run studies/evidence.py"
+    assert sum(path.stat().st_size for path in RESULTS.glob("*.csv")) < 5_000_000
+    for way in ways:
+        assert f"<!-- missing {way} -->" in page and f"<!-- main {way} -->" in page
