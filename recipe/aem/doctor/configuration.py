@@ -123,6 +123,25 @@ def check_settings(config: DictConfig) -> Iterator[Finding]:
     yield Finding("ok", title, about + (", with EPO's loss" if epo.enable else ""))
 
 
+def check_row_order(config: DictConfig) -> Iterator[Finding]:
+    """Whether each update of a step sees the same kind of rows (docs/choices.md, "The order of rows")."""
+    title = "Order of rows"
+    rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
+    turns = str(_select(config, f"{CUSTOM}.episode.layout") or "turns") == "turns"
+    if rollout.agent.default_agent_loop != "environment" or not turns:
+        return
+    if actor.shuffle:
+        yield Finding("ok", title, "shuffled within each update pass")
+        return
+    yield Finding(
+        "warning",
+        title,
+        "each turn is a row, and verl takes rows in the order in which trajectories ended: a step's last mini-batch is "
+        "what is left of the longest ones, and by token-mean weighs as much as a full one",
+        "set actor_rollout_ref.actor.shuffle=true",
+    )
+
+
 def check_verl(config: DictConfig) -> Iterator[Finding]:
     """What verl's own trainer checks before it starts."""
     from verl.trainer.ppo.utils import need_critic, need_reference_policy

@@ -21,6 +21,8 @@ from recipe.aem.doctor import (  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 
+LAYOUT = "actor_rollout_ref.rollout.custom.episode.layout"
+
 
 def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
     monkeypatch.setenv("AEM_MODEL", str(model_dir))
@@ -32,6 +34,25 @@ def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
     settings = one(configuration.check_settings(config))
     assert (settings.level, settings.detail) == ("ok", "aem over grpo_rows")
     assert one(configuration.check_verl(config)).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "levels"),
+    [
+        ("webshop_7b", [], ["ok"]),
+        ("alfworld_7b", [], ["ok"]),
+        ("webshop_demo", [], ["ok"]),
+        ("webshop_7b", ["actor_rollout_ref.actor.shuffle=false"], ["warning"]),
+        # one row a trajectory, or a loop that is not ours
+        ("webshop_7b", ["actor_rollout_ref.actor.shuffle=false", f"{LAYOUT}=transcript"], []),
+        ("swe_32b", [], []),
+        ("aem_trainer", [], []),
+    ],
+)
+def test_rows_in_the_order_of_ending_are_a_warning(name, overrides, levels):
+    found = list(configuration.check_row_order(compose(name, overrides)))
+    assert [finding.level for finding in found] == levels
+    assert all("actor.shuffle=true" in finding.remedy for finding in found if finding.level == "warning")
 
 
 def test_variables_that_are_not_set_are_named():
