@@ -20,6 +20,7 @@ from evidence_parts.runs import Run, runs
 from recipe.aem.study.results import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
+TASKS = ("shop", "order")
 WANTED = {
     "engine": {**dict.fromkeys(("grpo", "aem"), 5), **dict.fromkeys(list(tables.NAMES)[2:8], 3)},
     "replica": dict.fromkeys(tables.NAMES, 10),
@@ -46,7 +47,7 @@ def fill(page: str, ways: Mapping[str, Sequence[Run]]) -> str:
 
     def block(found: re.Match[str]) -> str:
         name, way = found[2], found[3]
-        text = tables.missing(ways[way], WANTED[way]) if name == "missing" else TABLES[name](ways[way])
+        text = tables.missing(ways[way], TASKS, WANTED[way]) if name == "missing" else TABLES[name](ways[way])
         return f"{found[1]}{text}\n{found[4]}"
 
     return _BLOCK.sub(block, page)

@@ -150,10 +150,10 @@ def overhead(found: Found) -> str:
     return "AEM's own share of a step: " + (", ".join(parts) or "no run yet") + "; the paper's: 1.1 %."
 
 
-def missing(found: Found, wanted: Mapping[str, int]) -> str:
+def missing(found: Found, benchmarks: Sequence[str], wanted: Mapping[str, int]) -> str:
     """What the protocol asks for and is not there."""
     lacking = []
-    for benchmark in _benchmarks(found):
+    for benchmark in benchmarks:
         for method, seeds in wanted.items():
             there = len(values(found, benchmark, method, PRIMARY))
             if there < seeds:

@@ -95,8 +95,12 @@ def test_one_pair_decides_nothing():
 
 
 def test_what_is_missing_is_said():
-    assert tables.missing(made(), {"grpo": 5, "aem": 4}) == "Not run yet: shop/GRPO: 4 of 5; order/GRPO: 4 of 5."
-    assert tables.missing(made(), {"aem": 4}) == "Nothing is missing."
+    assert (
+        tables.missing(made(), ("shop", "order"), {"grpo": 5, "aem": 4})
+        == "Not run yet: shop/GRPO: 4 of 5; order/GRPO: 4 of 5."
+    )
+    assert tables.missing(made(), ("shop",), {"aem": 4}) == "Nothing is missing."
+    assert tables.missing(made(), ("else",), {"aem": 1}) == "Not run yet: else/AEM: 0 of 1."
 
 
 def test_a_page_is_filled_and_filled_again():
