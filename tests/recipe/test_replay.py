@@ -183,6 +183,7 @@ def test_what_is_not_given_is_the_runs():
         "aem.scope": "group",
         "aem.direction": "forward",
         "aem.mean": "response",
+        "aem.relative_to": None,
         "aem.shuffle": None,
         "aem.proxy": "entropy",
         "gigpo.weight": 1.0,
