@@ -1,6 +1,6 @@
 """A replica of the engine's training loop in plain PyTorch, for many seeds of a study on small models.
 
-python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 [--jobs 2] [--until 17:30] [--only …]
+python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 [--jobs 2] [--minutes 170] [--only …]
 python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 --csv studies/results/replica.csv
 
 What decides a comparison is the product's own: episodes and prompts (`agent_loops.episode`), the form of the rows, and
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, required=True, help="so many, from 0 on, in place of the file's")
     parser.add_argument("--only", action="append", default=[], help="as in aem study run")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--until", help="HH:MM")
+    parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--csv", type=Path, help="write what is there and train nothing")
     options = parser.parse_args()
     study = dataclasses.replace(read_study(options.study), seeds=tuple(range(options.seeds)))
@@ -125,10 +125,7 @@ def main() -> None:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         options.csv.write_text(as_csv(rows(study, results(study, chosen))), encoding="utf-8")
         return
-    until = None
-    if options.until:
-        clock = datetime.strptime(options.until, "%H:%M")
-        until = datetime.now().replace(hour=clock.hour, minute=clock.minute, second=0)
+    until = datetime.now() + timedelta(minutes=options.minutes) if options.minutes else None
     run_all([cell for cell in chosen if not path_of(cell).exists()], options.jobs, until)
 
 
