@@ -2,6 +2,7 @@
 
     aem study table studies/study.yaml --out outputs/study --csv studies/results/engine.csv
     python studies/replica.py studies/study.yaml --out outputs/replica --seeds 10 --csv studies/results/replica.csv
+    python studies/gradients.py studies/study.yaml --out outputs/gradients --csv studies/results/gradients.csv
     python studies/evidence.py
 
 A table stands in the page between `<!-- NAME WAY -->` and `<!-- end -->`; this puts in what the CSVs say.
@@ -14,7 +15,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from evidence_parts import figures, tables
+import gradients
+from evidence_parts import figures, tables, why
 from evidence_parts.runs import Run, runs
 
 from recipe.aem.study.results import read_csv
@@ -35,11 +37,13 @@ TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "published": tables.published,
     "overhead": tables.overhead,
 }
+WHY: Mapping[str, Callable[[Sequence[gradients.Line]], str]] = {"gains": why.gains, "kinds": why.kinds}
+"""Of the way `gradients`."""
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def fill(page: str, ways: Mapping[str, Sequence[Run]]) -> str:
-    """The page with its tables as the runs say them.
+def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line] = ()) -> str:
+    """The page with its tables as the runs and the gradients say them.
 
     Raises:
         KeyError: a block asks for a table or a way of running that there is not.
@@ -47,7 +51,12 @@ def fill(page: str, ways: Mapping[str, Sequence[Run]]) -> str:
 
     def block(found: re.Match[str]) -> str:
         name, way = found[2], found[3]
-        text = tables.missing(ways[way], TASKS, WANTED[way]) if name == "missing" else TABLES[name](ways[way])
+        if way == "gradients":
+            text = WHY[name](lines)
+        elif name == "missing":
+            text = tables.missing(ways[way], TASKS, WANTED[way])
+        else:
+            text = TABLES[name](ways[way])
         return f"{found[1]}{text}\n{found[4]}"
 
     return _BLOCK.sub(block, page)
@@ -58,9 +67,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "studies" / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence" / "learning.md")
     options = parser.parse_args()
-    rows = {path.stem: read_csv(path) for path in sorted(options.results.glob("*.csv"))}
+    rows = {way: read_csv(options.results / f"{way}.csv") for way in WANTED}
     ways = {way: runs(of) for way, of in rows.items()}
-    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), ways), encoding="utf-8")
+    lines = gradients.read(options.results / "gradients.csv")
+    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), ways, lines), encoding="utf-8")
     drawn = [path for way, of in rows.items() for path in figures.curves(of, way, options.page.parent)]
     drawn.append(figures.forest(ways, options.page.parent / "learning_differences.png"))
     for way, of in ways.items():

@@ -23,21 +23,23 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.aem.study.cells import Cell, cells, select
 from recipe.aem.study.file import Study, read_study
 from recipe.aem.study.results import Result, as_csv, rows
 from recipe.aem.study.state import State
 
+if TYPE_CHECKING:
+    from replica_parts.training import Training
+
 
 def path_of(cell: Cell) -> Path:
     return cell.folder.with_suffix(".jsonl")
 
 
-def train(cell: Cell) -> float:
-    """Train a cell, in a process of its own; returns the seconds it took."""
-    started = time.perf_counter()
+def training_of(cell: Cell) -> Training:
+    """A cell's run, not begun."""
     os.environ.update(cell.env)
     import hydra.utils
     import pyarrow.parquet as pq
@@ -58,7 +60,7 @@ def train(cell: Cell) -> float:
         return [extra["task"] for extra in pq.read_table(file).column("extra_info").to_pylist()]
 
     model = config.actor_rollout_ref.model.path
-    training = Training(
+    return Training(
         config,
         AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         AutoTokenizer.from_pretrained(model),
@@ -67,6 +69,12 @@ def train(cell: Cell) -> float:
         tasks(config.data.val_files)[: config.data.val_max_samples],
         cell.seed,
     )
+
+
+def train(cell: Cell) -> float:
+    """Train a cell, in a process of its own; returns the seconds it took."""
+    started = time.perf_counter()
+    training = training_of(cell)
     path = path_of(cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -18,10 +18,10 @@ from aem_core import AemStats
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import EpisodeSettings
-from recipe.aem.advantage import SideInfo, compute_advantages
 from recipe.aem.epo import EpoSettings, batch_weights
 from recipe.aem.report.turns import eta_squared
 from recipe.aem.settings import Settings
+from replica_parts.advantages import advantages
 from replica_parts.policy import mask_of, old_policy
 from replica_parts.rollout import Rollout, Row, as_ended, roll_out
 from replica_parts.update import EpoTerms, mini_batches, update
@@ -106,7 +106,8 @@ class Training:
                 metrics |= self._validate()
             yield step, metrics
 
-    def _play(self, tasks: Sequence[Task], copies: int, temperature: float) -> Rollout:
+    def play(self, tasks: Sequence[Task], copies: int, temperature: float) -> Rollout:
+        """Every task `copies` times, by the policy as it is."""
         return roll_out(
             self.model,
             self.tokenizer,
@@ -119,11 +120,11 @@ class Training:
         )
 
     def _validate(self) -> dict[str, float]:
-        played = self._play(self.validation_tasks, 1, self._rollout.val_kwargs.temperature)
+        played = self.play(self.validation_tasks, 1, self._rollout.val_kwargs.temperature)
         return {f"val-core/{self.benchmark.name}/acc/mean@1": fmean(played.won)}
 
     def _step(self, step: int, tasks: Sequence[Task]) -> dict[str, float]:
-        played = self._play(tasks, self._rollout.n, self._rollout.temperature)
+        played = self.play(tasks, self._rollout.n, self._rollout.temperature)
         rows = as_ended(played.rows, self._chance)
         mask_BT = mask_of(rows, self.config.data.max_response_length)
         pad = self.tokenizer.pad_token_id
@@ -160,27 +161,13 @@ class Training:
         entropy_BT: Tensor,
         metrics: dict[str, float],
     ) -> Tensor:
-        """By the function that the seam calls inside verl."""
-        reward_BT = torch.zeros(mask_BT.shape)
-        for number, row in enumerate(rows):
-            reward_BT[number, len(row.response) - 1] = row.reward
-        side = SideInfo(
-            settings=self._settings,
-            keys=[row.key for row in rows],
-            is_padding=[False] * len(rows),
-            extra_fields=[row.extra for row in rows],
-            measure_BT={None: None, "entropy": entropy_BT, "old_log_probs": old_BT}[self._settings.measure],
-            value_BT=None,
-            step=step,
-            metrics=metrics,
-        )
-        groups = [row.group for row in rows]
-        advantage_BT, _ = compute_advantages(side, reward_BT, mask_BT, groups, self.config.algorithm)
-        if side.computed is not None and isinstance(side.computed.stats, AemStats):
-            row_N = side.computed.responses.row_N.tolist()
+        algorithm = self.config.algorithm
+        advantage_BT, computed = advantages(rows, mask_BT, old_BT, entropy_BT, algorithm, self._settings, step, metrics)
+        if computed is not None and isinstance(computed.stats, AemStats):
+            row_N = computed.responses.row_N.tolist()
             metrics |= share_of_kinds(
-                side.computed.stats.alpha_N.numpy(),
-                [groups[row] for row in row_N],
+                computed.stats.alpha_N.numpy(),
+                [rows[row].group for row in row_N],
                 [rows[row].extra["turn_kinds"][0] for row in row_N],
             )
         return advantage_BT

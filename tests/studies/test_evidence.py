@@ -13,7 +13,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 import evidence
-from evidence_parts import runs, tables
+import gradients
+from evidence_parts import runs, tables, why
 from evidence_parts.runs import Run
 
 from recipe.aem.study.results import Row, read_csv
@@ -120,11 +121,12 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
     for way in ("engine", "replica"):
         (tmp_path / f"{way}.csv").write_text("\n".join(lines) + "\n")
     page = tmp_path / "page.md"
+    (tmp_path / "gradients.csv").write_text(gradients.as_csv(POINTING))
     blocks = [
         f"<!-- {name} {way} -->\n<!-- end -->\n"
         for way in ("engine", "replica")
         for name in (*evidence.TABLES, "missing")
-    ]
+    ] + [f"<!-- {name} gradients -->\n<!-- end -->\n" for name in evidence.WHY]
     page.write_text("\n".join(blocks))
     monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--page", str(page)])
     evidence.main()
@@ -134,10 +136,42 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
     assert all((tmp_path / name).stat().st_size > 10_000 for name in drawn)
 
 
+POINTING = [
+    gradients.Line("shop", step, method, measure, value, error)
+    for step in (0, 10)
+    for method, measure, value, error in [
+        ("grpo", "cosine", 1.0, None),
+        ("grpo", "gain", 0.4, 0.03),
+        ("grpo", "gain adam", 0.2, 0.01),
+        ("aem", "cosine", 0.9, None),
+        ("aem", "difference", -0.08, 0.02),
+        ("aem", "difference adam", 0.02, 0.0),
+        ("aem", "share, kind page", 0.25, None),
+        ("aem", "entropy, kind page", 0.5, None),
+        ("aem", "alpha, kind page", 0.75, None),
+        ("aem", "share, kind typo", 0.01, None),
+    ]
+]
+
+
+def test_gains_are_shares_of_grpos():
+    table = why.gains(POINTING)
+    assert "| shop | GRPO | 1.00 | 100 (± 11) | 100 (± 7) |" in table
+    # 0.08 of 0.4 less, known to 2 · √2 · 0.02 of 0.8
+    assert "| shop | AEM | 0.90 | 80 ± 7 | 110 ± 0 |" in table
+
+
+def test_kinds_are_shown_with_share_entropy_and_alpha():
+    table = why.kinds(POINTING)
+    assert "| shop | page | 25%: 0.50, 0.75 | 25%: 0.50, 0.75 |" in table
+    assert "typo" not in table
+
+
 def test_the_page_says_what_the_csvs_say():
-    ways = {path.stem: runs.runs(read_csv(path)) for path in RESULTS.glob("*.csv")}
+    ways = {way: runs.runs(read_csv(RESULTS / f"{way}.csv")) for way in evidence.WANTED}
     page = PAGE.read_text(encoding="utf-8")
-    assert evidence.fill(page, ways) == page, "run studies/evidence.py"
+    lines = gradients.read(RESULTS / "gradients.csv")
+    assert evidence.fill(page, ways, lines) == page, "run studies/evidence.py"
     assert sum(path.stat().st_size for path in RESULTS.glob("*.csv")) < 5_000_000
     for way in ways:
         assert f"<!-- missing {way} -->" in page and f"<!-- main {way} -->" in page

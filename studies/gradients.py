@@ -1,0 +1,180 @@
+"""Why: where each method's update points, on equal rollouts of equal policies. Exploratory: not in PROTOCOL.md.
+
+    python studies/gradients.py studies/study.yaml --out outputs/gradients [--jobs 2]
+    python studies/gradients.py studies/study.yaml --out outputs/gradients --csv studies/results/gradients.csv
+    python studies/evidence.py
+
+The policies are those that GRPO (the replica, seed 0) passes through. Each plays batches of the study's size on
+training tasks; on every batch all methods' gradients are taken, and the gradient of success itself. EPO is not there:
+it has GRPO's advantages. A policy is one file, `OUT/BENCHMARK/stepN.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from replica import training_of
+
+from recipe.aem.study.cells import Cell, cells
+from recipe.aem.study.file import read_study
+
+if TYPE_CHECKING:
+    from replica_parts.training import Training
+
+BASE, WITHOUT = "grpo", ("grpo_epo",)
+COLUMNS = ("benchmark", "step", "method", "measure", "value", "error")
+
+
+class Line(NamedTuple):
+    """One number; `error` is its standard error over batches, empty where there is none."""
+
+    benchmark: str
+    step: int
+    method: str
+    measure: str
+    value: float
+    error: float | None
+
+
+def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
+    """The weights that a run passes through, saved; trained where they are not there yet."""
+    import torch
+
+    paths = [folder / f"policy{step}.pt" for step in steps]
+    if not all(path.exists() for path in paths):
+        training = training_of(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        for step, _ in training.run():
+            if step in steps:
+                torch.save(training.model.state_dict(), folder / f"policy{step}.pt")
+            if step == max(steps):
+                break
+    return paths
+
+
+def measure(
+    benchmark: str, step: int, methods: dict[str, Training], batches: int, chance: random.Random
+) -> Iterator[Line]:
+    """One policy's lines; the methods share its model."""
+    import torch
+    from replica_parts.advantages import advantages
+    from replica_parts.directions import compare, directions, gradients, success_weights
+    from replica_parts.kinds import Response, by_kind, responses
+    from replica_parts.policy import mask_of, old_policy
+
+    from recipe.aem.settings import Settings
+
+    base = methods[BASE]
+    rollout, data = base.config.actor_rollout_ref.rollout, base.config.data
+    settings = {name: Settings.from_config(of.config.algorithm) for name, of in methods.items()}
+    found: list[torch.Tensor] = []
+    seen: list[Response] = []
+    torch.manual_seed(step)
+    tasks = chance.sample(list(base.tasks), batches * data.train_batch_size)
+    for number in range(batches):
+        chosen = tasks[number * data.train_batch_size :][: data.train_batch_size]
+        played = base.play(chosen, rollout.n, rollout.temperature)
+        mask_BT, pad = mask_of(played.rows, data.max_response_length), base.tokenizer.pad_token_id
+        old_BT, entropy_BT = old_policy(base.model, played.rows, mask_BT, pad)
+        weights = [success_weights(played.rows, played.won, mask_BT)]
+        for name, of in methods.items():
+            advantage_BT, computed = advantages(
+                played.rows, mask_BT, old_BT, entropy_BT, of.config.algorithm, settings[name], number + 1, {}
+            )
+            weights.append(advantage_BT)
+            if name == "aem" and computed is not None:
+                seen += responses(played.rows, computed)
+        found.append(gradients(base.model, played.rows, mask_BT, weights, pad))
+    gradient_MKD = torch.stack(found, dim=1)
+    success_KD, base_KD = gradient_MKD[0], gradient_MKD[1 + list(methods).index(BASE)]
+    for preconditioned, suffix in ((False, ""), (True, " adam")):
+        reference = directions(base_KD, success_KD, preconditioned)
+        for name, own_KD in zip(methods, gradient_MKD[1:], strict=True):
+            for what, (value, error) in compare(directions(own_KD, success_KD, preconditioned), reference).items():
+                yield Line(benchmark, step, name, what + suffix, value, error)
+    for name, own_KD in zip(methods, gradient_MKD[1:], strict=True):
+        # a batch whose groups are all lost or all won has no gradient
+        some_K = base_KD.any(dim=1)
+        cosine_K = torch.nn.functional.cosine_similarity(own_KD[some_K], base_KD[some_K])
+        yield Line(benchmark, step, name, "cosine", float(cosine_K.mean()), None)
+    for what, value in by_kind(seen).items():
+        yield Line(benchmark, step, "aem", what, value, None)
+
+
+def run(all_cells: Sequence[Cell], benchmark: str, steps: Sequence[int], batches: int, out: Path) -> str:
+    """Measure a benchmark's policies, in a process of its own."""
+    import torch
+
+    chosen = {cell.method: cell for cell in all_cells if cell.benchmark == benchmark and cell.method not in WITHOUT}
+    paths = policies(chosen[BASE], steps, out / benchmark)
+    methods = {name: training_of(cell) for name, cell in chosen.items()}
+    for step, path in zip(steps, paths, strict=True):
+        target = out / benchmark / f"step{step}.csv"
+        if not target.exists():
+            methods[BASE].model.load_state_dict(torch.load(path))
+            lines = list(measure(benchmark, step, methods, batches, random.Random(step)))
+            target.write_text(as_csv(lines), encoding="utf-8")
+            print(f"{benchmark}: step {step} is done", flush=True)
+    return benchmark
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in lines:
+        error = "" if line.error is None else f"{line.error:.6g}"
+        writer.writerow([*line[:4], f"{line.value:.6g}", error])
+    return text.getvalue()
+
+
+def read(path: Path) -> list[Line]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Line(
+                row["benchmark"],
+                int(row["step"]),
+                row["method"],
+                row["measure"],
+                float(row["value"]),
+                float(row["error"]) if row["error"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20, 30], help="of GRPO's policies")
+    parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--csv", type=Path, help="write what is there and measure nothing")
+    options = parser.parse_args()
+    study = dataclasses.replace(read_study(options.study), seeds=(0,))
+    if options.csv:
+        paths = [options.out / one / f"step{step}.csv" for one in study.benchmarks for step in options.steps]
+        lines = [line for path in paths if path.exists() for line in read(path)]
+        options.csv.write_text(as_csv(lines), encoding="utf-8")
+        return
+    all_cells = cells(study, options.out)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        going = [
+            pool.submit(run, all_cells, one, options.steps, options.batches, options.out) for one in study.benchmarks
+        ]
+        for future in going:
+            future.result()
+
+
+if __name__ == "__main__":
+    main()

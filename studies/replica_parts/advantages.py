@@ -1,0 +1,48 @@
+"""Advantages of sampled rows, by the function that the seam calls inside verl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipe.aem.advantage import Computed, SideInfo, compute_advantages
+from recipe.aem.settings import Settings
+from replica_parts.rollout import Row
+
+
+def advantages(
+    rows: Sequence[Row],
+    mask_BT: Tensor,
+    old_BT: Tensor,
+    entropy_BT: Tensor,
+    algorithm: Mapping[str, Any],
+    settings: Settings,
+    step: int,
+    metrics: dict[str, Any],
+) -> tuple[Tensor, Computed | None]:
+    """(B, T), and how they came about where the estimator is one of ours.
+
+    Args:
+        old_BT: log-probs of the sampled tokens.
+        algorithm: `config.algorithm`.
+        settings: what `Settings.from_config` reads there.
+        metrics: of the step; written to.
+    """
+    reward_BT = torch.zeros(mask_BT.shape)
+    for number, row in enumerate(rows):
+        reward_BT[number, len(row.response) - 1] = row.reward
+    side = SideInfo(
+        settings=settings,
+        keys=[row.key for row in rows],
+        is_padding=[False] * len(rows),
+        extra_fields=[row.extra for row in rows],
+        measure_BT={None: None, "entropy": entropy_BT, "old_log_probs": old_BT}[settings.measure],
+        value_BT=None,
+        step=step,
+        metrics=metrics,
+    )
+    advantage_BT, _ = compute_advantages(side, reward_BT, mask_BT, [row.group for row in rows], algorithm)
+    return advantage_BT, side.computed

@@ -1,0 +1,108 @@
+"""Where a method's updates point: their gradients on equal rollouts, against the gradient of success."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any  # transformers annotates its models too loosely to check against
+
+import torch
+from torch import Tensor
+
+from replica_parts.policy import log_probs_and_entropies, response_logits
+from replica_parts.rollout import Row
+
+
+def success_weights(rows: Sequence[Row], won: Sequence[bool], mask_BT: Tensor) -> Tensor:
+    """What makes `gradients` an unbiased estimate of the gradient of success, (B, T).
+
+    w = (tokens / trajectories) · (1[won] − the mean of the group's other trajectories), on each response token
+    (REINFORCE with the leave-one-out baseline; no division by σ, a trajectory's tokens summed).
+
+    Args:
+        rows: in any order.
+        won: of each trajectory, as `Rollout` has them: all of a group together.
+    """
+    names = list(dict.fromkeys((row.group, row.key.split("_")[1]) for row in rows))
+    names.sort(key=lambda name: (int(name[0]), int(name[1])))
+    outcome = dict(zip(names, map(float, won), strict=True))
+    of: dict[str, list[float]] = {}
+    for (group, _), value in outcome.items():
+        of.setdefault(group, []).append(value)
+    weight_B = []
+    for row in rows:
+        mine, group = outcome[row.group, row.key.split("_")[1]], of[row.group]
+        weight_B.append(mine - (sum(group) - mine) / (len(group) - 1))
+    return torch.tensor(weight_B)[:, None] * mask_BT * (mask_BT.sum() / len(outcome))
+
+
+def gradients(model: Any, rows: Sequence[Row], mask_BT: Tensor, weights: Sequence[Tensor], pad: int) -> Tensor:
+    """∇ Σ w log π / tokens of every set of weights, (sets, parameters): the first update's, since there the ratio is 1.
+
+    Args:
+        weights: (B, T) each: advantages.
+    """
+    parameters = list(model.parameters())
+    total_MD = torch.zeros(len(weights), sum(of.numel() for of in parameters))
+    used = [number for number in range(len(rows)) if any(bool(of[number].any()) for of in weights)]
+    for part, logits_MV, token_M in response_logits(model, [rows[number] for number in used], pad) if used else ():
+        numbers = [used[place] for place in part]
+        on = mask_BT[numbers].bool()
+        log_prob_M, _ = log_probs_and_entropies(logits_MV, token_M)
+        for place, weight_BT in enumerate(weights):
+            value = (log_prob_M * weight_BT[numbers][on].float()).sum() / mask_BT.sum()
+            parts = torch.autograd.grad(value, parameters, retain_graph=place + 1 < len(weights))
+            total_MD[place] += torch.cat([of.flatten() for of in parts])
+    return total_MD
+
+
+@dataclass(frozen=True)
+class Directions:
+    """What is left of K batches' gradients.
+
+    Attributes:
+        cross_KK: g of batch k · the success gradient of batch l.
+        square_K: ‖g‖² of each batch.
+    """
+
+    cross_KK: Tensor
+    square_K: Tensor
+
+    def gain(self, without: int | None = None) -> float:
+        """E[g] · ∇J / √E‖g‖²: by how much success rises to first order in a step of length 1 (without one batch).
+
+        Products of a batch with itself are left out, since their noise is common to both factors.
+        """
+        keep = torch.arange(len(self.square_K)) != (-1 if without is None else without)
+        cross_KK, count = self.cross_KK[keep][:, keep], int(keep.sum())
+        product = (cross_KK.sum() - cross_KK.diagonal().sum()) / (count * (count - 1))
+        return float(product / self.square_K[keep].mean().sqrt())
+
+
+def directions(gradient_KD: Tensor, success_KD: Tensor, preconditioned: bool) -> Directions:
+    """Of K batches' gradients.
+
+    Args:
+        preconditioned: divide each coordinate by its root mean square over the batches, as Adam does.
+    """
+    gradient_KD, success_KD = gradient_KD.double(), success_KD.double()
+    if preconditioned:
+        gradient_KD = gradient_KD / (gradient_KD.square().mean(0).sqrt() + 1e-8)
+    return Directions(gradient_KD @ success_KD.T, gradient_KD.square().sum(1))
+
+
+def jackknife(values: Sequence[float]) -> float:
+    """The standard error from the values without one batch each."""
+    mean = sum(values) / len(values)
+    return math.sqrt((len(values) - 1) / len(values) * sum((value - mean) ** 2 for value in values))
+
+
+def compare(of: Directions, base: Directions) -> dict[str, tuple[float, float]]:
+    """The gain and its difference from the base's on the same batches, each with its standard error."""
+    own, other = ([one.gain(number) for number in range(len(one.square_K))] for one in (of, base))
+    apart = [first - second for first, second in zip(own, other, strict=True)]
+    return {
+        "gain": (of.gain(), jackknife(own)),
+        "difference": (of.gain() - base.gain(), jackknife(apart)),
+    }

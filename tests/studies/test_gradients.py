@@ -1,0 +1,129 @@
+"""studies/gradients.py: gradients against autograd's own, the gain against known directions, the table's numbers.
+
+Not covered: what the study's policies say; docs/evidence/learning.md has that.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("verl", reason="verl is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+from recipe.aem.demo.tiny_model import build_model, build_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
+import gradients
+from replica_parts.directions import Directions, compare, directions, jackknife, success_weights
+from replica_parts.directions import gradients as gradients_of
+from replica_parts.kinds import Response, by_kind
+from replica_parts.policy import mask_of
+from replica_parts.rollout import Row
+
+
+def rows_of(outcomes):
+    """Two turns a trajectory; `outcomes` holds each group's."""
+    rows = [
+        Row(f"{group}_{session}_{turn}", str(group), [1, 2, 3 + session], [4 + turn, 5 + group][: 1 + turn])
+        for group, of in enumerate(outcomes)
+        for session in range(len(of))
+        for turn in range(2)
+    ]
+    return rows, [won for of in outcomes for won in of]
+
+
+def test_weights_make_the_gradient_of_success():
+    rows, won = rows_of([[True, False, False], [True, True, True]])
+    rows = rows[::-1]
+    mask_BT = mask_of(rows, 2)
+    weight_BT = success_weights(rows, won, mask_BT)
+    per_token = 18 / 6  # tokens over trajectories: `gradients` divides by the former
+    expected = {"0_0": 1.0 * per_token, "0_1": -0.5 * per_token, "0_2": -0.5 * per_token}
+    for row, weight_T, mask_T in zip(rows, weight_BT.tolist(), mask_BT.tolist(), strict=True):
+        assert weight_T == [expected.get(row.key[:3], 0.0) * on for on in mask_T]
+
+
+def test_gradients_are_autograds_row_by_row():
+    tokenizer = build_tokenizer(["one two three four five"], ("one", "two"), markup=("<action>", "</action>"))
+    model = build_model(tokenizer, seed=0, hidden=16, layers=1, heads=2)
+    rows, _ = rows_of([[True, False], [False, False]])
+    mask_BT = mask_of(rows, 2)
+    chance = torch.Generator().manual_seed(0)
+    weights = [torch.randn(mask_BT.shape, generator=chance) * mask_BT for _ in range(2)]
+    for weight_BT in weights:
+        weight_BT[3] = 0  # a row that nobody weighs is passed over
+    found_MD = gradients_of(model, rows, mask_BT, weights, tokenizer.pad_token_id)
+    for weight_BT, found_D in zip(weights, found_MD, strict=True):
+        value = torch.zeros(())
+        for row, weight_T in zip(rows, weight_BT, strict=True):
+            log = torch.log_softmax(model(torch.tensor([row.ids])).logits[0, len(row.prompt) - 1 : -1], -1)
+            value = value + (log[range(len(row.response)), row.response] * weight_T[: len(row.response)]).sum()
+        expected = torch.autograd.grad(value / mask_BT.sum(), list(model.parameters()))
+        torch.testing.assert_close(found_D, torch.cat([of.flatten() for of in expected]), rtol=1e-4, atol=1e-6)
+    assert not gradients_of(model, rows, mask_BT, [torch.zeros(mask_BT.shape)], tokenizer.pad_token_id).any()
+
+
+def noisy(direction_D, noise, batches=400, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return direction_D + noise * torch.randn(batches, len(direction_D), generator=generator)
+
+
+def test_the_gain_is_the_slope_along_the_update():
+    success_D, off_D = torch.tensor([3.0, 4.0, 0.0]), torch.tensor([3.0, 0.0, 4.0])
+    success_KD = noisy(success_D, 0.5)
+    # the noise of both is the same, as of gradients on the same rollouts; it must not count as gain
+    same, off = directions(success_KD, success_KD, False), directions(noisy(off_D, 0.5), success_KD, False)
+    length = math.sqrt(25 + 3 * 0.25)
+    assert same.gain() == pytest.approx(25 / length, rel=0.01)
+    found = compare(off, same)
+    assert found["gain"][0] == pytest.approx(9 / length, rel=0.03)
+    value, error = found["difference"]
+    assert value == pytest.approx(-16 / length, rel=0.03) and 0 < error < 0.1
+    assert compare(same, same)["difference"] == (0.0, 0.0)
+
+
+def test_noise_alone_gains_nothing():
+    noise_KD = noisy(torch.zeros(50), 1.0, 200)
+    value, error = compare(directions(noise_KD, noise_KD, False), directions(noise_KD, noise_KD, False))["gain"]
+    assert abs(value) < 3 * error and directions(noise_KD, noise_KD, False).cross_KK.diagonal().mean() > 40
+
+
+def test_adams_step_has_equal_coordinates():
+    gradient_KD = noisy(torch.tensor([1.0, 100.0, 0.0]), 0.0)
+    of = directions(gradient_KD, noisy(torch.tensor([1.0, 1.0, 1.0]), 0.0), True)
+    assert of.square_K.tolist() == pytest.approx([2.0] * 400) and of.gain() == pytest.approx(2 / math.sqrt(2))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = [1.0, 2.0, 4.0, 9.0]
+    without = [(sum(values) - value) / 3 for value in values]
+    assert jackknife(without) == pytest.approx(torch.tensor(values).std().item() / 2)
+
+
+def test_one_batch_can_be_left_out():
+    cross_KK = torch.tensor([[9.0, 1.0, 2.0], [3.0, 9.0, 4.0], [5.0, 6.0, 9.0]])
+    of = Directions(cross_KK, torch.tensor([4.0, 1.0, 1.0]))
+    assert of.gain(0) == pytest.approx(5.0) and of.gain() == pytest.approx(3.5 / math.sqrt(2))
+
+
+def test_responses_by_kind_and_sign():
+    seen = [Response("buy", 0.1, 1.2, 1.0), Response("buy", 0.3, 1.0, -1.0), Response("look", 0.5, 0.6, -0.5)]
+    found = by_kind(seen)
+    assert found["share, kind buy"] == pytest.approx(2 / 3) and found["alpha, kind look"] == 0.6
+    assert found["entropy, A < 0"] == pytest.approx(0.4) and found["alpha, A > 0"] == 1.2
+    assert by_kind([]) == {}
+
+
+def test_lines_are_written_and_read(tmp_path):
+    lines = [
+        gradients.Line("shop", 10, "aem", "gain", 0.125, 0.5),
+        gradients.Line("shop", 10, "aem", "alpha, kind a, b", 1.0, None),
+    ]
+    path = tmp_path / "lines.csv"
+    path.write_text(gradients.as_csv(lines))
+    assert gradients.read(path) == lines
