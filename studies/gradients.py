@@ -6,7 +6,8 @@
 
 The policies are those that GRPO (the replica, seed 0) passes through. Each plays batches of the study's size on
 training tasks; on every batch all methods' gradients are taken, and the gradient of success itself. EPO is not there:
-it has GRPO's advantages. A policy is one file, `OUT/BENCHMARK/stepN.csv`.
+it has GRPO's advantages. A policy is one file, `OUT/BENCHMARK/stepN.csv`; what is there is not measured again,
+so another number of batches wants another OUT.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import csv
 import dataclasses
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +29,7 @@ from recipe.aem.study.cells import Cell, cells
 from recipe.aem.study.file import read_study
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from replica_parts.training import Training
 
 BASE, WITHOUT = "grpo", ("grpo_epo",)
@@ -62,9 +64,9 @@ def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
 
 
 def measure(
-    benchmark: str, step: int, methods: dict[str, Training], batches: int, chance: random.Random
+    benchmark: str, step: int, base: Training, algorithms: Mapping[str, DictConfig], batches: int, chance: random.Random
 ) -> Iterator[Line]:
-    """One policy's lines; the methods share its model."""
+    """The lines of the policy that `base` holds, under each method's `config.algorithm`."""
     import torch
     from replica_parts.advantages import advantages
     from replica_parts.directions import compare, directions, gradients, success_weights
@@ -73,9 +75,8 @@ def measure(
 
     from recipe.aem.settings import Settings
 
-    base = methods[BASE]
     rollout, data = base.config.actor_rollout_ref.rollout, base.config.data
-    settings = {name: Settings.from_config(of.config.algorithm) for name, of in methods.items()}
+    settings = {name: Settings.from_config(of) for name, of in algorithms.items()}
     found: list[torch.Tensor] = []
     seen: list[Response] = []
     torch.manual_seed(step)
@@ -86,22 +87,22 @@ def measure(
         mask_BT, pad = mask_of(played.rows, data.max_response_length), base.tokenizer.pad_token_id
         old_BT, entropy_BT = old_policy(base.model, played.rows, mask_BT, pad)
         weights = [success_weights(played.rows, played.won, mask_BT)]
-        for name, of in methods.items():
+        for name, algorithm in algorithms.items():
             advantage_BT, computed = advantages(
-                played.rows, mask_BT, old_BT, entropy_BT, of.config.algorithm, settings[name], number + 1, {}
+                played.rows, mask_BT, old_BT, entropy_BT, algorithm, settings[name], number + 1, {}
             )
             weights.append(advantage_BT)
             if name == "aem" and computed is not None:
                 seen += responses(played.rows, computed)
         found.append(gradients(base.model, played.rows, mask_BT, weights, pad))
     gradient_MKD = torch.stack(found, dim=1)
-    success_KD, base_KD = gradient_MKD[0], gradient_MKD[1 + list(methods).index(BASE)]
+    success_KD, base_KD = gradient_MKD[0], gradient_MKD[1 + list(algorithms).index(BASE)]
     for preconditioned, suffix in ((False, ""), (True, " adam")):
         reference = directions(base_KD, success_KD, preconditioned)
-        for name, own_KD in zip(methods, gradient_MKD[1:], strict=True):
+        for name, own_KD in zip(algorithms, gradient_MKD[1:], strict=True):
             for what, (value, error) in compare(directions(own_KD, success_KD, preconditioned), reference).items():
                 yield Line(benchmark, step, name, what + suffix, value, error)
-    for name, own_KD in zip(methods, gradient_MKD[1:], strict=True):
+    for name, own_KD in zip(algorithms, gradient_MKD[1:], strict=True):
         # a batch whose groups are all lost or all won has no gradient
         some_K = base_KD.any(dim=1)
         cosine_K = torch.nn.functional.cosine_similarity(own_KD[some_K], base_KD[some_K])
@@ -114,14 +115,17 @@ def run(all_cells: Sequence[Cell], benchmark: str, steps: Sequence[int], batches
     """Measure a benchmark's policies, in a process of its own."""
     import torch
 
+    from recipe.aem.composition import compose
+
     chosen = {cell.method: cell for cell in all_cells if cell.benchmark == benchmark and cell.method not in WITHOUT}
     paths = policies(chosen[BASE], steps, out / benchmark)
-    methods = {name: training_of(cell) for name, cell in chosen.items()}
+    base = training_of(chosen[BASE])  # sets the cells' environment, too
+    algorithms = {name: compose(cell.config, cell.asked).algorithm for name, cell in chosen.items()}
     for step, path in zip(steps, paths, strict=True):
         target = out / benchmark / f"step{step}.csv"
         if not target.exists():
-            methods[BASE].model.load_state_dict(torch.load(path))
-            lines = list(measure(benchmark, step, methods, batches, random.Random(step)))
+            base.model.load_state_dict(torch.load(path))
+            lines = list(measure(benchmark, step, base, algorithms, batches, random.Random(step)))
             target.write_text(as_csv(lines), encoding="utf-8")
             print(f"{benchmark}: step {step} is done", flush=True)
     return benchmark
