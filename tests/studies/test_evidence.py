@@ -9,11 +9,9 @@ import random
 import sys
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 import evidence
 import gradients
+import pytest
 from evidence_parts import runs, tables, why
 from evidence_parts.runs import Run
 

@@ -6,8 +6,7 @@ Not covered: what the study's policies say; docs/evidence/learning.md has that.
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
+import random
 
 import pytest
 import torch
@@ -15,15 +14,16 @@ import torch
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from recipe.aem.demo.tiny_model import build_model, build_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 import gradients
 from replica_parts.directions import Directions, compare, directions, jackknife, success_weights
 from replica_parts.directions import gradients as gradients_of
 from replica_parts.kinds import Response, by_kind
 from replica_parts.policy import mask_of
 from replica_parts.rollout import Row
+from toy_task import configured
+
+from recipe.aem.demo.tiny_model import build_model, build_tokenizer
+from recipe.aem.study.cells import Cell
 
 
 def rows_of(outcomes):
@@ -127,3 +127,81 @@ def test_lines_are_written_and_read(tmp_path):
     path = tmp_path / "lines.csv"
     path.write_text(gradients.as_csv(lines))
     assert gradients.read(path) == lines
+
+
+# --- whole, on a toy task ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def measured(make, tmp_path):
+    """The lines of a policy under GRPO and these methods."""
+
+    def of(**methods):
+        base = make("method=grpo", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=8", tasks=80)
+        of = {"grpo": ["method=grpo"], **methods}
+        algorithms = {name: configured(tmp_path / "echo.jinja", *asked).algorithm for name, asked in of.items()}
+        lines = list(gradients.measure("echo", 3, base, algorithms, 10, random.Random(0)))
+        assert {(line.benchmark, line.step) for line in lines} == {("echo", 3)}
+        return {(line.method, line.measure): (line.value, line.error) for line in lines}
+
+    return of
+
+
+def test_grpo_gains_and_a_method_that_does_nothing_gains_as_much(measured):
+    found = measured(nothing=["method=aem", "algorithm.aem.lam=0"])
+    value, error = found["grpo", "gain"]
+    assert value > 3 * error > 0
+    assert found["nothing", "cosine"][0] == pytest.approx(1)
+    for suffix in ("", " adam"):
+        assert found["nothing", "gain" + suffix] == found["grpo", "gain" + suffix]
+        assert found["nothing", "difference" + suffix] == (0, 0)
+
+
+def test_a_method_is_measured_by_its_own_settings(measured):
+    found = measured(
+        aem=["method=aem", "algorithm.aem.min_range=0"],
+        aem_reversed=["method=aem", "algorithm.aem.min_range=0", "algorithm.aem.direction=reversed"],
+        empg=["method=empg"],
+    )
+    gains = {found[name, "gain"][0] for name in ("grpo", "aem", "aem_reversed", "empg")}
+    assert len(gains) == 4 and all(0.2 < found[name, "cosine"][0] < 1 for name in ("aem", "aem_reversed", "empg"))
+    shares = [
+        value for (name, measure), (value, _) in found.items() if name == "aem" and measure.startswith("share, k")
+    ]
+    assert len(shares) == 3 and sum(shares) == pytest.approx(1), "one of each page, of AEM's own responses"
+
+
+@pytest.fixture
+def toy_cells(make, tmp_path, monkeypatch):
+    """GRPO, AEM and EPO on the toy; only GRPO's is trained."""
+    configured(tmp_path / "echo.jinja")  # writes the template
+    prompt = f"actor_rollout_ref.rollout.custom.episode.prompt={tmp_path / 'echo.jinja'}"
+    monkeypatch.setattr(gradients, "training_of", lambda cell: make(*cell.asked, steps=3, tasks=80))
+    return [
+        Cell("toy", "echo", name, 0, tmp_path / name, "webshop_demo", (f"method={method}", prompt), {})
+        for name, method in (("grpo", "grpo"), ("aem", "aem"), ("grpo_epo", "epo"))
+    ]
+
+
+def test_policies_are_those_of_the_run_and_trained_once(toy_cells, make, tmp_path, monkeypatch):
+    paths = gradients.policies(toy_cells[0], (0, 2), tmp_path / "echo")
+    run, passed = make("method=grpo", steps=3, tasks=80), {}
+    for step, _ in run.run():
+        passed[step] = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for path, step in zip(paths, (0, 2), strict=True):
+        saved = torch.load(path)
+        assert all(torch.equal(saved[name], value) for name, value in passed[step].items())
+    assert any(not torch.equal(passed[0][name], value) for name, value in passed[2].items())
+    monkeypatch.setattr(gradients, "training_of", None)
+    assert gradients.policies(toy_cells[0], (0, 2), tmp_path / "echo") == paths
+
+
+def test_a_policy_is_a_file_and_what_is_there_is_kept(toy_cells, tmp_path):
+    out = tmp_path / "gradients"
+    (out / "echo").mkdir(parents=True)
+    (out / "echo" / "step0.csv").write_text("of an earlier run")
+    assert gradients.run(toy_cells, "echo", (0, 2), 3, out) == "echo"
+    assert (out / "echo" / "step0.csv").read_text() == "of an earlier run"
+    lines = gradients.read(out / "echo" / "step2.csv")
+    assert {(line.benchmark, line.step) for line in lines} == {("echo", 2)}
+    assert {line.method for line in lines} == {"grpo", "aem"}, "EPO's advantages are GRPO's"

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mechanism_parts import correlation, corridor, drift, outlier, policies, tables, training
 
 from aem_core.exact import TreePolicy, natural_gradient_direction
 
@@ -28,9 +29,6 @@ COMMITTED = ROOT / "studies" / "mechanism"
 PAGE = ROOT / "docs" / "evidence" / "mechanism.md"
 # <!--=table column=value … column format-->number<!--/-->
 NUMBER = re.compile(r"<!--=(.+?)-->(.*?)<!--/-->")
-
-sys.path.insert(0, str(SCRIPT.parent))
-from mechanism_parts import correlation, corridor, drift, outlier, policies, tables, training  # noqa: E402
 
 F64 = torch.float64
 seeds = st.integers(0, 10**6)

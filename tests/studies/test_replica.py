@@ -17,107 +17,15 @@ import torch
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from agent_loops.environment import Observation, Step
-from agent_loops.episode import EpisodeSettings
-from recipe.aem.composition import compose
-from recipe.aem.demo.cloning import Demonstration, clone
-from recipe.aem.demo.tiny_model import build_model, build_tokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
 import replica
 from replica_parts import policy, rollout, training, update
 from replica_parts.rollout import Row
+from toy_task import PROMPT, Echo, EchoBenchmark, build
+
+from agent_loops.episode import EpisodeSettings
+from recipe.aem.composition import compose
 
 STUDIES = Path(replica.__file__).parent
-PROMPT = "{{ instruction }}{% for past in history %} {{ past.action }}{% endfor %} {{ observation }}"
-
-
-class Echo:
-    """Says a word three times; whoever repeats it each time has won."""
-
-    thread_safe = True
-    words = ("left", "right")
-
-    def reset(self, task):
-        self.word, self.turns, self.right = self.words[task["number"] % 2], 0, 0
-        return self._observe()
-
-    def step(self, action):
-        self.turns += 1
-        self.right += action == self.word
-        ended = self.turns == 3
-        return Step(self._observe(), float(ended), ended, False, {"won": self.right == 3})
-
-    def close(self):
-        pass
-
-    def _observe(self):
-        return Observation(f"say {self.word}", list(self.words), {"instruction": "repeat", "page": f"turn{self.turns}"})
-
-
-class EchoBenchmark:
-    name = "echo"
-
-    def make(self):
-        return Echo()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    texts = ["repeat say left right", "<action>left</action>", "<action>right</action>", "user assistant"]
-    return build_tokenizer(texts, Echo.words, markup=("<action>", "</action>"))
-
-
-@pytest.fixture(scope="module")
-def weights(tokenizer):
-    """Of a model that answers with a word, either of them."""
-    model, chance = build_model(tokenizer, seed=0, hidden=16, layers=1, heads=2), random.Random(0)
-    shown = [
-        Demonstration(f"repeat say {chance.choice(Echo.words)}", f"<action>{chance.choice(Echo.words)}</action>")
-        for _ in range(200)
-    ]
-    clone(model, tokenizer, shown, steps=80, learning_rate=1e-2, warm_up=5)
-    return model.state_dict()
-
-
-@pytest.fixture
-def model(tokenizer, weights):
-    return build(tokenizer, weights)
-
-
-def build(tokenizer, weights):
-    model = build_model(tokenizer, seed=0, hidden=16, layers=1, heads=2)
-    model.load_state_dict(weights)
-    return model
-
-
-@pytest.fixture
-def make(tokenizer, weights, tmp_path, monkeypatch):
-    """A run of so many steps under overrides, on a model that starts the same each time."""
-    template = tmp_path / "echo.jinja"
-    template.write_text(PROMPT)
-    for name in ("WEBSHOP_DATA", "WEBSHOP_PARQUET", "AEM_MODEL"):
-        monkeypatch.setenv(name, "unused")
-
-    def made(*overrides, steps=2, seed=0):
-        config = compose(
-            "webshop_demo",
-            [
-                f"trainer.total_training_steps={steps}",
-                "trainer.test_freq=1",
-                "data.train_batch_size=4",
-                "data.max_response_length=6",
-                "actor_rollout_ref.rollout.n=4",
-                "actor_rollout_ref.actor.ppo_mini_batch_size=3",
-                "actor_rollout_ref.actor.optim.lr=0.01",
-                f"actor_rollout_ref.rollout.custom.episode.prompt={template}",
-                *overrides,
-            ],
-        )
-        tasks = [{"number": number} for number in range(8)]
-        return training.Training(config, build(tokenizer, weights), tokenizer, EchoBenchmark(), tasks, tasks[:4], seed)
-
-    return made
 
 
 def rows_of(tokenizer, count=70, seed=0):
@@ -129,8 +37,8 @@ def rows_of(tokenizer, count=70, seed=0):
     ]
 
 
-def test_log_probs_and_entropies_are_those_of_each_row_alone(model, tokenizer):
-    rows = rows_of(tokenizer)
+def test_log_probs_and_entropies_are_those_of_each_row_alone(weights, tokenizer):
+    model, rows = build(tokenizer, weights), rows_of(tokenizer)
     mask_BT = policy.mask_of(rows, 6)
     log_prob_BT, entropy_BT = policy.old_policy(model, rows, mask_BT, tokenizer.pad_token_id)
     for number, row in enumerate(rows):
@@ -145,12 +53,10 @@ def test_log_probs_and_entropies_are_those_of_each_row_alone(model, tokenizer):
 
 
 @pytest.mark.parametrize("clips", [{}, {"clip_ratio_low": 0.1, "clip_ratio_high": 0.28, "clip_ratio_c": 1.5}])
-def test_the_loss_is_verls(clips, monkeypatch):
+def test_the_loss_is_verls(clips, environment):
     from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
     from verl.utils.config import omega_conf_to_dataclass
 
-    for name in ("WEBSHOP_DATA", "WEBSHOP_PARQUET", "AEM_MODEL"):
-        monkeypatch.setenv(name, "unused")
     overrides = [f"actor_rollout_ref.actor.{name}={value}" for name, value in clips.items()]
     actor = compose("webshop_demo", overrides).actor_rollout_ref.actor
     generator = torch.Generator().manual_seed(0)
@@ -192,13 +98,13 @@ def test_an_update_does_not_depend_on_the_size_of_its_forward_passes(tokenizer, 
     torch.testing.assert_close(ends[0][1], ends[1][1], rtol=0, atol=1e-5)
 
 
-def test_rows_are_what_the_engine_would_have(model, tokenizer, tmp_path):
+def test_rows_are_what_the_engine_would_have(weights, tokenizer, tmp_path):
     template = tmp_path / "echo.jinja"
     template.write_text(PROMPT)
     torch.manual_seed(0)
     settings = EpisodeSettings(prompt=str(template), require_think=False, max_turns=2, history_length=1)
     played = rollout.roll_out(
-        model,
+        build(tokenizer, weights),
         tokenizer,
         EchoBenchmark(),
         [{"number": 0}, {"number": 1}],
@@ -274,7 +180,7 @@ def test_epo_changes_the_update(make):
 def test_it_learns(make):
     played = [
         data["training/success"]
-        for _, data in make("method=grpo", "data.train_batch_size=8", steps=40).run()
+        for _, data in make("method=grpo", "data.train_batch_size=8", steps=20).run()
         if data.get("training/success") is not None
     ]
     assert sum(played[-5:]) > sum(played[:5]) + 1, played
