@@ -39,6 +39,8 @@ TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
 }
 WHY: Mapping[str, Callable[[Sequence[gradients.Line]], str]] = {"gains": why.gains, "kinds": why.kinds}
 """Of the way `gradients`."""
+BOTH: Mapping[str, Callable[[Sequence[Run], Sequence[Run]], str]] = {"agreement": tables.agreement}
+"""Of the way `both`: the engine and the replica."""
 _BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -53,6 +55,8 @@ def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients
         name, way = found[2], found[3]
         if way == "gradients":
             text = WHY[name](lines)
+        elif way == "both":
+            text = BOTH[name](ways["engine"], ways["replica"])
         elif name == "missing":
             text = tables.missing(ways[way], TASKS, WANTED[way])
         else:

@@ -9,6 +9,8 @@ the advantages (`recipe.aem.advantage.compute_advantages`, which runs inside ver
 start of verl takes longer than a whole run here. Every setting comes from the configuration that verl would be given,
 and what this loop does not do is refused. Unlike in the engine, a seed fixes every sample.
 
+`aem_of_kind` runs here only: AEM's α averaged over each kind of turn in a group, which verl has no setting for.
+
 A cell is one file, `OUT/BENCHMARK/METHOD/seedN.jsonl`, which appears whole or not at all.
 """
 
@@ -32,6 +34,9 @@ from recipe.aem.study.state import State
 
 if TYPE_CHECKING:
     from replica_parts.training import Training
+
+
+HERE_ONLY = {"aem_of_kind": ("method=aem", "+algorithm.alpha_of_kind=true")}
 
 
 def path_of(cell: Cell) -> Path:
@@ -127,7 +132,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--csv", type=Path, help="write what is there and train nothing")
     options = parser.parse_args()
-    study = dataclasses.replace(read_study(options.study), seeds=tuple(range(options.seeds)))
+    study = read_study(options.study)
+    study = dataclasses.replace(study, seeds=tuple(range(options.seeds)), methods={**study.methods, **HERE_ONLY})
     chosen = select(study, cells(study, options.out), options.only)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)

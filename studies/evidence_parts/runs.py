@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, variance
 
 import numpy as np
 
@@ -103,6 +103,25 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     low, high = np.quantile(means, [0.025, 0.975])
     half = (estimate.high - estimate.low) / 2
     return Difference(estimate, (float(low), float(high)), p_value(estimate.mean, half, estimate.n - 1))
+
+
+def apart(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
+    """mean(first) − mean(second) of independent runs, with Welch's 95 % t interval; None for fewer than two on a side.
+
+    ν = (a + b)² / (a²/(n₁ − 1) + b²/(n₂ − 1)), a = s₁²/n₁, b = s₂²/n₂, rounded down, which widens the interval.
+
+    Returns:
+        The estimate; its `n` is the smaller side's.
+    """
+    count = min(len(first), len(second))
+    if count < 2:
+        return None
+    mean, a, b = fmean(first) - fmean(second), variance(first) / len(first), variance(second) / len(second)
+    if a + b == 0:
+        return Estimate(mean, mean, mean, count)
+    degrees = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
+    half = t_quantile(math.floor(degrees)) * math.sqrt(a + b)
+    return Estimate(mean, mean - half, mean + half, count)
 
 
 def p_value(mean: float, half: float, degrees: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evidence_parts.runs import PRIMARY, Difference, Run, difference, holm, interval, values
+from evidence_parts.runs import PRIMARY, Difference, Run, apart, difference, holm, interval, values
 from recipe.aem.study.statistics import Estimate
 
 BASELINE = "grpo"
@@ -19,6 +19,7 @@ NAMES = {
     "gigpo": "GiGPO",
     "aem_kind": "AEM within kinds of turn (exploratory)",
     "aem_anchor": "AEM within observations (exploratory)",
+    "aem_of_kind": "AEM's mean α of each kind of turn (exploratory)",
 }
 CONTRASTS = (
     ("aem", "aem_shuffled"),
@@ -26,6 +27,8 @@ CONTRASTS = (
     ("aem", "aem_batch"),
     ("aem", "aem_kind"),
     ("aem", "aem_anchor"),
+    ("aem", "aem_of_kind"),
+    ("aem_kind", "aem_of_kind"),
 )
 COEFFICIENTS = ("alpha q05", "alpha q95", "guarded", "without variance", "between kinds", "between kinds by chance")
 PUBLISHED = {
@@ -87,6 +90,28 @@ def contrasts(found: Found) -> str:
             if one is not None:
                 label = f"{NAMES[first]} − {NAMES[second]}"
                 lines.append(_row([benchmark, label, str(one.estimate.n), _points(one), _bootstrap(one)]))
+    return "\n".join(lines)
+
+
+def agreement(engine: Found, replica: Found) -> str:
+    """Whether the replica learns as the engine does: the level and the difference from GRPO, engine − replica."""
+    lines = [
+        "| task | method | runs | mean level, points | − GRPO, points |",
+        "|---|---|---|---|---|",
+    ]
+    for benchmark in _benchmarks(engine):
+        for method in NAMES:
+            levels = [values(of, benchmark, method, PRIMARY) for of in (engine, replica)]
+            bases = [values(of, benchmark, BASELINE, PRIMARY) for of in (engine, replica)]
+            gains = [
+                [level[seed] - base[seed] for seed in level.keys() & base.keys()]
+                for level, base in zip(levels, bases, strict=True)
+            ]
+            level, gain = apart(*(list(of.values()) for of in levels)), apart(*gains)
+            if level is not None:
+                counts = " and ".join(str(len(of)) for of in levels)
+                said = _signed(gain, 100, 1) if gain is not None and method != BASELINE else ""
+                lines.append(_row([benchmark, NAMES[method], counts, _signed(level, 100, 1), said]))
     return "\n".join(lines)
 
 

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from aem_core import rescale_advantages
 from recipe.aem.advantage import Computed, SideInfo, compute_advantages
+from recipe.aem.metrics import aem_metrics
+from recipe.aem.rows import first_tokens, number_labels
 from recipe.aem.settings import Settings
+from replica_parts.kinds import of_the_kind
 from replica_parts.rollout import Row
+
+ALPHA_OF_KIND = "alpha_of_kind"
+"""The one setting under `algorithm` that only the replica knows: see `kinds.of_the_kind`. verl refuses it."""
 
 
 def advantages(
@@ -45,4 +53,11 @@ def advantages(
         metrics=metrics,
     )
     advantage_BT, _ = compute_advantages(side, reward_BT, mask_BT, [row.group for row in rows], algorithm)
-    return advantage_BT, side.computed
+    if not algorithm.get(ALPHA_OF_KIND):
+        return advantage_BT, side.computed
+    assert side.computed is not None
+    base_BT, responses = side.computed.base_LT, side.computed.responses
+    stats = of_the_kind(rows, side.computed)
+    group_N = number_labels([row.group for row in rows])[responses.row_N]
+    metrics.update(aem_metrics(stats, base_BT.reshape(-1)[first_tokens(responses)], group_N))
+    return rescale_advantages(base_BT, stats.alpha_N, responses), replace(side.computed, stats=stats)

@@ -1,10 +1,14 @@
-"""What α is on each kind of turn, among the responses that a gradient hears of."""
+"""What α is on each kind of turn, and AEM with nothing else left of it."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
+
+import torch
 
 from aem_core import AemStats
 from recipe.aem.advantage import Computed
@@ -36,6 +40,23 @@ def responses(rows: Sequence[Row], computed: Computed) -> list[Response]:
         for row, entropy, alpha, advantage in values
         if advantage != 0
     ]
+
+
+def of_the_kind(rows: Sequence[Row], computed: Computed) -> AemStats:
+    """The stats with each α replaced by its mean over the group's responses of the same kind of turn.
+
+    The complement of `algorithm.aem.relative_to=turn_kind`: what α says of the rollout is taken off it, what it says of
+    the kind of turn is left. A group's mean stays 1.
+    """
+    assert isinstance(computed.stats, AemStats)
+    of = [(rows[row].group, rows[row].extra["turn_kinds"][0]) for row in computed.responses.row_N.tolist()]
+    together: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, name in enumerate(of):
+        together[name].append(number)
+    alpha_N = torch.empty_like(computed.stats.alpha_N)
+    for numbers in together.values():
+        alpha_N[numbers] = computed.stats.alpha_N[numbers].mean()
+    return replace(computed.stats, alpha_N=alpha_N)
 
 
 def by_kind(seen: Sequence[Response]) -> dict[str, float]:

@@ -83,6 +83,24 @@ def test_differences_are_paired_by_seed():
     assert runs.difference({0: 1.0}, {0: 0.0}).bootstrap is None
 
 
+def test_independent_runs_are_compared_by_welch():
+    # variances 2.5 and 44.84; ν = (0.5 + 11.21)² / (0.5²/4 + 11.21²/3) = 3.27, rounded down to 3
+    one = runs.apart([1.0, 2.0, 3.0, 4.0, 5.0], [-8.0, 0.0, 4.0, 7.6])
+    assert one.n == 4 and one.mean == pytest.approx(2.1)
+    assert one.high - one.mean == pytest.approx(3.182446 * 11.71**0.5, rel=1e-4)
+    assert runs.apart([1.0], [1.0, 2.0]) is None
+    assert runs.apart([1.0, 1.0], [0.5, 0.5]).low == 0.5
+
+
+def test_agreement_is_of_levels_and_of_gains():
+    table = tables.agreement(made(gain=0.1), made(seeds=6, gain=0.0))
+    (grpo, aem) = [line.split(" | ") for line in table.splitlines() if line.startswith("| shop")]
+    assert grpo[2] == aem[2] == "4 and 6" and grpo[4].strip(" |") == ""
+    low, high = (float(part.replace("−", "-")) for part in aem[4].strip(" |)").split("(")[1].split(" to "))
+    assert 0 < low < 7.5 < high < 15, "0.1 of 0.75 of the run"
+    assert len(tables.agreement(made(seeds=1), made()).splitlines()) == 2, "nothing to say of one run"
+
+
 @pytest.mark.parametrize(("gain", "said"), [(0.1, "AEM better"), (-0.1, "AEM worse"), (0.0, "no difference shown")])
 def test_the_verdict_is_the_protocols(gain, said):
     table = tables.main_comparison(made(gain=gain))
@@ -124,7 +142,9 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
         f"<!-- {name} {way} -->\n<!-- end -->\n"
         for way in ("engine", "replica")
         for name in (*evidence.TABLES, "missing")
-    ] + [f"<!-- {name} gradients -->\n<!-- end -->\n" for name in evidence.WHY]
+    ]
+    blocks += [f"<!-- {name} gradients -->\n<!-- end -->\n" for name in evidence.WHY]
+    blocks += [f"<!-- {name} both -->\n<!-- end -->\n" for name in evidence.BOTH]
     page.write_text("\n".join(blocks))
     monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--page", str(page)])
     evidence.main()

@@ -18,11 +18,13 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import replica
-from replica_parts import policy, rollout, training, update
+from replica_parts import kinds, policy, rollout, training, update
 from replica_parts.rollout import Row
 from toy_task import PROMPT, Echo, EchoBenchmark, build
 
+from aem_core import AemStats, find_responses
 from agent_loops.episode import EpisodeSettings
+from recipe.aem.advantage import Computed
 from recipe.aem.composition import compose
 
 STUDIES = Path(replica.__file__).parent
@@ -161,12 +163,41 @@ def test_a_seed_fixes_a_run_and_strength_zero_is_the_base(make):
 
 @pytest.mark.parametrize(
     "overrides",
-    [["method=empg"], ["method=gigpo"], ["method=epo"], ["method=aem", "algorithm.aem.relative_to=anchor"]],
+    [
+        ["method=empg"],
+        ["method=gigpo"],
+        ["method=epo"],
+        ["method=aem", "algorithm.aem.relative_to=anchor"],
+        replica.HERE_ONLY["aem_of_kind"],
+    ],
     ids=lambda overrides: overrides[0] + str(len(overrides)),
 )
 def test_every_method_of_the_study_runs(make, overrides):
     steps = list(make(*overrides).run())
     assert len(steps) == 3 and steps[2][1]["actor/grad_norm"] >= 0
+
+
+def test_alpha_of_the_kind_is_used_and_reported(make):
+    whole, kind = (
+        [metrics for _, metrics in make(*overrides, "algorithm.aem.min_range=0").run()]
+        for overrides in (["method=aem"], replica.HERE_ONLY["aem_of_kind"])
+    )
+    assert whole[1]["training/success"] == kind[1]["training/success"], "the first step is on the same rollouts"
+    assert kind[1]["aem/alpha/between_kinds"] > whole[1]["aem/alpha/between_kinds"]
+    assert kind[1]["actor/grad_norm"] != whole[1]["actor/grad_norm"]
+
+
+def test_alpha_of_the_kind_is_a_mean_inside_its_group():
+    rows = [
+        Row(f"{group}_{number}_0", str(group), [1], [2], {"turn_kinds": [kind]})
+        for group, kinds in enumerate(("aab", "ba"))
+        for number, kind in enumerate(kinds)
+    ]
+    alpha_N = torch.tensor([0.5, 1.0, 1.5, 0.8, 1.2])
+    nothing_N = torch.zeros(5)
+    stats = AemStats(alpha_N, nothing_N, torch.tensor([0, 0, 0, 1, 1]), nothing_N, nothing_N.bool())
+    computed = Computed(range(5), find_responses(torch.ones(5, 1)), torch.ones(5, 1), stats)
+    assert kinds.of_the_kind(rows, computed).alpha_N.tolist() == pytest.approx([0.75, 0.75, 1.5, 0.8, 1.2])
 
 
 def test_epo_changes_the_update(make):
