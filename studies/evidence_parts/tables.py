@@ -63,12 +63,25 @@ def main_comparison(found: Found) -> str:
     of = {one: _from_baseline(found, one, "aem", PRIMARY) for one in _benchmarks(found)}
     tested = {name: one for name, one in of.items() if one is not None and one.p is not None}
     adjusted = dict(zip(tested, holm([one.p or 0.0 for one in tested.values()]), strict=True))
-    lines = ["| task | pairs | AEM − GRPO, mean level, points | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| task | pairs | AEM lower in | AEM − GRPO, mean level, points | p | p, Holm | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, one in of.items():
+        base, aem = (values(found, name, method, PRIMARY) for method in (BASELINE, "aem"))
+        lower = str(sum(aem[seed] < base[seed] for seed in aem.keys() & base.keys()))
         if one is None or one.p is None:
-            lines.append(_row([name, str(one.estimate.n if one else 0), _points(one), "", "", "too few pairs"]))
+            lines.append(_row([name, str(one.estimate.n if one else 0), lower, _points(one), "", "", "too few pairs"]))
         else:
-            cells = [name, str(one.estimate.n), _points(one), f"{one.p:.2f}", f"{adjusted[name]:.2f}", verdict(one)]
+            cells = [
+                name,
+                str(one.estimate.n),
+                lower,
+                _points(one),
+                f"{one.p:.2f}",
+                f"{adjusted[name]:.2f}",
+                verdict(one),
+            ]
             lines.append(_row(cells))
     return "\n".join(lines)
 

@@ -309,6 +309,7 @@ def test_a_figure_holds_each_method_with_band_and_seeds(tmp_path):
         "aem (3)",
     ]
     assert [t.get_text() for t in house.get_legend().get_texts()] == ["grpo (3)", "aem (1)"]
+    assert both[2].get_legend() is None and both[3].get_legend() is None, "the runs are those of the panel above"
     # two methods × (three seeds and a mean), two bands; a single seed has no band
     assert (len(shop.lines), len(shop.collections)) == (8, 2) and (len(house.lines), len(house.collections)) == (5, 1)
     assert len({(line.get_color(), line.get_linestyle()) for line in shop.lines if line.get_linewidth() > 1}) == 2

@@ -57,7 +57,9 @@ def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
             panel.spines[["top", "right"]].set_visible(False)
             if line == 0:
                 panel.set_title(benchmark)
-            if chosen:
+            labels = panel.get_legend_handles_labels()[1]
+            # once a column, unless a metric is of other runs than the one above it
+            if labels and (line == 0 or labels != axes[line - 1][column].get_legend_handles_labels()[1]):
                 panel.legend(frameon=False, fontsize="small", title="method (seeds)", title_fontsize="small")
     figure.suptitle(
         "mean over seeds, 95 % t interval (cut where it leaves the panel); thin lines are seeds",
