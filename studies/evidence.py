@@ -29,7 +29,6 @@ WANTED = {
 }
 """Seeds that the protocol asks for."""
 TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
-    "main": tables.main_comparison,
     "results": tables.results,
     "contrasts": tables.contrasts,
     "entropy": tables.entropy,
@@ -59,6 +58,8 @@ def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients
             text = BOTH[name](ways["engine"], ways["replica"])
         elif name == "missing":
             text = tables.missing(ways[way], TASKS, WANTED[way])
+        elif name == "main":
+            text = tables.main_comparison(ways[way], WANTED[way]["aem"])
         else:
             text = TABLES[name](ways[way])
         return f"{found[1]}{text}\n{found[4]}"
@@ -79,7 +80,7 @@ def main() -> None:
     drawn.append(figures.forest(ways, options.page.parent / "learning_differences.png"))
     for way, of in ways.items():
         print(f"{way}: {len(of)} runs")
-        print(tables.main_comparison(of))
+        print(tables.main_comparison(of, WANTED[way]["aem"]))
     print(*drawn, sep="\n")
 
 

@@ -58,8 +58,8 @@ def results(found: Found) -> str:
     return "\n".join(lines)
 
 
-def main_comparison(found: Found) -> str:
-    """AEM against GRPO, with Holm's correction over the tasks."""
+def main_comparison(found: Found, pairs: int) -> str:
+    """AEM against GRPO, with Holm's correction over the tasks; a verdict where all the protocol's pairs are there."""
     of = {one: _from_baseline(found, one, "aem", PRIMARY) for one in _benchmarks(found)}
     tested = {name: one for name, one in of.items() if one is not None and one.p is not None}
     adjusted = dict(zip(tested, holm([one.p or 0.0 for one in tested.values()]), strict=True))
@@ -69,20 +69,10 @@ def main_comparison(found: Found) -> str:
     ]
     for name, one in of.items():
         base, aem = (values(found, name, method, PRIMARY) for method in (BASELINE, "aem"))
-        lower = str(sum(aem[seed] < base[seed] for seed in aem.keys() & base.keys()))
-        if one is None or one.p is None:
-            lines.append(_row([name, str(one.estimate.n if one else 0), lower, _points(one), "", "", "too few pairs"]))
-        else:
-            cells = [
-                name,
-                str(one.estimate.n),
-                lower,
-                _points(one),
-                f"{one.p:.2f}",
-                f"{adjusted[name]:.2f}",
-                verdict(one),
-            ]
-            lines.append(_row(cells))
+        shared = aem.keys() & base.keys()
+        cells = [name, str(len(shared)), str(sum(aem[seed] < base[seed] for seed in shared)), _points(one)]
+        cells += [f"{tested[name].p:.2f}", f"{adjusted[name]:.2f}"] if name in tested else ["", ""]
+        lines.append(_row([*cells, verdict(one) if one and len(shared) >= pairs else "not finished"]))
     return "\n".join(lines)
 
 
