@@ -36,7 +36,11 @@ TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "published": tables.published,
     "overhead": tables.overhead,
 }
-WHY: Mapping[str, Callable[[Sequence[gradients.Line]], str]] = {"gains": why.gains, "kinds": why.kinds}
+WHY: Mapping[str, Callable[[Sequence[gradients.Line]], str]] = {
+    "gains": why.gains,
+    "steps": why.steps,
+    "kinds": why.kinds,
+}
 """Of the way `gradients`."""
 BOTH: Mapping[str, Callable[[Sequence[Run], Sequence[Run]], str]] = {"agreement": tables.agreement}
 """Of the way `both`: the engine and the replica."""

@@ -4,17 +4,16 @@
     python studies/gradients.py studies/study.yaml --out outputs/gradients --csv studies/results/gradients.csv
     python studies/evidence.py
 
-The policies are those that GRPO (the replica, seed 0) passes through. Each plays batches of the study's size on
-training tasks; on every batch all methods' gradients are taken, and the gradient of success itself. EPO is not there:
-it has GRPO's advantages. A policy is one file, `OUT/BENCHMARK/stepN.csv`; what is there is not measured again,
-so another number of batches wants another OUT.
+The policies are those that GRPO passes through in the replica. Each plays batches of the study's size on training
+tasks; on every batch all methods' gradients are taken, and the gradient of success itself. EPO is not there: it has
+GRPO's advantages. A policy is one file, `OUT/BENCHMARK/seedN/stepN.csv`; what is there is not measured again, so
+another number of batches wants another OUT.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,23 +22,23 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from replica import training_of
+from replica import study_of, training_of
 
 from recipe.aem.study.cells import Cell, cells
-from recipe.aem.study.file import read_study
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from replica_parts.training import Training
 
 BASE, WITHOUT = "grpo", ("grpo_epo",)
-COLUMNS = ("benchmark", "step", "method", "measure", "value", "error")
+COLUMNS = ("benchmark", "seed", "step", "method", "measure", "value", "error")
 
 
 class Line(NamedTuple):
     """One number; `error` is its standard error over batches, empty where there is none."""
 
     benchmark: str
+    seed: int
     step: int
     method: str
     measure: str
@@ -64,9 +63,9 @@ def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
 
 
 def measure(
-    benchmark: str, step: int, base: Training, algorithms: Mapping[str, DictConfig], batches: int, chance: random.Random
-) -> Iterator[Line]:
-    """The lines of the policy that `base` holds, under each method's `config.algorithm`."""
+    base: Training, algorithms: Mapping[str, DictConfig], batches: int, chance: random.Random
+) -> Iterator[tuple[str, str, float, float | None]]:
+    """Method, measure, value and error, at the policy that `base` holds, under each method's `config.algorithm`."""
     import torch
     from replica_parts.advantages import advantages
     from replica_parts.directions import compare, directions, gradients, success_weights
@@ -79,7 +78,7 @@ def measure(
     settings = {name: Settings.from_config(of) for name, of in algorithms.items()}
     found: list[torch.Tensor] = []
     seen: list[Response] = []
-    torch.manual_seed(step)
+    torch.manual_seed(chance.getrandbits(32))
     tasks = chance.sample(list(base.tasks), batches * data.train_batch_size)
     for number in range(batches):
         chosen = tasks[number * data.train_batch_size :][: data.train_batch_size]
@@ -101,34 +100,35 @@ def measure(
         reference = directions(base_KD, success_KD, preconditioned)
         for name, own_KD in zip(algorithms, gradient_MKD[1:], strict=True):
             for what, (value, error) in compare(directions(own_KD, success_KD, preconditioned), reference).items():
-                yield Line(benchmark, step, name, what + suffix, value, error)
+                yield name, what + suffix, value, error
     for name, own_KD in zip(algorithms, gradient_MKD[1:], strict=True):
         # a batch whose groups are all lost or all won has no gradient
         some_K = base_KD.any(dim=1)
         cosine_K = torch.nn.functional.cosine_similarity(own_KD[some_K], base_KD[some_K])
-        yield Line(benchmark, step, name, "cosine", float(cosine_K.mean()), None)
+        yield name, "cosine", float(cosine_K.mean()), None
     for what, value in by_kind(seen).items():
-        yield Line(benchmark, step, "aem", what, value, None)
+        yield "aem", what, value, None
 
 
-def run(all_cells: Sequence[Cell], benchmark: str, steps: Sequence[int], batches: int, out: Path) -> str:
-    """Measure a benchmark's policies, in a process of its own."""
+def run(all_cells: Sequence[Cell], benchmark: str, seed: int, steps: Sequence[int], batches: int, out: Path) -> None:
+    """Measure the policies of one of GRPO's runs, in a process of its own."""
     import torch
 
     from recipe.aem.composition import compose
 
-    chosen = {cell.method: cell for cell in all_cells if cell.benchmark == benchmark and cell.method not in WITHOUT}
-    paths = policies(chosen[BASE], steps, out / benchmark)
+    here = [cell for cell in all_cells if (cell.benchmark, cell.seed) == (benchmark, seed)]
+    chosen = {cell.method: cell for cell in here if cell.method not in WITHOUT}
+    folder = out / benchmark / f"seed{seed}"
+    paths = policies(chosen[BASE], steps, folder)
     base = training_of(chosen[BASE])  # sets the cells' environment, too
     algorithms = {name: compose(cell.config, cell.asked).algorithm for name, cell in chosen.items()}
     for step, path in zip(steps, paths, strict=True):
-        target = out / benchmark / f"step{step}.csv"
+        target = folder / f"step{step}.csv"
         if not target.exists():
             base.model.load_state_dict(torch.load(path))
-            lines = list(measure(benchmark, step, base, algorithms, batches, random.Random(step)))
-            target.write_text(as_csv(lines), encoding="utf-8")
-            print(f"{benchmark}: step {step} is done", flush=True)
-    return benchmark
+            found = measure(base, algorithms, batches, random.Random(f"{seed} {step}"))
+            target.write_text(as_csv([Line(benchmark, seed, step, *one) for one in found]), encoding="utf-8")
+            print(f"{benchmark}, seed {seed}: step {step} is done", flush=True)
 
 
 def as_csv(lines: Sequence[Line]) -> str:
@@ -137,7 +137,7 @@ def as_csv(lines: Sequence[Line]) -> str:
     writer.writerow(COLUMNS)
     for line in lines:
         error = "" if line.error is None else f"{line.error:.6g}"
-        writer.writerow([*line[:4], f"{line.value:.6g}", error])
+        writer.writerow([*line[:5], f"{line.value:.6g}", error])
     return text.getvalue()
 
 
@@ -146,6 +146,7 @@ def read(path: Path) -> list[Line]:
         return [
             Line(
                 row["benchmark"],
+                int(row["seed"]),
                 int(row["step"]),
                 row["method"],
                 row["measure"],
@@ -160,22 +161,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 10, 20, 30], help="of GRPO's policies")
-    parser.add_argument("--batches", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=5, help="so many of GRPO's runs, from 0 on")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 5, 10, 15, 20, 30], help="of each run's policies")
+    parser.add_argument("--batches", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--csv", type=Path, help="write what is there and measure nothing")
     options = parser.parse_args()
-    study = dataclasses.replace(read_study(options.study), seeds=(0,))
+    study = study_of(options.study, range(options.seeds))
+    runs = [(one, seed) for seed in study.seeds for one in study.benchmarks]
     if options.csv:
-        paths = [options.out / one / f"step{step}.csv" for one in study.benchmarks for step in options.steps]
+        paths = [options.out / one / f"seed{seed}" / f"step{step}.csv" for one, seed in runs for step in options.steps]
         lines = [line for path in paths if path.exists() for line in read(path)]
         options.csv.write_text(as_csv(lines), encoding="utf-8")
         return
     all_cells = cells(study, options.out)
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        going = [
-            pool.submit(run, all_cells, one, options.steps, options.batches, options.out) for one in study.benchmarks
-        ]
+        going = [pool.submit(run, all_cells, *one, options.steps, options.batches, options.out) for one in runs]
         for future in going:
             future.result()
 

@@ -22,6 +22,7 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
 
 
 HERE_ONLY = {"aem_of_kind": ("method=aem", "+algorithm.alpha_of_kind=true")}
+
+
+def study_of(path: Path, seeds: Sequence[int]) -> Study:
+    """A study with these seeds, and with the methods that only the replica has."""
+    study = read_study(path)
+    return dataclasses.replace(study, seeds=tuple(seeds), methods={**study.methods, **HERE_ONLY})
 
 
 def path_of(cell: Cell) -> Path:
@@ -132,8 +139,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--csv", type=Path, help="write what is there and train nothing")
     options = parser.parse_args()
-    study = read_study(options.study)
-    study = dataclasses.replace(study, seeds=tuple(range(options.seeds)), methods={**study.methods, **HERE_ONLY})
+    study = study_of(options.study, range(options.seeds))
     chosen = select(study, cells(study, options.out), options.only)
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)

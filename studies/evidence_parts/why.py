@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from statistics import fmean
 
 from gradients import Line
 
 from evidence_parts.tables import BASELINE, NAMES
+from recipe.aem.study.statistics import mean_interval
 
 KIND = "share, kind "
 SEEN = 0.05
@@ -15,56 +16,92 @@ SEEN = 0.05
 
 
 def gains(lines: Sequence[Line]) -> str:
-    """Each method's gain beside GRPO's: the sum over the policies, and twice its standard error."""
+    """Each method's gain beside GRPO's, summed over a run's policies."""
     out = [
-        "| task | method | cosine with GRPO's | gain, % of GRPO's | with Adam's scaling |",
-        "|---|---|---|---|---|",
+        "| task | runs | method | cosine with GRPO's | gain, % of GRPO's | with Adam's scaling |",
+        "|---|---|---|---|---|---|",
     ]
-    for benchmark in _in_order(line.benchmark for line in lines):
-        of = [line for line in lines if line.benchmark == benchmark]
-        for method in NAMES:
+    for benchmark, of in _benchmarks(lines):
+        steps = {line.step for line in of}
+        for method in _methods(of):
             cosines = [line.value for line in of if (line.method, line.measure) == (method, "cosine")]
-            if cosines:
-                cells = [_relative(of, method, suffix) for suffix in ("", " adam")]
-                cosine = f"{sum(cosines) / len(cosines):.2f}"
-                out.append(f"| {benchmark} | {NAMES[method]} | {cosine} | {' | '.join(cells)} |")
+            cells = [_relative(of, method, suffix, steps) for suffix in ("", " adam")]
+            runs = len(_by_run(of, BASELINE, "gain", steps))
+            cosine = f"{fmean(cosines):.2f}"
+            out.append(f"| {benchmark} | {runs} | {NAMES[method]} | {cosine} | {' | '.join(cells)} |")
     return "\n".join(out)
 
 
-def _relative(lines: Sequence[Line], method: str, suffix: str) -> str:
-    """100 Σ gain / Σ GRPO's gain; for GRPO itself, how well that is known."""
-    base = _total(lines, BASELINE, f"gain{suffix}")
-    if method == BASELINE:
-        return f"100 (± {100 * 2 * base[1] / abs(base[0]):.0f})"
-    apart = _total(lines, method, f"difference{suffix}")
-    return f"{100 * (1 + apart[0] / base[0]):.0f} ± {100 * 2 * apart[1] / abs(base[0]):.0f}"
+def steps(lines: Sequence[Line]) -> str:
+    """The same gains, step by step."""
+    columns = sorted({line.step for line in lines})
+    out = [
+        "| task | method | " + " | ".join(f"step {step}" for step in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for benchmark, of in _benchmarks(lines):
+        for method in _methods(of):
+            cells = [_relative(of, method, "", {step}) for step in columns]
+            out.append(f"| {benchmark} | {NAMES[method]} | {' | '.join(cells)} |")
+    return "\n".join(out)
 
 
-def _total(lines: Sequence[Line], method: str, measure: str) -> tuple[float, float]:
-    of = [line for line in lines if (line.method, line.measure) == (method, measure)]
-    return sum(line.value for line in of), math.sqrt(sum((line.error or 0.0) ** 2 for line in of))
+def _relative(lines: Sequence[Line], method: str, suffix: str, at: Collection[int]) -> str:
+    """100 Σ gain / Σ GRPO's gain with the t interval of the runs' differences; for GRPO, how well its own is known."""
+    base = mean_interval(list(_by_run(lines, BASELINE, f"gain{suffix}", at).values()))
+    measure = f"gain{suffix}" if method == BASELINE else f"difference{suffix}"
+    apart = mean_interval(list(_by_run(lines, method, measure, at).values()))
+    if base is None or apart is None:
+        return ""
+    share = 100 if method == BASELINE else 100 * (1 + apart.mean / base.mean)
+    if apart.low is None or apart.high is None:
+        return f"{share:.0f}"
+    half = 50 * (apart.high - apart.low) / abs(base.mean)
+    return f"{share:.0f} (± {half:.0f})" if method == BASELINE else f"{share:.0f} ± {half:.0f}"
+
+
+def _by_run(lines: Sequence[Line], method: str, measure: str, at: Collection[int]) -> dict[int, float]:
+    """The sum over these steps of each run that has been measured at all of them, by seed."""
+    of = {(line.seed, line.step): line.value for line in lines if (line.method, line.measure) == (method, measure)}
+    seeds = sorted({seed for seed, _ in of})
+    return {seed: sum(of[seed, step] for step in at) for seed in seeds if all((seed, step) in of for step in at)}
 
 
 def kinds(lines: Sequence[Line]) -> str:
-    """Entropy and α of each kind of turn, a policy a pair of columns."""
-    out = []
-    for benchmark in _in_order(line.benchmark for line in lines):
-        of = {(line.step, line.measure): line.value for line in lines if line.benchmark == benchmark}
-        steps = sorted({step for step, _ in of})
-        if not out:
-            out.append("| task | turn | " + " | ".join(f"step {step}" for step in steps) + " |")
-            out.append("|---|---|" + "---|" * len(steps))
-        names = sorted(
-            {name.removeprefix(KIND) for (_, name), share in of.items() if name.startswith(KIND) and share > SEEN}
-        )
+    """Entropy and α of each kind of turn over all runs, a step a column."""
+    columns = sorted({line.step for line in lines})
+    out = [
+        "| task | turn | " + " | ".join(f"step {step}" for step in columns) + " |",
+        "|---|---|" + "---|" * len(columns),
+    ]
+    for benchmark, of in _benchmarks(lines):
+        found = {(line.seed, line.step, line.measure): line.value for line in of}
+        policies = {(seed, step) for seed, step, name in found if name.startswith("share, ")}
+        names = sorted({name.removeprefix(KIND) for _, _, name in found if name.startswith(KIND)})
+        rows = {}
         for name in [*(f"kind {name}" for name in names), "A > 0", "A < 0"]:
-            cells = []
-            for step in steps:
-                share, entropy, alpha = (of.get((step, f"{what}, {name}")) for what in ("share", "entropy", "alpha"))
-                cells.append("" if share is None else f"{share:.0%}: {entropy:.2f}, {alpha:.2f}")
-            out.append(f"| {benchmark} | {name.removeprefix('kind ')} | {' | '.join(cells)} |")
+            rows[name] = []
+            for step in columns:
+                seeds = [seed for seed, at in policies if at == step]
+                share = {seed: found.get((seed, step, f"share, {name}"), 0.0) for seed in seeds}
+                means = [
+                    sum(share[seed] * found[seed, step, f"{what}, {name}"] for seed in seeds if share[seed])
+                    / (sum(share.values()) or 1.0)
+                    for what in ("entropy", "alpha")
+                ]
+                rows[name].append((fmean(share.values()) if share else 0.0, *means))
+        for name, cells in rows.items():
+            if max(share for share, _, _ in cells) > SEEN:
+                said = [f"{share:.0%}: {entropy:.2f}, {alpha:.2f}" if share else "" for share, entropy, alpha in cells]
+                out.append(f"| {benchmark} | {name.removeprefix('kind ')} | {' | '.join(said)} |")
     return "\n".join(out)
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+def _methods(lines: Sequence[Line]) -> list[str]:
+    there = {line.method for line in lines if line.measure == "cosine"}
+    return [method for method in NAMES if method in there]
+
+
+def _benchmarks(lines: Sequence[Line]) -> list[tuple[str, list[Line]]]:
+    names = dict.fromkeys(line.benchmark for line in lines)
+    return [(name, [line for line in lines if line.benchmark == name]) for name in names]

@@ -157,28 +157,40 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
 
 
 POINTING = [
-    gradients.Line("shop", step, method, measure, value, error)
+    gradients.Line("shop", seed, step, method, measure, value, None)
+    for seed, more in ((0, 0.0), (1, 0.02), (2, -0.02))
     for step in (0, 10)
-    for method, measure, value, error in [
-        ("grpo", "cosine", 1.0, None),
-        ("grpo", "gain", 0.4, 0.03),
-        ("grpo", "gain adam", 0.2, 0.01),
-        ("aem", "cosine", 0.9, None),
-        ("aem", "difference", -0.08, 0.02),
-        ("aem", "difference adam", 0.02, 0.0),
-        ("aem", "share, kind page", 0.25, None),
-        ("aem", "entropy, kind page", 0.5, None),
-        ("aem", "alpha, kind page", 0.75, None),
-        ("aem", "share, kind typo", 0.01, None),
+    for method, measure, value in [
+        ("grpo", "cosine", 1.0),
+        ("grpo", "gain", 0.4 + more),
+        ("grpo", "gain adam", 0.2),
+        ("aem", "cosine", 0.9),
+        ("aem", "difference", -0.08 - more),
+        ("aem", "difference adam", 0.02),
+        ("aem", "share, kind page", 0.25 + more),
+        ("aem", "entropy, kind page", 0.5),
+        ("aem", "alpha, kind page", 0.75),
+        ("aem", "share, kind typo", 0.01),
+        ("aem", "entropy, kind typo", 0.3),
+        ("aem", "alpha, kind typo", 2.0),
     ]
 ]
 
 
 def test_gains_are_shares_of_grpos():
     table = why.gains(POINTING)
-    assert "| shop | GRPO | 1.00 | 100 (± 11) | 100 (± 7) |" in table
-    # 0.08 of 0.4 less, known to 2 · √2 · 0.02 of 0.8
-    assert "| shop | AEM | 0.90 | 80 ± 7 | 110 ± 0 |" in table
+    # a run's gain is 0.8, 0.84 or 0.76: t(2) · 0.04 / √3 = 0.0994, of 0.8
+    assert "| shop | 3 | GRPO | 1.00 | 100 (± 12) | 100 (± 0) |" in table
+    assert "| shop | 3 | AEM | 0.90 | 80 ± 12 | 110 ± 0 |" in table
+    one = why.gains([line for line in POINTING if line.seed == 1])
+    assert "| shop | 1 | AEM | 0.90 | 76 | 110 |" in one, "nothing is known of its error"
+
+
+def test_a_run_half_measured_waits():
+    half = [line for line in POINTING if (line.seed, line.step) != (2, 10)]
+    assert "| shop | 2 | GRPO |" in why.gains(half)
+    first, last = why.steps(half).splitlines()[-1].split(" | ")[-2:]
+    assert first == "80 ± 12" and last.startswith("78 ±"), "two runs at step 10"
 
 
 def test_kinds_are_shown_with_share_entropy_and_alpha():

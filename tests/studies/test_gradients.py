@@ -121,8 +121,8 @@ def test_responses_by_kind_and_sign():
 
 def test_lines_are_written_and_read(tmp_path):
     lines = [
-        gradients.Line("shop", 10, "aem", "gain", 0.125, 0.5),
-        gradients.Line("shop", 10, "aem", "alpha, kind a, b", 1.0, None),
+        gradients.Line("shop", 3, 10, "aem", "gain", 0.125, 0.5),
+        gradients.Line("shop", 3, 10, "aem", "alpha, kind a, b", 1.0, None),
     ]
     path = tmp_path / "lines.csv"
     path.write_text(gradients.as_csv(lines))
@@ -140,9 +140,8 @@ def measured(make, tmp_path):
         base = make("method=grpo", "data.train_batch_size=8", "actor_rollout_ref.rollout.n=8", tasks=80)
         of = {"grpo": ["method=grpo"], **methods}
         algorithms = {name: configured(tmp_path / "echo.jinja", *asked).algorithm for name, asked in of.items()}
-        lines = list(gradients.measure("echo", 3, base, algorithms, 10, random.Random(0)))
-        assert {(line.benchmark, line.step) for line in lines} == {("echo", 3)}
-        return {(line.method, line.measure): (line.value, line.error) for line in lines}
+        found = gradients.measure(base, algorithms, 10, random.Random(0))
+        return {(method, name): (value, error) for method, name, value, error in found}
 
     return of
 
@@ -197,11 +196,11 @@ def test_policies_are_those_of_the_run_and_trained_once(toy_cells, make, tmp_pat
 
 
 def test_a_policy_is_a_file_and_what_is_there_is_kept(toy_cells, tmp_path):
-    out = tmp_path / "gradients"
-    (out / "echo").mkdir(parents=True)
-    (out / "echo" / "step0.csv").write_text("of an earlier run")
-    assert gradients.run(toy_cells, "echo", (0, 2), 3, out) == "echo"
-    assert (out / "echo" / "step0.csv").read_text() == "of an earlier run"
-    lines = gradients.read(out / "echo" / "step2.csv")
-    assert {(line.benchmark, line.step) for line in lines} == {("echo", 2)}
+    folder = tmp_path / "gradients" / "echo" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "step0.csv").write_text("of an earlier run")
+    gradients.run(toy_cells, "echo", 0, (0, 2), 3, tmp_path / "gradients")
+    assert (folder / "step0.csv").read_text() == "of an earlier run"
+    lines = gradients.read(folder / "step2.csv")
+    assert {(line.benchmark, line.seed, line.step) for line in lines} == {("echo", 0, 2)}
     assert {line.method for line in lines} == {"grpo", "aem"}, "EPO's advantages are GRPO's"
