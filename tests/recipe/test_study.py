@@ -283,7 +283,7 @@ def test_files_that_are_no_csv_of_a_study(text, said, tmp_path):
 
 def test_a_figure_holds_each_method_with_band_and_seeds(tmp_path):
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
-    from recipe.aem.study.figure import draw
+    from recipe.aem.study.figure import _limits, draw
 
     shown = []
     rows = [
@@ -316,6 +316,7 @@ def test_a_figure_holds_each_method_with_band_and_seeds(tmp_path):
     # the steps' values decide how high a panel is, not the wide bands
     low, high = shop.get_ylim()
     assert low <= 0 and 0.44 < high < 0.7
+    assert _limits([0.1, 0.9]) == pytest.approx((-0.02, 1.05)) and _limits([0.1, 1.9])[1] == pytest.approx(2.8)
     for figure in shown:
         close(figure)
     with pytest.raises(StudyError, match="the CSV has no metric sucess; it has success, entropy, other"):

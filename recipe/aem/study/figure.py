@@ -78,7 +78,9 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     """The values and half their range on both sides: bands of few seeds are so wide that they flatten the curves."""
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1.0) / 2
-    return (max(low - room, -room / 20) if low >= 0 else low - room), high + room
+    bottom, top = (max(low - room, -room / 20) if low >= 0 else low - room), high + room
+    # a rate of success has no ticks above 1
+    return bottom, min(top, 1.05) if low >= 0 and high <= 1 else top
 
 
 def _curve(panel: Any, rows: Sequence[Row], method: str, look: tuple[str, str]) -> None:
