@@ -162,9 +162,9 @@ def published(found: Found) -> str:
     lines = ["| method | published gain in final success, points | " + " | ".join(_benchmarks(found)) + " |"]
     lines.append("|" + "---|" * (2 + len(_benchmarks(found))))
     for method, words in PUBLISHED.items():
-        cells = [NAMES[method], words]
-        cells += [_points(_from_baseline(found, one, method, "end")) for one in _benchmarks(found)]
-        lines.append(_row(cells))
+        cells = [_points(_from_baseline(found, one, method, "end")) for one in _benchmarks(found)]
+        if any(cells):
+            lines.append(_row([NAMES[method], words, *cells]))
     return "\n".join(lines)
 
 
@@ -174,7 +174,7 @@ def overhead(found: Found) -> str:
     for benchmark in _benchmarks(found):
         one = interval(found, benchmark, "aem", "share of step")
         if one is not None:
-            parts.append(f"{benchmark} {one.mean:.2%} ({one.n} runs)")
+            parts.append(f"{benchmark} {one.mean:.2%} ({one.n} run{'s' * (one.n > 1)})")
     return "AEM's own share of a step: " + (", ".join(parts) or "no run yet") + "; the paper's: 1.1 %."
 
 

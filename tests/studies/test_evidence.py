@@ -113,6 +113,10 @@ def test_fewer_pairs_than_the_protocols_decide_nothing():
     assert tables.main_comparison(made(seeds=4), 5).count("not finished") == 2
 
 
+def test_only_methods_that_ran_stand_beside_their_papers():
+    assert [line.split(" | ")[0] for line in tables.published(made()).splitlines()[2:]] == ["| AEM"]
+
+
 def test_what_is_missing_is_said():
     assert (
         tables.missing(made(), ("shop", "order"), {"grpo": 5, "aem": 4})
