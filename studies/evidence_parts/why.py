@@ -35,10 +35,7 @@ def gains(lines: Sequence[Line]) -> str:
 def steps(lines: Sequence[Line]) -> str:
     """The same gains, step by step."""
     columns = sorted({line.step for line in lines})
-    out = [
-        "| task | method | " + " | ".join(f"step {step}" for step in columns) + " |",
-        "|---|---|" + "---|" * len(columns),
-    ]
+    out = _head("method", columns)
     for benchmark, of in _benchmarks(lines):
         for method in _methods(of):
             cells = [_relative(of, method, "", {step}) for step in columns]
@@ -70,10 +67,7 @@ def _by_run(lines: Sequence[Line], method: str, measure: str, at: Collection[int
 def kinds(lines: Sequence[Line]) -> str:
     """Entropy and α of each kind of turn over all runs, a step a column."""
     columns = sorted({line.step for line in lines})
-    out = [
-        "| task | turn | " + " | ".join(f"step {step}" for step in columns) + " |",
-        "|---|---|" + "---|" * len(columns),
-    ]
+    out = _head("turn", columns)
     for benchmark, of in _benchmarks(lines):
         found = {(line.seed, line.step, line.measure): line.value for line in of}
         policies = {(seed, step) for seed, step, name in found if name.startswith("share, ")}
@@ -95,6 +89,11 @@ def kinds(lines: Sequence[Line]) -> str:
                 said = [f"{share:.0%}: {entropy:.2f}, {alpha:.2f}" if share else "" for share, entropy, alpha in cells]
                 out.append(f"| {benchmark} | {name.removeprefix('kind ')} | {' | '.join(said)} |")
     return "\n".join(out)
+
+
+def _head(second: str, steps: Sequence[int]) -> list[str]:
+    columns = " | ".join(f"step {step}" for step in steps)
+    return [f"| task | {second} | {columns} |", "|---|---|" + "---|" * len(steps)]
 
 
 def _methods(lines: Sequence[Line]) -> list[str]:
