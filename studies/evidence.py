@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import gradients
@@ -42,9 +43,18 @@ WHY: Mapping[str, Callable[[Sequence[gradients.Line]], str]] = {
     "kinds": why.kinds,
 }
 """Of the way `gradients`."""
-BOTH: Mapping[str, Callable[[Sequence[Run], Sequence[Run]], str]] = {"agreement": tables.agreement}
-"""Of the way `both`: the engine and the replica."""
-_BLOCK = re.compile(r"(<!-- (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (\w+ \w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def blocks(ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line]) -> dict[str, Callable[[], str]]:
+    """What may stand between a block's marks, by `NAME WAY`."""
+    found = {f"{name} gradients": partial(make, lines) for name, make in WHY.items()}
+    for way, of in ways.items():
+        found |= {f"{name} {way}": partial(make, of) for name, make in TABLES.items()}
+        found[f"main {way}"] = partial(tables.main_comparison, of, WANTED[way]["aem"])
+        found[f"missing {way}"] = partial(tables.missing, of, TASKS, WANTED[way])
+    found["agreement both"] = partial(tables.agreement, *(ways.get(way, ()) for way in WANTED))
+    return found
 
 
 def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line] = ()) -> str:
@@ -53,22 +63,8 @@ def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients
     Raises:
         KeyError: a block asks for a table or a way of running that there is not.
     """
-
-    def block(found: re.Match[str]) -> str:
-        name, way = found[2], found[3]
-        if way == "gradients":
-            text = WHY[name](lines)
-        elif way == "both":
-            text = BOTH[name](ways["engine"], ways["replica"])
-        elif name == "missing":
-            text = tables.missing(ways[way], TASKS, WANTED[way])
-        elif name == "main":
-            text = tables.main_comparison(ways[way], WANTED[way]["aem"])
-        else:
-            text = TABLES[name](ways[way])
-        return f"{found[1]}{text}\n{found[4]}"
-
-    return _BLOCK.sub(block, page)
+    of = blocks(ways, lines)
+    return _BLOCK.sub(lambda found: f"{found[1]}{of[found[2]]()}\n{found[3]}", page)
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from replica_parts.training import Training
 
 BASE, WITHOUT = "grpo", ("grpo_epo",)
-COLUMNS = ("benchmark", "seed", "step", "method", "measure", "value", "error")
+COLUMNS = ("benchmark", "seed", "step", "method", "measure", "value")
 
 
 class Line(NamedTuple):
-    """One number; `error` is its standard error over batches, empty where there is none."""
+    """One number about one policy."""
 
     benchmark: str
     seed: int
@@ -43,7 +43,6 @@ class Line(NamedTuple):
     method: str
     measure: str
     value: float
-    error: float | None
 
 
 def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
@@ -64,11 +63,11 @@ def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
 
 def measure(
     base: Training, algorithms: Mapping[str, DictConfig], batches: int, chance: random.Random
-) -> Iterator[tuple[str, str, float, float | None]]:
-    """Method, measure, value and error, at the policy that `base` holds, under each method's `config.algorithm`."""
+) -> Iterator[tuple[str, str, float]]:
+    """Method, measure and value at the policy that `base` holds, under each method's `config.algorithm`."""
     import torch
     from replica_parts.advantages import advantages
-    from replica_parts.directions import compare, directions, gradients, success_weights
+    from replica_parts.directions import directions, gradients, success_weights
     from replica_parts.kinds import Response, by_kind, responses
     from replica_parts.policy import mask_of, old_policy
 
@@ -97,17 +96,15 @@ def measure(
     gradient_MKD = torch.stack(found, dim=1)
     success_KD, base_KD = gradient_MKD[0], gradient_MKD[1 + list(algorithms).index(BASE)]
     for preconditioned, suffix in ((False, ""), (True, " adam")):
-        reference = directions(base_KD, success_KD, preconditioned)
         for name, own_KD in zip(algorithms, gradient_MKD[1:], strict=True):
-            for what, (value, error) in compare(directions(own_KD, success_KD, preconditioned), reference).items():
-                yield name, what + suffix, value, error
+            yield name, "gain" + suffix, directions(own_KD, success_KD, preconditioned).gain()
     for name, own_KD in zip(algorithms, gradient_MKD[1:], strict=True):
         # a batch whose groups are all lost or all won has no gradient
         some_K = base_KD.any(dim=1)
         cosine_K = torch.nn.functional.cosine_similarity(own_KD[some_K], base_KD[some_K])
-        yield name, "cosine", float(cosine_K.mean()), None
+        yield name, "cosine", float(cosine_K.mean())
     for what, value in by_kind(seen).items():
-        yield "aem", what, value, None
+        yield "aem", what, value
 
 
 def run(all_cells: Sequence[Cell], benchmark: str, seed: int, steps: Sequence[int], batches: int, out: Path) -> None:
@@ -136,8 +133,7 @@ def as_csv(lines: Sequence[Line]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for line in lines:
-        error = "" if line.error is None else f"{line.error:.6g}"
-        writer.writerow([*line[:5], f"{line.value:.6g}", error])
+        writer.writerow([*line[:-1], f"{line.value:.6g}"])
     return text.getvalue()
 
 
@@ -151,7 +147,6 @@ def read(path: Path) -> list[Line]:
                 row["method"],
                 row["measure"],
                 float(row["value"]),
-                float(row["error"]) if row["error"] else None,
             )
             for row in csv.DictReader(file)
         ]

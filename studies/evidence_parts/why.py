@@ -8,7 +8,7 @@ from statistics import fmean
 from gradients import Line
 
 from evidence_parts.tables import BASELINE, NAMES
-from recipe.aem.study.statistics import mean_interval
+from recipe.aem.study.statistics import mean_interval, paired_difference
 
 KIND = "share, kind "
 SEEN = 0.05
@@ -45,16 +45,16 @@ def steps(lines: Sequence[Line]) -> str:
 
 def _relative(lines: Sequence[Line], method: str, suffix: str, at: Collection[int]) -> str:
     """100 Σ gain / Σ GRPO's gain with the t interval of the runs' differences; for GRPO, how well its own is known."""
-    base = mean_interval(list(_by_run(lines, BASELINE, f"gain{suffix}", at).values()))
-    measure = f"gain{suffix}" if method == BASELINE else f"difference{suffix}"
-    apart = mean_interval(list(_by_run(lines, method, measure, at).values()))
-    if base is None or apart is None:
+    base, own = (_by_run(lines, name, f"gain{suffix}", at) for name in (BASELINE, method))
+    level, apart = mean_interval(list(base.values())), paired_difference(own, base)
+    if level is None or apart is None:
         return ""
-    share = 100 if method == BASELINE else 100 * (1 + apart.mean / base.mean)
-    if apart.low is None or apart.high is None:
-        return f"{share:.0f}"
-    half = 50 * (apart.high - apart.low) / abs(base.mean)
-    return f"{share:.0f} (± {half:.0f})" if method == BASELINE else f"{share:.0f} ± {half:.0f}"
+    of = level if method == BASELINE else apart
+    share = f"{100 * (1 + apart.mean / level.mean):.0f}"
+    if of.low is None or of.high is None:
+        return share
+    half = f"± {50 * (of.high - of.low) / abs(level.mean):.0f}"
+    return f"{share} ({half})" if method == BASELINE else f"{share} {half}"
 
 
 def _by_run(lines: Sequence[Line], method: str, measure: str, at: Collection[int]) -> dict[int, float]:

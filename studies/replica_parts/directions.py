@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any  # transformers annotates its models too loosely to check against
@@ -69,15 +68,14 @@ class Directions:
     cross_KK: Tensor
     square_K: Tensor
 
-    def gain(self, without: int | None = None) -> float:
-        """E[g] · ∇J / √E‖g‖²: by how much success rises to first order in a step of length 1 (without one batch).
+    def gain(self) -> float:
+        """E[g] · ∇J / √E‖g‖²: by how much success rises to first order in a step of length 1.
 
         Products of a batch with itself are left out, since their noise is common to both factors.
         """
-        keep = torch.arange(len(self.square_K)) != (-1 if without is None else without)
-        cross_KK, count = self.cross_KK[keep][:, keep], int(keep.sum())
-        product = (cross_KK.sum() - cross_KK.diagonal().sum()) / (count * (count - 1))
-        return float(product / self.square_K[keep].mean().sqrt())
+        count = len(self.square_K)
+        product = (self.cross_KK.sum() - self.cross_KK.diagonal().sum()) / (count * (count - 1))
+        return float(product / self.square_K.mean().sqrt())
 
 
 def directions(gradient_KD: Tensor, success_KD: Tensor, preconditioned: bool) -> Directions:
@@ -90,19 +88,3 @@ def directions(gradient_KD: Tensor, success_KD: Tensor, preconditioned: bool) ->
     if preconditioned:
         gradient_KD = gradient_KD / (gradient_KD.square().mean(0).sqrt() + 1e-8)
     return Directions(gradient_KD @ success_KD.T, gradient_KD.square().sum(1))
-
-
-def jackknife(values: Sequence[float]) -> float:
-    """The standard error from the values without one batch each."""
-    mean = sum(values) / len(values)
-    return math.sqrt((len(values) - 1) / len(values) * sum((value - mean) ** 2 for value in values))
-
-
-def compare(of: Directions, base: Directions) -> dict[str, tuple[float, float]]:
-    """The gain and its difference from the base's on the same batches, each with its standard error."""
-    own, other = ([one.gain(number) for number in range(len(one.square_K))] for one in (of, base))
-    apart = [first - second for first, second in zip(own, other, strict=True)]
-    return {
-        "gain": (of.gain(), jackknife(own)),
-        "difference": (of.gain() - base.gain(), jackknife(apart)),
-    }

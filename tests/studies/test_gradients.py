@@ -15,7 +15,7 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 import gradients
-from replica_parts.directions import Directions, compare, directions, jackknife, success_weights
+from replica_parts.directions import Directions, directions, success_weights
 from replica_parts.directions import gradients as gradients_of
 from replica_parts.kinds import Response, by_kind
 from replica_parts.policy import mask_of
@@ -80,17 +80,14 @@ def test_the_gain_is_the_slope_along_the_update():
     same, off = directions(success_KD, success_KD, False), directions(noisy(off_D, 0.5), success_KD, False)
     length = math.sqrt(25 + 3 * 0.25)
     assert same.gain() == pytest.approx(25 / length, rel=0.01)
-    found = compare(off, same)
-    assert found["gain"][0] == pytest.approx(9 / length, rel=0.03)
-    value, error = found["difference"]
-    assert value == pytest.approx(-16 / length, rel=0.03) and 0 < error < 0.1
-    assert compare(same, same)["difference"] == (0.0, 0.0)
+    assert off.gain() == pytest.approx(9 / length, rel=0.03)
 
 
 def test_noise_alone_gains_nothing():
     noise_KD = noisy(torch.zeros(50), 1.0, 200)
-    value, error = compare(directions(noise_KD, noise_KD, False), directions(noise_KD, noise_KD, False))["gain"]
-    assert abs(value) < 3 * error and directions(noise_KD, noise_KD, False).cross_KK.diagonal().mean() > 40
+    of = directions(noise_KD, noise_KD, False)
+    # the sum of K (K − 1) products of variance D over K² √D: a standard deviation of √2 / K
+    assert abs(of.gain()) < 3 * math.sqrt(2) / 200 and of.cross_KK.diagonal().mean() > 40
 
 
 def test_adams_step_has_equal_coordinates():
@@ -99,16 +96,9 @@ def test_adams_step_has_equal_coordinates():
     assert of.square_K.tolist() == pytest.approx([2.0] * 400) and of.gain() == pytest.approx(2 / math.sqrt(2))
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error():
-    values = [1.0, 2.0, 4.0, 9.0]
-    without = [(sum(values) - value) / 3 for value in values]
-    assert jackknife(without) == pytest.approx(torch.tensor(values).std().item() / 2)
-
-
-def test_one_batch_can_be_left_out():
+def test_a_batch_with_itself_does_not_count():
     cross_KK = torch.tensor([[9.0, 1.0, 2.0], [3.0, 9.0, 4.0], [5.0, 6.0, 9.0]])
-    of = Directions(cross_KK, torch.tensor([4.0, 1.0, 1.0]))
-    assert of.gain(0) == pytest.approx(5.0) and of.gain() == pytest.approx(3.5 / math.sqrt(2))
+    assert Directions(cross_KK, torch.tensor([4.0, 1.0, 1.0])).gain() == pytest.approx(3.5 / math.sqrt(2))
 
 
 def test_responses_by_kind_and_sign():
@@ -121,8 +111,8 @@ def test_responses_by_kind_and_sign():
 
 def test_lines_are_written_and_read(tmp_path):
     lines = [
-        gradients.Line("shop", 3, 10, "aem", "gain", 0.125, 0.5),
-        gradients.Line("shop", 3, 10, "aem", "alpha, kind a, b", 1.0, None),
+        gradients.Line("shop", 3, 10, "aem", "gain", 0.125),
+        gradients.Line("shop", 3, 10, "aem", "alpha, kind a, b", 1.0),
     ]
     path = tmp_path / "lines.csv"
     path.write_text(gradients.as_csv(lines))
@@ -141,19 +131,18 @@ def measured(make, tmp_path):
         of = {"grpo": ["method=grpo"], **methods}
         algorithms = {name: configured(tmp_path / "echo.jinja", *asked).algorithm for name, asked in of.items()}
         found = gradients.measure(base, algorithms, 10, random.Random(0))
-        return {(method, name): (value, error) for method, name, value, error in found}
+        return {(method, name): value for method, name, value in found}
 
     return of
 
 
 def test_grpo_gains_and_a_method_that_does_nothing_gains_as_much(measured):
     found = measured(nothing=["method=aem", "algorithm.aem.lam=0"])
-    value, error = found["grpo", "gain"]
-    assert value > 3 * error > 0
-    assert found["nothing", "cosine"][0] == pytest.approx(1)
+    # its standard error is 0.12
+    assert found["grpo", "gain"] > 0.36
+    assert found["nothing", "cosine"] == pytest.approx(1)
     for suffix in ("", " adam"):
         assert found["nothing", "gain" + suffix] == found["grpo", "gain" + suffix]
-        assert found["nothing", "difference" + suffix] == (0, 0)
 
 
 def test_a_method_is_measured_by_its_own_settings(measured):
@@ -162,11 +151,9 @@ def test_a_method_is_measured_by_its_own_settings(measured):
         aem_reversed=["method=aem", "algorithm.aem.min_range=0", "algorithm.aem.direction=reversed"],
         empg=["method=empg"],
     )
-    gains = {found[name, "gain"][0] for name in ("grpo", "aem", "aem_reversed", "empg")}
-    assert len(gains) == 4 and all(0.2 < found[name, "cosine"][0] < 1 for name in ("aem", "aem_reversed", "empg"))
-    shares = [
-        value for (name, measure), (value, _) in found.items() if name == "aem" and measure.startswith("share, k")
-    ]
+    gains = {found[name, "gain"] for name in ("grpo", "aem", "aem_reversed", "empg")}
+    assert len(gains) == 4 and all(0.2 < found[name, "cosine"] < 1 for name in ("aem", "aem_reversed", "empg"))
+    shares = [value for (name, measure), value in found.items() if name == "aem" and measure.startswith("share, k")]
     assert len(shares) == 3 and sum(shares) == pytest.approx(1), "one of each page, of AEM's own responses"
 
 
