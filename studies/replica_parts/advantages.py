@@ -18,7 +18,7 @@ from replica_parts.kinds import of_the_kind
 from replica_parts.rollout import Row
 
 ALPHA_OF_KIND = "alpha_of_kind"
-"""The one setting under `algorithm` that only the replica knows (`kinds.of_the_kind`). Keep it out of what verl runs."""
+"""The one setting under `algorithm` that only the replica knows (`kinds.of_the_kind`). verl must not get it."""
 
 
 def advantages(
