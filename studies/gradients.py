@@ -116,16 +116,18 @@ def run(all_cells: Sequence[Cell], benchmark: str, seed: int, steps: Sequence[in
     here = [cell for cell in all_cells if (cell.benchmark, cell.seed) == (benchmark, seed)]
     chosen = {cell.method: cell for cell in here if cell.method not in WITHOUT}
     folder = out / benchmark / f"seed{seed}"
-    paths = policies(chosen[BASE], steps, folder)
+    left = [step for step in steps if not (folder / f"step{step}.csv").exists()]
+    if not left:
+        return
+    paths = policies(chosen[BASE], left, folder)
     base = training_of(chosen[BASE])  # sets the cells' environment, too
     algorithms = {name: compose(cell.config, cell.asked).algorithm for name, cell in chosen.items()}
-    for step, path in zip(steps, paths, strict=True):
-        target = folder / f"step{step}.csv"
-        if not target.exists():
-            base.model.load_state_dict(torch.load(path))
-            found = measure(base, algorithms, batches, random.Random(f"{seed} {step}"))
-            target.write_text(as_csv([Line(benchmark, seed, step, *one) for one in found]), encoding="utf-8")
-            print(f"{benchmark}, seed {seed}: step {step} is done", flush=True)
+    for step, path in zip(left, paths, strict=True):
+        base.model.load_state_dict(torch.load(path))
+        found = measure(base, algorithms, batches, random.Random(f"{seed} {step}"))
+        text = as_csv([Line(benchmark, seed, step, *one) for one in found])
+        (folder / f"step{step}.csv").write_text(text, encoding="utf-8")
+        print(f"{benchmark}, seed {seed}: step {step} is done", flush=True)
 
 
 def as_csv(lines: Sequence[Line]) -> str:

@@ -1,6 +1,7 @@
 """The study's second task: a small model that has watched somebody impatient, and the parquet files for verl.
 
-python studies/order/warm_start.py outputs/order [--seed 0] [--guess 0.7] [--waste 0.2]
+python studies/order/warm_start.py outputs/order
+python studies/order/warm_start.py outputs/order --anew [--seed 0] [--guess 0.7] [--waste 0.2]
 
 TextWorldExpress's `peckingorder`: a book says which of four fruits comes next, and says the next one when that is
 taken; a wrong fruit loses the game. The impatient player mostly takes a fruit at random instead of reading, and now and
@@ -9,6 +10,9 @@ take four times; that reading comes first, every time, reward alone can tell.
 
 The package's other splits have other fruits, which a model of this size has never seen, so all games are of `train`:
 the last 200 seeds are for validation, and neither shown nor trained on.
+
+The clone is kept in `studies/order/warm_start`, for the same cloning gives other weights on another processor: rounding
+differs, and hundreds of steps make that grow. `--anew` clones again.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import argparse
 import dataclasses
 import random
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -34,6 +39,7 @@ SHOWN = dataclasses.replace(SETTINGS, max_turns=12)
 """The player who is imitated has more time than the model will have."""
 VALIDATION = 200
 CLONING_STEPS = 400
+KEPT = Path(__file__).with_name("warm_start")
 _NEXT = re.compile(r"The current task is to take the (.+?)\.")
 
 
@@ -86,12 +92,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guess", type=float, default=0.7)
     parser.add_argument("--waste", type=float, default=0.2)
+    parser.add_argument("--anew", action="store_true", help="clone anew; the options above are for that")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     game = TextWorldExpress("peckingorder")
     order = Order(game)
     write_parquet(order, options.directory / "tasks")
+    if not options.anew:
+        if any(getattr(options, name) != parser.get_default(name) for name in ("seed", "guess", "waste")):
+            parser.error("the clone that is kept was made with the defaults; give --anew, too")
+        shutil.copytree(KEPT, options.directory / "warm_start", dirs_exist_ok=True)
+        return
     shown = seen(game, order.task_set.tasks("train"), impatient_policy(options.seed, options.guess, options.waste))
     texts = [text for one in shown for text in (one.prompt, one.response)]
     actions = {one.response.removeprefix("<action>").removesuffix("</action>") for one in shown}

@@ -1,14 +1,19 @@
 """The study's first task: the demo's shop, with a model cloned from a shopper who is in more of a hurry.
 
-python studies/shop/warm_start.py outputs/shop [--seed 0] [--first-hit 0.885] [--early-buy 0.93]
+python studies/shop/warm_start.py outputs/shop
+python studies/shop/warm_start.py outputs/shop --anew [--seed 0] [--first-hit 0.885] [--early-buy 0.93]
 
 The demo's shopper leaves so much success that GRPO has most of what can be had after ten steps. This one hardly ever
 wins: reward is rare at first, and most groups of rollouts have none.
+
+The clone is kept in `studies/shop/warm_start`, for the same cloning gives other weights on another processor: rounding
+differs, and hundreds of steps make that grow. `--anew` clones again.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
@@ -20,6 +25,8 @@ from recipe.aem.demo.shopping import SETTINGS, careful_policy, hurried_policy, o
 from recipe.aem.demo.tiny_model import build_model, build_tokenizer, save
 from recipe.aem.demo.warm_start import CLONING_STEPS, shown_phrases
 
+KEPT = Path(__file__).with_name("warm_start")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -27,11 +34,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first-hit", type=float, default=0.885)
     parser.add_argument("--early-buy", type=float, default=0.93)
+    parser.add_argument("--anew", action="store_true", help="clone anew; the options above are for that")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     shop = open_shop(options.directory / "shop")
     write_parquet(shop, options.directory / "tasks")
+    if not options.anew:
+        if any(getattr(options, name) != parser.get_default(name) for name in ("seed", "first_hit", "early_buy")):
+            parser.error("the clone that is kept was made with the defaults; give --anew, too")
+        shutil.copytree(KEPT, options.directory / "warm_start", dirs_exist_ok=True)
+        return
     train = shop.task_set.tasks("train")
     careful = [turn for turns in demonstrate(shop, train, SETTINGS, careful_policy(shop)) for turn in turns]
     policy = hurried_policy(shop, options.seed, options.first_hit, options.early_buy)

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,32 @@ def test_a_study_from_its_file_to_its_figure(aem, tmp_path):
     assert shown.exit_code == 0 and (tmp_path / "s.png").stat().st_size > 10_000
     aem("table", "--png", tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "s.png").read_bytes()
+
+
+def test_cells_whose_folders_are_gone_count_from_an_earlier_table(aem, tmp_path):
+    write_study(tmp_path)
+    aem("run")
+    earlier, later = tmp_path / "s.csv", tmp_path / "later.csv"
+    aem("table", "--csv", earlier, "--json", tmp_path / "s.json")
+    shutil.rmtree(tmp_path / "out/shop/grpo/seed0")
+    shutil.rmtree(tmp_path / "out/shop/aem")
+    text = aem("table", "--with", earlier, "--csv", later, "--json", tmp_path / "later.json")
+    assert later.read_text() == earlier.read_text()
+    told, before = (json.loads((tmp_path / name).read_text())["tables"] for name in ("later.json", "s.json"))
+    for one, other in zip(told, before, strict=True):
+        for line, former in zip(one["lines"], other["lines"], strict=True):
+            assert list(line["values"].values()) == pytest.approx(list(former["values"].values()), rel=1e-5)
+    assert "! 4 cells are from an earlier table; what made them is not checked" in text
+    assert kinds(aem("plan", "-q"))["shop/grpo/seed0"] == "to do", "the next run makes it"
+    # a cell that is finished here, or has failed, is the folder's
+    write_study(tmp_path, seeds="[0, 1, 2]", env="{FAIL: all}")
+    aem("run", "--only", "method=aem,seed=0", code=1)
+    earlier.write_text(earlier.read_text().replace("grpo,1,4,success,0.41", "grpo,1,4,success,0.9"))
+    assert "1 failed" in aem("table", "--with", earlier, "--csv", later)
+    assert "grpo,1,4,success,0.41\n" in later.read_text() and "aem,0" not in later.read_text()
+    write_study(tmp_path, seeds="[0]")
+    aem("table", "--with", earlier, code=1)
+    assert aem.said == f"aem: {earlier} has shop/aem/seed1 and 3 more, which small does not have\n"
 
 
 def test_a_table_of_a_study_that_has_not_begun(aem, tmp_path):

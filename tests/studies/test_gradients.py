@@ -191,3 +191,5 @@ def test_a_policy_is_a_file_and_what_is_there_is_kept(toy_cells, tmp_path):
     lines = gradients.read(folder / "step2.csv")
     assert {(line.benchmark, line.seed, line.step) for line in lines} == {("echo", 0, 2)}
     assert {line.method for line in lines} == {"grpo", "aem"}, "EPO's advantages are GRPO's"
+    gradients.run(toy_cells, "echo", 0, (0, 2), 3, tmp_path / "gradients")
+    assert [path.name for path in folder.glob("*.pt")] == ["policy2.pt"], "only what is left to measure is trained"

@@ -146,6 +146,15 @@ def run(
 def table(
     file: FILE,
     out_dir: OUT = None,
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            "--with",
+            help="An earlier table's CSV, whose cells count where they are not finished here.",
+            metavar="CSV",
+            dir_okay=False,
+        ),
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write the series of all finished cells.")] = None,
     png: Annotated[Path | None, typer.Option("--png", help="Draw the figure; .pdf and .svg work too.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write all numbers of the table.")] = None,
@@ -158,13 +167,16 @@ def table(
 
         aem study table examples/study_demo.yaml
         aem study table examples/study_demo.yaml --csv study.csv --png study.png
+        aem study table examples/study_demo.yaml --with study.csv --csv study.csv   # the folders of some are gone
     """
     with explained(_errors, "cpu", _INTERRUPTED):
-        from recipe.aem.study.results import as_csv, from_csv, rows
+        from recipe.aem.study.results import as_csv, from_csv, read_csv, rows, with_earlier
         from recipe.aem.study.summary import as_json
 
         study, _ = _open(file, out_dir, None)
         results = _gather(study, file, out_dir)
+        if earlier is not None:
+            results = with_earlier(study, results, read_csv(earlier), str(earlier))
         text = as_csv(rows(study, results))
         _print_tables(study, results)
         if csv is not None:

@@ -15,6 +15,7 @@ from recipe.aem.study.cells import Cell
 from recipe.aem.study.file import Study, StudyError
 from recipe.aem.study.state import State
 
+_UNFINISHED = ("to do", "running", "interrupted")
 COLUMNS = ("benchmark", "method", "seed", "step", "metric", "value")
 Steps = Mapping[int, Mapping[str, float]]
 
@@ -52,6 +53,33 @@ def gather(all_cells: Sequence[Cell]) -> list[Result]:
         done = standing.kind == "done"
         found.append(Result(cell, standing, state.read_metrics(cell.folder) if done else {}))
     return found
+
+
+def with_earlier(study: Study, results: Sequence[Result], found: Iterable[Row], path: str) -> list[Result]:
+    """The results, and for cells that are not finished here those of an earlier table's CSV, where it has them.
+
+    Args:
+        study: the file.
+        results: of its cells.
+        found: the CSV's rows.
+        path: of the CSV, for the error.
+
+    Raises:
+        StudyError: the CSV has a cell that the study does not have.
+    """
+    earlier: dict[tuple[str, str, int], dict[int, dict[str, float]]] = {}
+    for row in found:
+        name = study.metrics[row.metric].series if row.metric in study.metrics else row.metric
+        earlier.setdefault((row.benchmark, row.method, row.seed), {}).setdefault(row.step, {})[name] = row.value
+    keys = [(one.cell.benchmark, one.cell.method, one.cell.seed) for one in results]
+    if others := sorted(earlier.keys() - set(keys)):
+        benchmark, method, seed = others[0]
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise StudyError(f"{path} has {benchmark}/{method}/seed{seed}{more}, which {study.name} does not have")
+    return [
+        Result(one.cell, State("done"), earlier[key]) if one.state.kind in _UNFINISHED and key in earlier else one
+        for key, one in zip(keys, results, strict=True)
+    ]
 
 
 def series(steps: Steps, name: str) -> list[tuple[int, float]]:

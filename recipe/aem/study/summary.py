@@ -90,7 +90,10 @@ def remarks(study: Study, results: Sequence[Result]) -> list[str]:
             said.append(f"{one.cell.name} was made otherwise: {'; '.join(one.state.differs)}")
         elif one.state.result.get("resumed"):
             said.append(f"{one.cell.name} went on from a checkpoint {one.state.result['resumed']} times")
-    done = [one for one in results if one.steps]
+    done = [one for one in results if one.steps and one.state.command]
+    if earlier := sum(bool(one.steps) for one in results) - len(done):
+        cells = "1 cell is" if earlier == 1 else f"{earlier} cells are"
+        said.append(f"{cells} from an earlier table; what made them is not checked")
     for part, words in (("code", "versions of this package's code"), ("packages", "sets of package versions")):
         for benchmark in study.benchmarks:
             kinds = Counter(
