@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from recipe.aem.study.cells import Cell, cells, select
 from recipe.aem.study.file import Study, read_study
-from recipe.aem.study.results import Result, as_csv, rows
+from recipe.aem.study.results import Result, Row, as_csv, read_csv, rows, with_earlier
 from recipe.aem.study.state import State
 
 if TYPE_CHECKING:
@@ -119,14 +119,16 @@ def run_all(todo: list[Cell], jobs: int, until: datetime | None) -> None:
                 print(f"{datetime.now():%H:%M:%S} {cell.name} {seconds:.0f} s, {len(todo)} to do", flush=True)
 
 
-def results(study: Study, all_cells: list[Cell]) -> list[Result]:
-    """The cells that are there, as `aem study` reads its own."""
+def results(study: Study, all_cells: list[Cell], earlier: Sequence[Row] = (), path: str = "") -> list[Result]:
+    """The cells as `aem study` reads its own, those of an earlier CSV at `path` where they are not here."""
     found = []
     for cell in all_cells:
         if path_of(cell).exists():
             lines = [json.loads(line) for line in path_of(cell).read_text(encoding="utf-8").splitlines()]
             found.append(Result(cell, State("done"), {line["step"]: line["data"] for line in lines}))
-    return found
+        else:
+            found.append(Result(cell, State("to do"), {}))
+    return with_earlier(study, found, earlier, path)
 
 
 def main() -> None:
@@ -138,15 +140,19 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--csv", type=Path, help="write what is there and train nothing")
+    parser.add_argument("--with", type=Path, dest="earlier", help="an earlier CSV: what it has is not trained again")
     options = parser.parse_args()
     study = study_of(options.study, range(options.seeds))
     chosen = select(study, cells(study, options.out), options.only)
+    earlier = read_csv(options.earlier) if options.earlier else []
+    every = results(study, cells(study, options.out), earlier, str(options.earlier))
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
-        options.csv.write_text(as_csv(rows(study, results(study, chosen))), encoding="utf-8")
+        options.csv.write_text(as_csv(rows(study, [one for one in every if one.cell in chosen])), encoding="utf-8")
         return
     until = datetime.now() + timedelta(minutes=options.minutes) if options.minutes else None
-    run_all([cell for cell in chosen if not path_of(cell).exists()], options.jobs, until)
+    todo = [one.cell for one in every if one.cell in chosen and one.state.kind != "done"]
+    run_all(todo, options.jobs, until)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,12 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
     figure, axes = pyplot.subplots(
         1, len(benchmarks), figsize=(2.8 + 3.6 * len(benchmarks), 4.2), sharey=True, squeeze=False, layout="constrained"
     )
-    looks = {"engine": ("#0072B2", "o", -0.15), "replica": ("#D55E00", "s", 0.15)}
+    looks = {
+        "engine": ("#0072B2", "o", -0.3),
+        "engine_second": ("#56B4E9", "o", -0.1),
+        "replica": ("#D55E00", "s", 0.1),
+        "replica_second": ("#E69F00", "s", 0.3),
+    }
     for panel, benchmark in zip(axes[0], benchmarks, strict=True):
         panel.axvline(0, color="0.6", linewidth=0.8)
         for way, runs in ways.items():
@@ -50,7 +55,14 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
                 of, at = one.estimate, place + shift
                 if of.low is not None and of.high is not None:
                     panel.plot([100 * of.low, 100 * of.high], [at, at], color=colour, linewidth=1.4)
-                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=way)
+                panel.plot(
+                    [100 * of.mean],
+                    [at],
+                    mark,
+                    color=colour,
+                    markersize=5,
+                    label=way.replace("_", ", ") + " warm start" * ("_" in way),
+                )
         panel.set(title=benchmark, xlabel="mean level − GRPO's, points")
         panel.spines[["top", "right"]].set_visible(False)
     handles = {

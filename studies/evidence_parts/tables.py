@@ -96,16 +96,16 @@ def contrasts(found: Found) -> str:
     return "\n".join(lines)
 
 
-def agreement(engine: Found, replica: Found) -> str:
-    """Whether the replica learns as the engine does: the level and the difference from GRPO, engine − replica."""
+def agreement(first: Found, second: Found) -> str:
+    """Whether runs of two origins learn alike: the level and the difference from GRPO, first − second."""
     lines = [
         "| task | method | runs | mean level, points | − GRPO, points |",
         "|---|---|---|---|---|",
     ]
-    for benchmark in _benchmarks(engine):
+    for benchmark in _benchmarks(first):
         for method in NAMES:
-            levels = [values(of, benchmark, method, PRIMARY) for of in (engine, replica)]
-            bases = [values(of, benchmark, BASELINE, PRIMARY) for of in (engine, replica)]
+            levels = [values(of, benchmark, method, PRIMARY) for of in (first, second)]
+            bases = [values(of, benchmark, BASELINE, PRIMARY) for of in (first, second)]
             gains = [
                 [level[seed] - base[seed] for seed in level.keys() & base.keys()]
                 for level, base in zip(levels, bases, strict=True)

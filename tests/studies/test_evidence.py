@@ -140,7 +140,7 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
     lines = ["benchmark,method,seed,step,metric,value"]
     for one in made():
         lines += [f"{one.benchmark},{one.method},{one.seed},{s},{m},{v}" for m, of in one.series.items() for s, v in of]
-    for way in ("engine", "replica"):
+    for way in evidence.WANTED:
         (tmp_path / f"{way}.csv").write_text("\n".join(lines) + "\n")
     page = tmp_path / "page.md"
     (tmp_path / "gradients.csv").write_text(gradients.as_csv(POINTING))
@@ -149,9 +149,11 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
     page.write_text("\n".join(blocks))
     monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--page", str(page)])
     evidence.main()
-    assert "Not run yet" in page.read_text() and page.read_text().count("AEM − GRPO, mean level") == 2
+    assert "Not run yet" in page.read_text() and page.read_text().count("AEM − GRPO, mean level") == len(
+        evidence.WANTED
+    )
     drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {"learning_engine_alpha.png", "learning_replica_alpha.png", "learning_differences.png"}
+    assert drawn == {"learning_differences.png", *(f"learning_{way}_alpha.png" for way in evidence.WANTED)}
     assert all((tmp_path / name).stat().st_size > 10_000 for name in drawn)
 
 

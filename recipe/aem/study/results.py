@@ -77,7 +77,9 @@ def with_earlier(study: Study, results: Sequence[Result], found: Iterable[Row], 
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise StudyError(f"{path} has {benchmark}/{method}/seed{seed}{more}, which {study.name} does not have")
     return [
-        Result(one.cell, State("done"), earlier[key]) if one.state.kind in _UNFINISHED and key in earlier else one
+        Result(one.cell, State("done"), dict(sorted(earlier[key].items())))
+        if one.state.kind in _UNFINISHED and key in earlier
+        else one
         for key, one in zip(keys, results, strict=True)
     ]
 
