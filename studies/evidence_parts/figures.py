@@ -27,7 +27,10 @@ def curves(rows: Sequence[Row], way: str, folder: Path) -> list[Path]:
 
 
 def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
-    """Differences from GRPO with their intervals: a panel a task, a line a method, a mark a way of running."""
+    """Differences from GRPO with their intervals: a panel a task, a line a method, a mark a way of running.
+
+    All means are in the picture, and the intervals of five pairs and more; those of fewer may run out of it.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,8 +49,10 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
     }
     for panel, benchmark in zip(axes[0], benchmarks, strict=True):
         panel.axvline(0, color="0.6", linewidth=0.8)
+        reach = [0.0]
         for way, runs in ways.items():
             colour, mark, shift = looks[way]
+            label = way.replace("_second", ", second warm start")
             for place, method in enumerate(methods):
                 one = difference(*(values(runs, benchmark, name, PRIMARY) for name in (method, BASELINE)))
                 if one is None:
@@ -55,14 +60,11 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
                 of, at = one.estimate, place + shift
                 if of.low is not None and of.high is not None:
                     panel.plot([100 * of.low, 100 * of.high], [at, at], color=colour, linewidth=1.4)
-                panel.plot(
-                    [100 * of.mean],
-                    [at],
-                    mark,
-                    color=colour,
-                    markersize=5,
-                    label=way.replace("_", ", ") + " warm start" * ("_" in way),
-                )
+                    reach += [100 * of.low, 100 * of.high] if of.n >= 5 else []
+                reach.append(100 * of.mean)
+                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=label)
+        margin = 0.05 * (max(reach) - min(reach)) or 1.0
+        panel.set_xlim(min(reach) - margin, max(reach) + margin)
         panel.set(title=benchmark, xlabel="mean level − GRPO's, points")
         panel.spines[["top", "right"]].set_visible(False)
     handles = {
