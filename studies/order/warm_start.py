@@ -94,14 +94,16 @@ def main() -> None:
     parser.add_argument("--waste", type=float, default=0.2)
     parser.add_argument("--anew", action="store_true", help="clone anew; the options above are for that")
     options = parser.parse_args()
+    if not options.anew and any(
+        getattr(options, name) != parser.get_default(name) for name in ("seed", "guess", "waste")
+    ):
+        parser.error("the clone that is kept was made with the defaults; give --anew, too")
     torch.set_num_threads(1)
 
     game = TextWorldExpress("peckingorder")
     order = Order(game)
     write_parquet(order, options.directory / "tasks")
     if not options.anew:
-        if any(getattr(options, name) != parser.get_default(name) for name in ("seed", "guess", "waste")):
-            parser.error("the clone that is kept was made with the defaults; give --anew, too")
         shutil.copytree(KEPT, options.directory / "warm_start", dirs_exist_ok=True)
         return
     shown = seen(game, order.task_set.tasks("train"), impatient_policy(options.seed, options.guess, options.waste))

@@ -36,13 +36,15 @@ def main() -> None:
     parser.add_argument("--early-buy", type=float, default=0.93)
     parser.add_argument("--anew", action="store_true", help="clone anew; the options above are for that")
     options = parser.parse_args()
+    if not options.anew and any(
+        getattr(options, name) != parser.get_default(name) for name in ("seed", "first_hit", "early_buy")
+    ):
+        parser.error("the clone that is kept was made with the defaults; give --anew, too")
     torch.set_num_threads(1)
 
     shop = open_shop(options.directory / "shop")
     write_parquet(shop, options.directory / "tasks")
     if not options.anew:
-        if any(getattr(options, name) != parser.get_default(name) for name in ("seed", "first_hit", "early_buy")):
-            parser.error("the clone that is kept was made with the defaults; give --anew, too")
         shutil.copytree(KEPT, options.directory / "warm_start", dirs_exist_ok=True)
         return
     train = shop.task_set.tasks("train")
