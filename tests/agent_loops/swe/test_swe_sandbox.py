@@ -13,6 +13,7 @@ import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -184,10 +185,12 @@ def test_nothing_of_a_sandbox_is_a_file_of_the_host(make_sandbox, monkeypatch, t
     mounts = Path("/proc/self/mountinfo").read_text()
     descriptors = len(os.listdir("/proc/self/fd"))
     sandbox = make_sandbox()
-    run(sandbox, "head -c 1000000 /dev/zero >a; head -c 1000000 /dev/zero >/tmp/a")
+    name = f"of-the-sandbox-{uuid4().hex}"  # the host may have a /tmp/a of its own
+    written = run(sandbox, f"head -c 1000000 /dev/zero >{name}; head -c 1000000 /dev/zero | tee /tmp/{name} | wc -c")
+    assert written == Executed("1000000\n", 0)
     assert list(tmp_path.iterdir()) == []
     assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert not Path("/testbed/a").exists() and not Path("/tmp/a").exists()
+    assert not Path("/testbed", name).exists() and not Path("/tmp", name).exists()
     sandbox.close()
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
