@@ -1,6 +1,6 @@
 """A replica of the engine's training loop in plain PyTorch, for many seeds of a study on small models.
 
-python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 [--jobs 2] [--minutes 170] [--only …]
+python studies/replica.py studies/study.yaml --out outputs/replica [--seeds 20] [--jobs 2] [--minutes 170] [--only …]
 python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 --csv studies/results/replica.csv
 
 What decides a comparison is the product's own: episodes and prompts (`agent_loops.episode`), the form of the rows, and
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 HERE_ONLY = {"aem_of_kind": ("method=aem", "+algorithm.alpha_of_kind=true")}
 
 
-def study_of(path: Path, seeds: Sequence[int]) -> Study:
-    """A study with these seeds, and with the methods that only the replica has."""
+def study_of(path: Path, seeds: Sequence[int] | None = None) -> Study:
+    """A study, with these seeds in place of its own, and with the methods that only the replica has."""
     study = read_study(path)
-    return dataclasses.replace(study, seeds=tuple(seeds), methods={**study.methods, **HERE_ONLY})
+    return dataclasses.replace(study, seeds=tuple(seeds or study.seeds), methods={**study.methods, **HERE_ONLY})
 
 
 def path_of(cell: Cell) -> Path:
@@ -135,23 +135,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, required=True, help="so many, from 0 on, in place of the file's")
+    parser.add_argument("--seeds", type=int, help="so many, from 0 on, in place of the file's")
     parser.add_argument("--only", action="append", default=[], help="as in aem study run")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="start no run that would end later")
     parser.add_argument("--csv", type=Path, help="write what is there and train nothing")
     parser.add_argument("--with", type=Path, dest="earlier", help="an earlier CSV: what it has is not trained again")
     options = parser.parse_args()
-    study = study_of(options.study, range(options.seeds))
-    chosen = select(study, cells(study, options.out), options.only)
+    study = study_of(options.study, range(options.seeds) if options.seeds else None)
+    every = cells(study, options.out)
+    chosen = select(study, every, options.only)
     earlier = read_csv(options.earlier) if options.earlier else []
-    every = results(study, cells(study, options.out), earlier, str(options.earlier))
+    found = [one for one in results(study, every, earlier, str(options.earlier)) if one.cell in chosen]
     if options.csv:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
-        options.csv.write_text(as_csv(rows(study, [one for one in every if one.cell in chosen])), encoding="utf-8")
+        options.csv.write_text(as_csv(rows(study, found)), encoding="utf-8")
         return
     until = datetime.now() + timedelta(minutes=options.minutes) if options.minutes else None
-    todo = [one.cell for one in every if one.cell in chosen and one.state.kind != "done"]
+    todo = [one.cell for one in found if one.state.kind != "done"]
     run_all(todo, options.jobs, until)
 
 

@@ -303,3 +303,24 @@ def test_the_study_is_one_that_both_can_run(monkeypatch):
         assert config.trainer.total_training_steps == steps[cell.benchmark]
         assert (rollout_of.val_kwargs.temperature, config.data.val_max_samples, config.trainer.test_freq) == (1, 128, 5)
         assert (config.data.train_batch_size, rollout_of.n, config.actor_rollout_ref.actor.optim.lr) == (8, 8, 5e-4)
+
+
+def test_the_study_of_warm_starts_differs_in_nothing_else(monkeypatch):
+    monkeypatch.chdir(STUDIES.parent)
+    other = replica.study_of(STUDIES / "warm_starts.yaml")
+    study = replica.study_of(STUDIES / "study.yaml", other.seeds)
+    assert (other.seeds, study.metrics, study.keep) == (tuple(range(1, 11)), other.metrics, other.keep)
+    asked, others = (
+        {cell.name: cell for cell in replica.cells(of, Path("unused")) if cell.method in ("grpo", "aem")}
+        for of in (study, other)
+    )
+    assert asked.keys() == others.keys()
+    for name, cell in others.items():
+        assert cell.identity == asked[name].identity
+        # a path that exists is made absolute
+        env, own = (
+            {key: value.removeprefix(f"{STUDIES.parent}/") for key, value in one.env.items()}
+            for one in (asked[name], cell)
+        )
+        folder = f"outputs/warm_starts/{cell.benchmark}/seed{cell.seed}"
+        assert {key: value.replace(folder, f"outputs/{cell.benchmark}") for key, value in own.items()} == env != own
