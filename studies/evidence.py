@@ -3,6 +3,8 @@
     aem study table studies/study.yaml --out outputs/study --csv studies/results/engine_second.csv
     python studies/replica.py studies/study.yaml --out outputs/replica --seeds 10 \\
         --csv studies/results/replica_second.csv
+    python studies/replica.py studies/warm_starts.yaml --out outputs/replica_many \\
+        --csv studies/results/replica_many.csv
     python studies/gradients.py studies/study.yaml --out outputs/gradients --csv studies/results/gradients.csv
     python studies/evidence.py
 
@@ -30,14 +32,17 @@ WANTED = {
     "engine_second": dict.fromkeys(list(tables.NAMES)[:8], 3),
     "replica": dict.fromkeys(tables.NAMES, 10),
     "replica_second": dict.fromkeys(("grpo", "aem"), 10),
+    "replica_many": dict.fromkeys(("grpo", "aem"), 10),
 }
-"""Seeds that the protocol asks for; `second` is the second warm start (its change 5)."""
+"""Seeds that the protocol asks for; `second` is the second warm start (its change 5), `many` one a seed (change 6)."""
 COMPARED = {
     "ways": ("engine", "replica"),
     "engine_starts": ("engine_second", "engine"),
     "replica_starts": ("replica_second", "replica"),
+    "replica_many": ("replica_many", "replica"),
 }
 """First − second."""
+REPLICAS = ("replica", "replica_second", "replica_many")
 TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "results": tables.results,
     "contrasts": tables.contrasts,
@@ -64,6 +69,7 @@ def blocks(ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line]) -
         found[f"missing {way}"] = partial(tables.missing, of, TASKS, WANTED[way])
     for name, of in COMPARED.items():
         found[f"agreement {name}"] = partial(tables.agreement, *(ways.get(way, ()) for way in of))
+    found["spread replicas"] = partial(tables.spread, {way: ways.get(way, ()) for way in REPLICAS})
     return found
 
 

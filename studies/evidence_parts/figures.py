@@ -6,12 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evidence_parts.runs import PRIMARY, Run, difference, values
-from evidence_parts.tables import BASELINE, NAMES
+from evidence_parts.tables import BASELINE, NAMES, WAYS
 from recipe.aem.study.figure import draw
 from recipe.aem.study.results import Row
 
 CURVES = {"alpha": ("grpo", "aem", "aem_reversed", "aem_shuffled"), "neighbours": ("grpo", "empg", "grpo_epo", "gigpo")}
 """Which methods share a picture."""
+LOOKS = {
+    "engine": ("#0072B2", "o", -0.32),
+    "engine_second": ("#56B4E9", "o", -0.16),
+    "replica": ("#D55E00", "s", 0.0),
+    "replica_second": ("#E69F00", "s", 0.16),
+    "replica_many": ("#009E73", "D", 0.32),
+}
+"""Of a way of running: colour, mark, place beside the method's line."""
 
 
 def curves(rows: Sequence[Row], way: str, folder: Path) -> list[Path]:
@@ -41,18 +49,11 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
     figure, axes = pyplot.subplots(
         1, len(benchmarks), figsize=(2.8 + 3.6 * len(benchmarks), 4.2), sharey=True, squeeze=False, layout="constrained"
     )
-    looks = {
-        "engine": ("#0072B2", "o", -0.3),
-        "engine_second": ("#56B4E9", "o", -0.1),
-        "replica": ("#D55E00", "s", 0.1),
-        "replica_second": ("#E69F00", "s", 0.3),
-    }
     for panel, benchmark in zip(axes[0], benchmarks, strict=True):
         panel.axvline(0, color="0.6", linewidth=0.8)
         reach = [0.0]
         for way, runs in ways.items():
-            colour, mark, shift = looks[way]
-            label = way.replace("_second", ", second warm start")
+            colour, mark, shift = LOOKS[way]
             for place, method in enumerate(methods):
                 one = difference(*(values(runs, benchmark, name, PRIMARY) for name in (method, BASELINE)))
                 if one is None:
@@ -62,7 +63,7 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
                     panel.plot([100 * of.low, 100 * of.high], [at, at], color=colour, linewidth=1.4)
                     reach += [100 * of.low, 100 * of.high] if of.n >= 5 else []
                 reach.append(100 * of.mean)
-                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=label)
+                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=WAYS[way])
         margin = 0.05 * (max(reach) - min(reach)) or 1.0
         panel.set_xlim(min(reach) - margin, max(reach) + margin)
         panel.set(title=benchmark, xlabel="mean level − GRPO's, points")
@@ -71,7 +72,7 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
         label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), frameon=False, fontsize="small", loc="outside lower center", ncols=4
+        handles.values(), handles.keys(), frameon=False, fontsize="small", loc="outside lower center", ncols=3
     )
     axes[0][0].set_yticks(range(len(methods)), [NAMES[name] for name in methods])
     axes[0][0].invert_yaxis()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 
 from evidence_parts.runs import PRIMARY, Difference, Run, apart, difference, holm, interval, values
 from recipe.aem.study.statistics import Estimate
 
 BASELINE = "grpo"
+WAYS = {
+    "engine": "engine",
+    "engine_second": "engine, second warm start",
+    "replica": "replica",
+    "replica_second": "replica, second warm start",
+    "replica_many": "replica, a warm start a pair",
+}
 NAMES = {
     "grpo": "GRPO",
     "aem": "AEM",
@@ -118,6 +126,23 @@ def agreement(first: Found, second: Found) -> str:
     return "\n".join(lines)
 
 
+def spread(ways: Mapping[str, Found]) -> str:
+    """How far equal runs lie apart: the standard deviation between runs, and between their differences from GRPO."""
+    lines = ["| task | | method | runs | mean level, SD | − GRPO, SD |", "|---|---|---|---|---|---|"]
+    for benchmark in dict.fromkeys(name for found in ways.values() for name in _benchmarks(found)):
+        for way, found in ways.items():
+            base = values(found, benchmark, BASELINE, PRIMARY)
+            for method in (BASELINE, "aem"):
+                of = values(found, benchmark, method, PRIMARY)
+                gains = [of[seed] - base[seed] for seed in of.keys() & base.keys()] if method != BASELINE else []
+                if of:
+                    levels = list(of.values())
+                    lines.append(
+                        _row([benchmark, WAYS[way], NAMES[method], str(len(of)), _deviation(levels), _deviation(gains)])
+                    )
+    return "\n".join(lines)
+
+
 def entropy(found: Found) -> str:
     """The policy's entropy early and late, as a difference from GRPO's, nats a token."""
     lines = [
@@ -205,6 +230,10 @@ def _level(one: Estimate | None) -> str:
     if one.low is None or one.high is None:
         return f"{100 * one.mean:.1f}"
     return f"{100 * one.mean:.1f} ± {50 * (one.high - one.low):.1f}"
+
+
+def _deviation(of: Sequence[float]) -> str:
+    return f"{100 * stdev(of):.1f}" if len(of) > 1 else ""
 
 
 def _points(one: Difference | None) -> str:

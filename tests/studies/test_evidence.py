@@ -101,6 +101,25 @@ def test_agreement_is_of_levels_and_of_gains():
     assert len(tables.agreement(made(seeds=1), made()).splitlines()) == 2, "nothing to say of one run"
 
 
+def test_the_spread_is_between_runs_and_between_pairs():
+    found = [
+        run(method, seed, [(0, level), (40, level)])
+        for method, seed, level in (
+            ("grpo", 0, 0.1),
+            ("grpo", 1, 0.3),
+            ("grpo", 2, 0.5),
+            ("aem", 0, 0.2),
+            ("aem", 1, 0.6),
+            ("aem", 9, 0.4),
+        )
+    ]
+    assert tables.spread({"replica": found, "replica_many": found[:1]}).splitlines()[2:] == [
+        "| shop | replica | GRPO | 3 | 20.0 |  |",
+        "| shop | replica | AEM | 3 | 20.0 | 14.1 |",  # of the pairs 0 and 1: 0.1 and 0.3
+        "| shop | replica, a warm start a pair | GRPO | 1 |  |  |",
+    ]
+
+
 @pytest.mark.parametrize(("gain", "said"), [(0.1, "AEM better"), (-0.1, "AEM worse"), (0.0, "no difference shown")])
 def test_the_verdict_is_the_protocols(gain, said):
     table = tables.main_comparison(made(gain=gain), 4)
@@ -208,3 +227,20 @@ def test_the_page_says_what_the_csvs_say():
     assert sum(path.stat().st_size for path in RESULTS.glob("*.csv")) < 5_000_000
     for way in ways:
         assert f"<!-- missing {way} -->" in page and f"<!-- main {way} -->" in page
+    assert all(f"({path.name})" in page for path in PAGE.parent.glob("learning_*.png"))
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/evidence.md", "docs/evidence/learning.md"])
+def test_what_pages_repeat_of_the_main_comparison_is_what_the_csvs_say(name):
+    text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
+    for way in ("engine", "replica"):
+        found = runs.runs(read_csv(RESULTS / f"{way}.csv"))
+        for benchmark in evidence.TASKS:
+            of = runs.difference(*(runs.values(found, benchmark, method, runs.PRIMARY) for method in ("aem", "grpo")))
+            mean, low, high = (
+                round(100 * value, 1) + 0.0 for value in (of.estimate.mean, of.estimate.low, of.estimate.high)
+            )
+            # "AEM − GRPO is −9.3 (−16.2 to −2.3)", or "AEM is 9.3 (2.3 to 16.2) behind"
+            signed, behind = f"{low:.1f} to {high:.1f}".replace("-", "−"), f"{-high + 0.0:.1f} to {-low:.1f}"
+            assert signed in text or (mean < 0 and behind in text), (way, benchmark, signed)
+            assert f"{abs(mean):.1f}" in text, (way, benchmark, mean)
