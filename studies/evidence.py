@@ -1,4 +1,4 @@
-"""The learning part of the study: the tables and figures of docs/evidence/learning.md, from the committed CSVs alone.
+"""The learning part of the study: the tables and figures of docs/evidence.md and docs/evidence/learning.md.
 
     aem study table studies/study.yaml --out outputs/study --csv studies/results/engine_second.csv
     python studies/replica.py studies/study.yaml --out outputs/replica --seeds 10 \\
@@ -8,7 +8,8 @@
     python studies/gradients.py studies/study.yaml --out outputs/gradients --csv studies/results/gradients.csv
     python studies/evidence.py
 
-A table stands in the page between `<!-- NAME WAY -->` and `<!-- end -->`; this puts in what the CSVs say.
+All is made from the committed CSVs alone. A table stands in a page between `<!-- NAME WAY -->` and `<!-- end -->`; this
+puts in what the CSVs say.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ COMPARED = {
 }
 """First − second."""
 REPLICAS = ("replica", "replica_second", "replica_many")
+PAGES = ("evidence.md", "evidence/learning.md")
 TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
     "results": tables.results,
     "contrasts": tables.contrasts,
     "entropy": tables.entropy,
     "coefficients": tables.coefficients,
-    "published": tables.published,
     "overhead": tables.overhead,
 }
 WHY: Mapping[str, Callable[[Sequence[gradients.Line]], str]] = {
@@ -69,6 +70,8 @@ def blocks(ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line]) -
         found[f"missing {way}"] = partial(tables.missing, of, TASKS, WANTED[way])
     for name, of in COMPARED.items():
         found[f"agreement {name}"] = partial(tables.agreement, *(ways.get(way, ()) for way in of))
+    found["overview all"] = partial(tables.overview, ways)
+    found["published all"] = partial(tables.published, ways)
     found["spread replicas"] = partial(tables.spread, {way: ways.get(way, ()) for way in REPLICAS})
     return found
 
@@ -86,14 +89,17 @@ def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "studies" / "results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "evidence" / "learning.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     rows = {way: read_csv(options.results / f"{way}.csv") for way in WANTED}
     ways = {way: runs(of) for way, of in rows.items()}
     lines = gradients.read(options.results / "gradients.csv")
-    options.page.write_text(fill(options.page.read_text(encoding="utf-8"), ways, lines), encoding="utf-8")
-    drawn = [path for way, of in rows.items() for path in figures.curves(of, way, options.page.parent)]
-    drawn.append(figures.forest(ways, options.page.parent / "learning_differences.png"))
+    for page in (options.docs / name for name in PAGES):
+        page.write_text(fill(page.read_text(encoding="utf-8"), ways, lines), encoding="utf-8")
+    folder = options.docs / "evidence"
+    drawn = [path for way, of in rows.items() for path in figures.curves(of, way, folder)]
+    drawn.append(figures.main_comparison(ways, folder / "learning_main.png"))
+    drawn.append(figures.forest(ways, folder / "learning_differences.png"))
     for way, of in ways.items():
         print(f"{way}: {len(of)} runs")
         print(tables.main_comparison(of, WANTED[way]["aem"]))

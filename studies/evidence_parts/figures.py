@@ -1,8 +1,9 @@
-"""The page's figures, from the CSVs' rows."""
+"""The pages' figures, from the CSVs' rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from evidence_parts.runs import PRIMARY, Run, difference, values
@@ -39,42 +40,65 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
 
     All means are in the picture, and the intervals of five pairs and more; those of fewer may run out of it.
     """
+    methods = [name for name in NAMES if name != BASELINE]
+    lines = [NAMES[name] for name in methods]
+    marks = [Mark(place + LOOKS[way][2], way, method) for place, method in enumerate(methods) for way in ways]
+    return _draw(ways, marks, lines, path, legend=True)
+
+
+def main_comparison(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
+    """AEM − GRPO with its interval: a panel a task, a line a way of running."""
+    marks = [Mark(place, way, "aem") for place, way in enumerate(ways)]
+    return _draw(ways, marks, [WAYS[way] for way in ways], path, legend=False)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A method's difference from GRPO in a way of running, and the height at which it is drawn."""
+
+    at: float
+    way: str
+    method: str
+
+
+def _draw(
+    ways: Mapping[str, Sequence[Run]], marks: Sequence[Mark], lines: Sequence[str], path: Path, legend: bool
+) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     benchmarks = list(dict.fromkeys(run.benchmark for runs in ways.values() for run in runs))
-    methods = [name for name in NAMES if name != BASELINE]
-    figure, axes = pyplot.subplots(
-        1, len(benchmarks), figsize=(2.8 + 3.6 * len(benchmarks), 4.2), sharey=True, squeeze=False, layout="constrained"
-    )
+    size = (2.8 + 3.6 * len(benchmarks), 1.2 + 0.3 * len(lines))
+    figure, axes = pyplot.subplots(1, len(benchmarks), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for panel, benchmark in zip(axes[0], benchmarks, strict=True):
         panel.axvline(0, color="0.6", linewidth=0.8)
         reach = [0.0]
-        for way, runs in ways.items():
-            colour, mark, shift = LOOKS[way]
-            for place, method in enumerate(methods):
-                one = difference(*(values(runs, benchmark, name, PRIMARY) for name in (method, BASELINE)))
-                if one is None:
-                    continue
-                of, at = one.estimate, place + shift
-                if of.low is not None and of.high is not None:
-                    panel.plot([100 * of.low, 100 * of.high], [at, at], color=colour, linewidth=1.4)
-                    reach += [100 * of.low, 100 * of.high] if of.n >= 5 else []
-                reach.append(100 * of.mean)
-                panel.plot([100 * of.mean], [at], mark, color=colour, markersize=5, label=WAYS[way])
+        for mark in marks:
+            one = difference(*(values(ways[mark.way], benchmark, name, PRIMARY) for name in (mark.method, BASELINE)))
+            if one is None:
+                continue
+            of, (colour, shape, _) = one.estimate, LOOKS[mark.way]
+            if of.low is not None and of.high is not None:
+                panel.plot([100 * of.low, 100 * of.high], [mark.at, mark.at], color=colour, linewidth=1.4)
+                reach += [100 * of.low, 100 * of.high] if of.n >= 5 else []
+            reach.append(100 * of.mean)
+            panel.plot([100 * of.mean], [mark.at], shape, color=colour, markersize=5, label=WAYS[mark.way])
         margin = 0.05 * (max(reach) - min(reach)) or 1.0
         panel.set_xlim(min(reach) - margin, max(reach) + margin)
         panel.set(title=benchmark, xlabel="mean level − GRPO's, points")
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
         panel.spines[["top", "right"]].set_visible(False)
-    handles = {
-        label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), frameon=False, fontsize="small", loc="outside lower center", ncols=3
-    )
-    axes[0][0].set_yticks(range(len(methods)), [NAMES[name] for name in methods])
+    if legend:
+        handles = {
+            label: handle for panel in axes[0] for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(), handles.keys(), frameon=False, fontsize="small", loc="outside lower center", ncols=3
+        )
+    axes[0][0].set_yticks(range(len(lines)), lines)
     axes[0][0].invert_yaxis()
     figure.suptitle("difference from GRPO, paired by seed, 95 % t interval", fontsize="small", color="0.35")
     figure.savefig(path, dpi=130)

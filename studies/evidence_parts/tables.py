@@ -129,7 +129,7 @@ def agreement(first: Found, second: Found) -> str:
 def spread(ways: Mapping[str, Found]) -> str:
     """How far equal runs lie apart: the standard deviation between runs, and between their differences from GRPO."""
     lines = ["| task | | method | runs | mean level, SD | − GRPO, SD |", "|---|---|---|---|---|---|"]
-    for benchmark in dict.fromkeys(name for found in ways.values() for name in _benchmarks(found)):
+    for benchmark in _all_benchmarks(ways):
         for way, found in ways.items():
             base = values(found, benchmark, BASELINE, PRIMARY)
             for method in (BASELINE, "aem"):
@@ -182,14 +182,33 @@ def coefficients(found: Found) -> str:
     return "\n".join(lines)
 
 
-def published(found: Found) -> str:
+def overview(ways: Mapping[str, Found]) -> str:
+    """AEM against GRPO wherever both ran."""
+    lines = [
+        "| task | | pairs | GRPO's mean level, % | AEM − GRPO, points | of the end, points |",
+        "|---|---|---|---|---|---|",
+    ]
+    for benchmark in _all_benchmarks(ways):
+        for way, found in ways.items():
+            main, end = (_from_baseline(found, benchmark, "aem", measure) for measure in (PRIMARY, "end"))
+            if main is not None:
+                base = _level(interval(found, benchmark, BASELINE, PRIMARY))
+                lines.append(_row([benchmark, WAYS[way], str(main.estimate.n), base, _points(main), _points(end)]))
+    return "\n".join(lines)
+
+
+def published(ways: Mapping[str, Found]) -> str:
     """Differences of the last level beside what papers report."""
-    lines = ["| method | published gain in final success, points | " + " | ".join(_benchmarks(found)) + " |"]
-    lines.append("|" + "---|" * (2 + len(_benchmarks(found))))
+    benchmarks = _all_benchmarks(ways)
+    lines = ["| method | published gain in final success, points | | " + " | ".join(benchmarks) + " |"]
+    lines.append("|" + "---|" * (3 + len(benchmarks)))
     for method, words in PUBLISHED.items():
-        cells = [_points(_from_baseline(found, one, method, "end")) for one in _benchmarks(found)]
-        if any(cells):
-            lines.append(_row([NAMES[method], words, *cells]))
+        label = [NAMES[method], words]
+        for way, found in ways.items():
+            cells = [_points(_from_baseline(found, one, method, "end")) for one in benchmarks]
+            if any(cells):
+                lines.append(_row([*label, WAYS[way], *cells]))
+                label = ["", ""]
     return "\n".join(lines)
 
 
@@ -216,6 +235,10 @@ def missing(found: Found, benchmarks: Sequence[str], wanted: Mapping[str, int]) 
 
 def _benchmarks(found: Found) -> list[str]:
     return list(dict.fromkeys(run.benchmark for run in found))
+
+
+def _all_benchmarks(ways: Mapping[str, Found]) -> list[str]:
+    return list(dict.fromkeys(name for found in ways.values() for name in _benchmarks(found)))
 
 
 def _from_baseline(found: Found, benchmark: str, method: str, measure: str) -> Difference | None:

@@ -1,4 +1,4 @@
-"""studies/evidence.py: the protocol's measures and tests on known values, docs/evidence/learning.md against the CSVs.
+"""studies/evidence.py: the protocol's measures and tests on known values, the pages against the CSVs.
 
 Not covered: whether the CSVs are what the runs made; `aem study table` and studies/replica.py write them.
 """
@@ -18,7 +18,7 @@ from evidence_parts.runs import Run
 from recipe.aem.study.results import Row, read_csv
 
 ROOT = Path(evidence.__file__).parents[1]
-RESULTS, PAGE = ROOT / "studies" / "results", ROOT / "docs" / "evidence" / "learning.md"
+RESULTS, DOCS = ROOT / "studies" / "results", ROOT / "docs"
 
 
 def run(method, seed, success, benchmark="shop", **series):
@@ -133,7 +133,24 @@ def test_fewer_pairs_than_the_protocols_decide_nothing():
 
 
 def test_only_methods_that_ran_stand_beside_their_papers():
-    assert [line.split(" | ")[0] for line in tables.published(made()).splitlines()[2:]] == ["| AEM"]
+    rows = tables.published({"engine": made(), "replica": []}).splitlines()[2:]
+    assert [[row.split(" | ")[column] for column in (0, 2)] for row in rows] == [["| AEM", "engine"]]
+
+
+def test_the_overview_has_a_line_a_task_and_way_in_which_both_ran():
+    ways = {
+        "engine": made(5),
+        "engine_second": [run("grpo", 0, [(0, 0.1), (40, 0.1)])],
+        "replica": made(3, 0.0, ("order",)),
+    }
+    rows = [row.split(" | ") for row in tables.overview(ways).splitlines()[2:]]
+    assert [row[:3] for row in rows] == [
+        ["| shop", "engine", "5"],
+        ["| order", "engine", "5"],
+        ["| order", "replica", "3"],
+    ]
+    of = runs.difference(*(runs.values(ways["engine"], "shop", method, "end") for method in ("aem", "grpo")))
+    assert rows[0][5].startswith(f"{100 * of.estimate.mean:+.1f} (")
 
 
 def test_what_is_missing_is_said():
@@ -161,19 +178,21 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
         lines += [f"{one.benchmark},{one.method},{one.seed},{s},{m},{v}" for m, of in one.series.items() for s, v in of]
     for way in evidence.WANTED:
         (tmp_path / f"{way}.csv").write_text("\n".join(lines) + "\n")
-    page = tmp_path / "page.md"
     (tmp_path / "gradients.csv").write_text(gradients.as_csv(POINTING))
     names = evidence.blocks({way: [] for way in evidence.WANTED}, POINTING)
-    blocks = [f"<!-- {name} -->\n<!-- end -->\n" for name in names]
-    page.write_text("\n".join(blocks))
-    monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--page", str(page)])
+    pages = [tmp_path / name for name in evidence.PAGES]
+    (folder := tmp_path / "evidence").mkdir()
+    for page in pages:
+        page.write_text("\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in names))
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--docs", str(tmp_path)])
     evidence.main()
-    assert "Not run yet" in page.read_text() and page.read_text().count("AEM − GRPO, mean level") == len(
-        evidence.WANTED
-    )
-    drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {"learning_differences.png", *(f"learning_{way}_alpha.png" for way in evidence.WANTED)}
-    assert all((tmp_path / name).stat().st_size > 10_000 for name in drawn)
+    text = pages[0].read_text()
+    assert pages[1].read_text() == text
+    assert "Not run yet" in text and text.count("AEM − GRPO, mean level") == len(evidence.WANTED)
+    drawn = {path.name for path in folder.glob("*.png")}
+    curves = {f"learning_{way}_alpha.png" for way in evidence.WANTED}
+    assert drawn == {"learning_main.png", "learning_differences.png", *curves}
+    assert all((folder / name).stat().st_size > 10_000 for name in drawn)
 
 
 POINTING = [
@@ -219,15 +238,16 @@ def test_kinds_are_shown_with_share_entropy_and_alpha():
     assert "typo" not in table
 
 
-def test_the_page_says_what_the_csvs_say():
+def test_the_pages_say_what_the_csvs_say():
     ways = {way: runs.runs(read_csv(RESULTS / f"{way}.csv")) for way in evidence.WANTED}
-    page = PAGE.read_text(encoding="utf-8")
     lines = gradients.read(RESULTS / "gradients.csv")
-    assert evidence.fill(page, ways, lines) == page, "run studies/evidence.py"
+    pages = [(DOCS / name).read_text(encoding="utf-8") for name in evidence.PAGES]
+    for page in pages:
+        assert evidence.fill(page, ways, lines) == page, "run studies/evidence.py"
     assert sum(path.stat().st_size for path in RESULTS.glob("*.csv")) < 5_000_000
     for way in ways:
-        assert f"<!-- missing {way} -->" in page and f"<!-- main {way} -->" in page
-    assert all(f"({path.name})" in page for path in PAGE.parent.glob("learning_*.png"))
+        assert f"<!-- missing {way} -->" in pages[1] and f"<!-- main {way} -->" in pages[1]
+    assert all(f"{path.name})" in "".join(pages) for path in (DOCS / "evidence").glob("learning_*.png"))
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/evidence.md", "docs/evidence/learning.md"])
