@@ -33,9 +33,9 @@ WANTED = {
     "engine_second": dict.fromkeys(list(tables.NAMES)[:8], 3),
     "replica": dict.fromkeys(tables.NAMES, 10),
     "replica_second": dict.fromkeys(("grpo", "aem"), 10),
-    "replica_many": dict.fromkeys(("grpo", "aem"), 10),
+    "replica_many": dict.fromkeys(("grpo", "aem", "empg"), 10),
 }
-"""Seeds that the protocol asks for; `second` is the second warm start (its change 5), `many` one a seed (change 6)."""
+"""Seeds that the protocol asks for; `second` is another warm start (its change 5), `many` one a seed (changes 6, 7)."""
 COMPARED = {
     "ways": ("engine", "replica"),
     "engine_starts": ("engine_second", "engine"),
