@@ -69,7 +69,9 @@ def blocks(ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line]) -
         found[f"main {way}"] = partial(tables.main_comparison, of, WANTED[way]["aem"])
         found[f"missing {way}"] = partial(tables.missing, of, TASKS, WANTED[way])
     for name, of in COMPARED.items():
-        found[f"agreement {name}"] = partial(tables.agreement, *(ways.get(way, ()) for way in of))
+        pair = [ways.get(way, ()) for way in of]
+        found[f"agreement {name}"] = partial(tables.agreement, *pair)
+        found[f"together {name}"] = partial(tables.together, *pair)
     found["overview all"] = partial(tables.overview, ways)
     found["published all"] = partial(tables.published, ways)
     found["spread replicas"] = partial(tables.spread, {way: ways.get(way, ()) for way in REPLICAS})

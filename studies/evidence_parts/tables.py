@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import stdev
 
 from evidence_parts.runs import PRIMARY, Difference, Run, apart, difference, holm, interval, values
-from recipe.aem.study.statistics import Estimate
+from recipe.aem.study.statistics import Estimate, mean_interval
 
 BASELINE = "grpo"
 WAYS = {
@@ -123,6 +123,18 @@ def agreement(first: Found, second: Found) -> str:
                 counts = " and ".join(str(len(of)) for of in levels)
                 said = _signed(gain, 100, 1) if gain is not None and method != BASELINE else ""
                 lines.append(_row([benchmark, NAMES[method], counts, _signed(level, 100, 1), said]))
+    return "\n".join(lines)
+
+
+def together(first: Found, second: Found) -> str:
+    """AEM − GRPO over the pairs of two origins taken as one; not in the protocol."""
+    lines = ["| task | pairs | AEM lower in | AEM − GRPO, mean level, points |", "|---|---|---|---|"]
+    for benchmark in _benchmarks(first):
+        levels = [[values(of, benchmark, method, PRIMARY) for method in (BASELINE, "aem")] for of in (first, second)]
+        gains = [aem[seed] - base[seed] for base, aem in levels for seed in aem.keys() & base.keys()]
+        if (of := mean_interval(gains)) is not None:
+            lower = sum(gain < 0 for gain in gains)
+            lines.append(_row([benchmark, str(of.n), str(lower), _signed(of, 100, 1)]))
     return "\n".join(lines)
 
 

@@ -101,6 +101,16 @@ def test_agreement_is_of_levels_and_of_gains():
     assert len(tables.agreement(made(seeds=1), made()).splitlines()) == 2, "nothing to say of one run"
 
 
+def test_pairs_of_two_origins_taken_together():
+    def pair(seed, base, more):
+        return [run(method, seed, [(0, of), (40, of)]) for method, of in (("grpo", base), ("aem", base + more))]
+
+    first, second = [*pair(0, 0.2, 0.1), *pair(1, 0.9, -0.1)], [*pair(0, 0.4, 0.3), run("grpo", 1, [(0, 0.5)])]
+    # 10, -10 and 30 points: t(2) · 20 / √3 = 49.7
+    assert tables.together(first, second).splitlines()[2:] == ["| shop | 3 | 1 | +10.0 (−39.7 to +59.7) |"]
+    assert len(tables.together([], second).splitlines()) == 2
+
+
 def test_the_spread_is_between_runs_and_between_pairs():
     found = [
         run(method, seed, [(0, level), (40, level)])
@@ -188,7 +198,7 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
     evidence.main()
     text = pages[0].read_text()
     assert pages[1].read_text() == text
-    assert "Not run yet" in text and text.count("AEM − GRPO, mean level") == len(evidence.WANTED)
+    assert "Not run yet" in text and text.count("| p, Holm | verdict |") == len(evidence.WANTED)
     drawn = {path.name for path in folder.glob("*.png")}
     curves = {f"learning_{way}_alpha.png" for way in evidence.WANTED}
     assert drawn == {"learning_main.png", "learning_differences.png", *curves}
