@@ -38,6 +38,7 @@ WANTED = {
 """Seeds that the protocol asks for; `second` is another warm start (its change 5), `many` one a seed (changes 6, 7)."""
 COMPARED = {
     "ways": ("engine", "replica"),
+    "ways_second": ("engine_second", "replica_second"),
     "engine_starts": ("engine_second", "engine"),
     "replica_starts": ("replica_second", "replica"),
     "replica_many": ("replica_many", "replica"),
