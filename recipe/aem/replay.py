@@ -27,6 +27,7 @@ from recipe.aem.settings import (
     ESTIMATORS,
     GAE,
     MODULATORS,
+    OPO,
     OUTCOME_BASES,
     RESPONSE_BASES,
     AemSettings,
@@ -36,6 +37,7 @@ from recipe.aem.settings import (
     SettingsError,
     check_base,
 )
+from recipe.aem.updates import zero_off_mask
 
 BLOCKS = {block.name: block for block in (AemSettings, EmpgSettings, GigpoSettings)}
 TOP = ("norm_adv_by_std_in_grpo", "gamma", "lam")
@@ -292,7 +294,8 @@ def _verls(step: Step, method: Method, mask_BT: Tensor) -> Tensor:
         )
     except ValueError as error:  # verl's grpo_passk refuses groups of one row
         raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
-    return data.batch["advantages"]
+    advantage_BT = data.batch["advantages"]
+    return zero_off_mask(advantage_BT, mask_BT) if method.settings.estimator == OPO else advantage_BT
 
 
 def _config(method: Method) -> Any:
@@ -359,9 +362,10 @@ def check(step: Step) -> Check:
     width, trained = step.meta.width, step.tokens["advantages"]
     here = result.advantages.values
     then = trained.values.to(here.dtype)
-    differs_LT = Ragged(_bits(here) != _bits(then), trained.length_B).pad(width)[live_L]
-    differing = int((sums(differs_LT, result.responses) > 0).sum())
-    largest = float((here.double() - then.double()).abs().max()) if len(here) else 0.0
+    # what a masked token has is learned by nobody
+    differs = (_bits(here) != _bits(then)) & step.tokens["response_mask"].values.bool()
+    differing = int((sums(Ragged(differs, trained.length_B).pad(width)[live_L], result.responses) > 0).sum())
+    largest = float((here.double() - then.double())[differs].abs().max()) if differs.any() else 0.0
     exact = not differing and not largest
     return Check(step.meta.step, len(result.responses), differing, largest, [] if exact else _reasons(step, method))
 

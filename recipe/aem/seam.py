@@ -19,7 +19,7 @@ import wrapt
 
 from recipe.aem import epo, updates
 from recipe.aem.dump import capture
-from recipe.aem.settings import ESTIMATORS, GAE, Settings, SettingsError
+from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError
 from recipe.aem.startup import check_run
 
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
@@ -119,6 +119,8 @@ def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict
             result = updates.put_zero_advantages(batch, nested_mask, metrics, algorithm.use_kl_in_reward)
         elif algorithm.adv_estimator not in ESTIMATORS:
             result = wrapped(batch, metrics)
+            if algorithm.adv_estimator == OPO:
+                updates.clear_masked_advantages(batch)
         else:
             side = _fetch(batch, metrics, Settings.from_config(algorithm), trainer.global_steps)
             token = _SIDE.set(side)

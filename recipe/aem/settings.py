@@ -21,6 +21,7 @@ ESTIMATORS = (*MODULATORS, *RESPONSE_BASES, *(name + OVER_TRAJECTORIES for name 
 """What this package registers as `algorithm.adv_estimator`; `rloo_trajectories` is verl's `rloo` with one sequence a
 trajectory, where verl's own counts every row."""
 GAE = "gae"
+OPO = "opo"
 TESTED_VERL = ("0.9.1",)
 
 Proxy = Literal["entropy", "surprisal"]

@@ -1,4 +1,4 @@
-"""Updates without a token to learn from: every trajectory cut (compact filtering), faulted or rejected.
+"""Updates and groups without a token to learn from: every trajectory cut (compact filtering), faulted or rejected.
 
 Over a whole step verl 0.9.1 stops there (trainer/ppo/rollout_corr_helper.py:838). Over one mini-batch it takes an
 optimiser step on no gradient, in which momentum and weight decay still move the weights, and `token-mean` logs NaN.
@@ -57,6 +57,32 @@ def put_zero_advantages(batch: Any, nested_mask: Tensor, metrics: dict[str, Any]
     _drop_undefined(metrics)
     fields = TensorDict(columns, batch_size=len(batch.keys))
     return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+
+def clear_masked_advantages(batch: Any) -> None:
+    """After verl's own `opo`: advantages and returns are 0 where they are not finite on masked tokens.
+
+    Its baseline is a mean over the tokens of a prompt group, 0/0 = NaN where the group is masked whole. Off the mask
+    that is no part of the loss but of its gradient (0 · NaN), for which verl drops the whole update with a print.
+    """
+    import transfer_queue as tq
+    from tensordict import TensorDict
+    from verl.workers.utils.padding import response_to_nested
+
+    names = ("advantages", "returns")
+    # the mask too is read again: rejection sampling may have taken tokens off
+    rows = {"keys": batch.keys, "partition_id": batch.partition_id}
+    stored = tq.kv_batch_get(**rows, select_fields=[*names, "response_mask"])
+    padded, mask = stored.to_padded_tensor(0), stored["response_mask"]
+    columns: dict[str, Any] = {
+        name: response_to_nested(zero_off_mask(padded[name], padded["response_mask"]), mask) for name in names
+    }
+    tq.kv_batch_put(**rows, fields=TensorDict(columns, batch_size=len(batch.keys)))
+
+
+def zero_off_mask(value: Tensor, mask: Tensor) -> Tensor:
+    """The values, with 0 where they are not finite and the mask, of equal shape, is 0."""
+    return value.masked_fill(~mask.bool() & ~value.isfinite(), 0.0)
 
 
 def after_metrics(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:

@@ -194,6 +194,25 @@ def test_one_token_is_enough_for_the_estimator_to_run(monkeypatch, warned):
     assert "timing_s/rloo_trajectories" in metrics and not warned.text
 
 
+def test_a_group_without_a_token_leaves_no_nan_in_verls_opo(monkeypatch):
+    """Its baseline there is 0/0, which would make every gradient of the update NaN."""
+    original = trainer_base.PPOTrainer._compute_advantage.__wrapped__
+
+    def group_masked():
+        queue = FakeQueue()
+        queue.columns["uid"] = NonTensorStack("u", "v", "v", "padff")
+        queue.columns["response_mask"].values()[LENGTHS[0] :] = 0
+        return queue
+
+    advantage, _, queue = compute(monkeypatch, "opo", queue=group_masked())
+    assert advantage[0].tolist()[:3] == [10.0] * 3, "a group of one has no baseline"
+    assert not advantage[1:].any() and not queue.columns["returns"].to_padded_tensor(0.0)[1:].any()
+    assert queue.columns["advantages"].offsets().diff().tolist() == list(LENGTHS)
+    monkeypatch.setattr(trainer_base.PPOTrainer, "_compute_advantage", original)
+    without, _, _ = compute(monkeypatch, "opo", queue=group_masked())
+    assert without[1:3].isnan().any(), "verl has mended it: drop updates.clear_masked_advantages"
+
+
 def test_a_batch_without_a_token_keeps_the_rewards_that_verl_logs(monkeypatch):
     """With KL in the reward they are a column of their own, which all batches of a step have to have."""
     queue = FakeQueue(masked=True)
