@@ -110,11 +110,15 @@ def main() -> int:
         highlight=False,
     )
     shown = Path(os.path.relpath(output))
-    console.print(f"picture     {shown / 'learning.png'}", highlight=False)
-    console.print(f"figures     {shown / 'result.json'}, {shown / 'metrics.jsonl'}", highlight=False)
     aem = os.path.relpath(Path(sys.executable).with_name("aem"))  # the environment may not be active
-    console.print(f"report      {aem} report {shown} --out {shown / 'report'}", highlight=False)
-    console.print(f"checkpoint  {shown / 'checkpoints' / f'global_step_{options.steps}'}", highlight=False)
+    for name, of in (
+        ("picture", shown / "learning.png"),
+        ("figures", f"{shown / 'result.json'}, {shown / 'metrics.jsonl'}"),
+        ("report", f"{aem} report {shown} --out {shown / 'report'}"),
+        ("checkpoint", shown / "checkpoints" / f"global_step_{options.steps}"),
+    ):
+        # a command on two lines could not be copied
+        console.print(f"{name:<11} {of}", highlight=False, soft_wrap=True)
     return 0
 
 
