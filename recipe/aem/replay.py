@@ -328,7 +328,7 @@ class Check:
         step: verl's global step.
         responses: how many there are.
         differing: how many of them have a token whose advantage differs in a bit.
-        largest: the largest difference; None where nothing could be computed.
+        largest: the largest difference on a token that is learned from; None where nothing could be computed.
         reasons: what may explain it.
     """
 
