@@ -13,13 +13,13 @@ from torch import Tensor
 from aem_core import AemStats, EmpgStats, Responses, aem, empg
 from recipe.aem.bases import base_advantages
 from recipe.aem.metrics import aem_metrics, empg_metrics
-from recipe.aem.rows import ExtraFields, Rows, first_tokens, number_labels, responses_of_rows
+from recipe.aem.rows import ExtraFields, Rows, first_tokens, number_labels, responses_of_rows, trained_rows
 from recipe.aem.settings import AEM, EMPG, RelativeTo, Settings
 
 
 @dataclass(frozen=True)
 class Computed:
-    """How the advantages came about; L counts the rows without verl's padding rows.
+    """How the advantages came about; L counts the rows that take part (`recipe.aem.rows.trained_rows`).
 
     Attributes:
         live_L: the rows' numbers in the batch.
@@ -73,9 +73,13 @@ def compute_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns of a batch: the base's, modulated where the estimator is a modulator.
 
+    Padding rows, trajectories with a fault, and what faults left alone in its group take no part in any statistic:
+    their advantages and returns are 0, and the others' are those of a batch without them.
+
     Args:
         side: what the seam fetched.
-        reward_BT: token-level rewards (KL in the reward already applied by verl).
+        reward_BT: token-level rewards. KL in the reward is already taken off, that of a whole trajectory in its last
+            row (`recipe.aem.bases.kl_on_last_rows`).
         mask_BT: response mask; what rollout correction rejected is 0 in it.
         group_B: verl's uid of each row.
         config: `config.algorithm`.
@@ -90,7 +94,9 @@ def compute_advantages(
                 f"side information {shape} of {len(side.keys)} rows does not fit the response mask "
                 f"{tuple(mask_BT.shape)}: the batch changed between the old-policy pass and the advantage"
             )
-    live_L = [row for row, padding in enumerate(side.is_padding) if not padding]
+    live_L = trained_rows(side.keys, group_B, side.is_padding, side.extra_fields)
+    if not live_L:
+        return torch.zeros(mask_BT.shape), torch.zeros(mask_BT.shape)
     rows = Rows.from_keys([side.keys[row] for row in live_L], [group_B[row] for row in live_L])
     extra_L = [side.extra_fields[row] or {} for row in live_L]
     reward_LT, mask_LT = reward_BT[live_L], mask_BT[live_L]

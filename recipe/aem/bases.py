@@ -53,7 +53,7 @@ def base_advantages(
     Args:
         settings: of the run.
         config: `config.algorithm`.
-        reward_LT: token-level rewards.
+        reward_LT: token-level rewards, KL where `kl_on_last_rows` puts it.
         mask_LT: response mask.
         rows: which trajectory and group each row belongs to.
         responses: of these rows.
@@ -77,9 +77,9 @@ def base_advantages(
 def once_a_trajectory(reward_LT: Tensor, mask_LT: Tensor, rows: Rows, estimator: Estimator) -> Tensor:
     """Run an outcome estimator with one sequence a trajectory and bring its advantages back to the rows.
 
-    The sequence is made of the trajectory's tokens under the mask; its reward is that of the last row (verl copies it
-    onto every row), set on the last token. A trajectory that is masked whole keeps one token in the estimator's view,
-    so that its reward stays in the baseline.
+    The sequence is made of the trajectory's tokens under the mask; its reward is that of the last row (verl copies the
+    outcome onto every row, and `kl_on_last_rows` brings the KL of all rows there), set on the last token. A trajectory
+    that is masked whole keeps one token in the estimator's view, so that its reward stays in the baseline.
 
     Args:
         reward_LT: token-level rewards.
@@ -107,6 +107,42 @@ def once_a_trajectory(reward_LT: Tensor, mask_LT: Tensor, rows: Rows, estimator:
     for number, place in enumerate(places):
         advantage_LT.view(-1)[place] = sequence_advantage[number, : len(place)]
     return advantage_LT
+
+
+def kl_on_last_rows(reward_BT: Tensor, score_BT: Tensor, keys: Sequence[str]) -> Tensor:
+    """Rewards in which each trajectory's last row holds the KL of all its rows.
+
+        last row:    Σ_t reward = R − β Σ_rows Σ_t KL_t          the trajectory's return
+        other rows:  their scores, in which verl repeats R
+
+    verl takes KL off row by row (`apply_kl_penalty`: reward = score − β KL) and repeats the outcome R on every row;
+    estimators that read a trajectory's outcome from its last row would see the KL of that row alone. It is moved and
+    not copied, so that verl's means of the rewards hold every token's KL once. What comes from the rows before stands
+    on the last row's first token, which every row has.
+
+    Args:
+        reward_BT: rewards, KL taken off.
+        score_BT: the same without KL (verl's `token_level_scores`).
+        keys: `{uid}_{session}_{index}`, verl's name of a row.
+
+    Returns:
+        (B, T); `reward_BT` itself, to the bit, where every trajectory is one row.
+
+    Examples:
+        Two turns, an outcome of 5, and 0.25, 0.5 and 1.0 of KL, of which the last two are the second turn's:
+
+        >>> score_BT = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
+        >>> kl_on_last_rows(score_BT - torch.tensor([[0.25, 0.0], [0.5, 1.0]]), score_BT, ["u_0_0", "u_0_1"])
+        tensor([[ 5.0000,  0.0000],
+                [-0.7500,  4.0000]])
+    """
+    reward_BT = reward_BT.clone()
+    for of_one in Rows.from_keys(keys, keys).trajectories():
+        *before, last = of_one
+        if before:
+            reward_BT[last, 0] += (reward_BT[before] - score_BT[before]).sum()
+            reward_BT[before] = score_BT[before]
+    return reward_BT
 
 
 def verl_advantages(
@@ -137,6 +173,27 @@ def verl_advantages(
     return data.batch["advantages"], data.batch["returns"]
 
 
+def of_some_rows(compute: Callable[..., Any], data: Any, keys: Sequence[str], kept: Sequence[int]) -> Any:
+    """Advantages by verl's own code as if a batch held some of its rows only; 0 in the others.
+
+    Args:
+        compute: verl's `compute_advantage_for_multi_trajectories`, bound but for its data and their keys.
+        data: verl's DataProto; gets `advantages` and `returns` of all its rows.
+        keys: verl's names of the rows.
+        kept: the numbers of the rows that take part.
+
+    Returns:
+        `data`.
+    """
+    if len(kept) == len(keys):
+        return compute(data, batch_keys=list(keys))
+    part = compute(data.select_idxs(list(kept)), batch_keys=[keys[row] for row in kept])
+    for name in ("advantages", "returns"):
+        value = part.batch[name]
+        data.batch[name] = value.new_zeros((len(keys), *value.shape[1:])).index_copy_(0, torch.tensor(kept), value)
+    return data
+
+
 @dataclass(frozen=True)
 class _Turn:
     row: int
@@ -162,7 +219,11 @@ def _of_turns(
     metrics: Mapping[str, float] = {}
     if settings.base == GIGPO:
         of = settings.gigpo
-        return_U = _returns(outcome_U, trajectory_U, turns, rows, reward_LT.shape[1], of) + penalty_U
+        # at 0 they are not read: the environment's scale is then no matter
+        step_U = torch.tensor(
+            [_step_reward(extra_L[turn.row], turn) if of.step_rewards else 0.0 for turn in turns], dtype=torch.float32
+        )
+        return_U = _returns(outcome_U, step_U, trajectory_U, turns, rows, reward_LT.shape[1], of) + penalty_U
         anchor_U = number_labels(_anchor(extra_L[turn.row], turn) for turn in turns)
         advantage_U, stats = gigpo(
             outcome_U + penalty_U,
@@ -210,18 +271,33 @@ def _outcomes(reward_LT: Tensor, rows: Rows) -> Tensor:
 
 
 def _returns(
-    outcome_U: Tensor, trajectory_U: Tensor, turns: Sequence[_Turn], rows: Rows, width: int, settings: GigpoSettings
+    outcome_U: Tensor,
+    step_U: Tensor,
+    trajectory_U: Tensor,
+    turns: Sequence[_Turn],
+    rows: Rows,
+    width: int,
+    settings: GigpoSettings,
 ) -> Tensor:
-    """Discounted returns of a trajectory whose one reward, the outcome, comes with its last turn."""
+    """Discounted returns, of the environment's own rewards before the last turn, and of the outcome with that.
+
+    What the environment gave for the last turn is left out: it is how it rewards the end, and the outcome is that.
+    """
     # within a trajectory by row and within a row by place, wherever verl's balancing has put the rows
     turn_U = torch.tensor([rows.order_L[turn.row] * (width + 1) + turn.start for turn in turns], dtype=torch.int64)
     last_U = torch.full_like(turn_U, -1).scatter_reduce_(0, trajectory_U, turn_U, "amax")[trajectory_U]
-    return discounted_returns(torch.where(turn_U == last_U, outcome_U, 0.0), trajectory_U, turn_U, settings.gamma)
+    reward_U = torch.where(turn_U == last_U, outcome_U, settings.step_rewards * step_U)
+    return discounted_returns(reward_U, trajectory_U, turn_U, settings.gamma)
 
 
 def _penalty(extra: Mapping[str, Any], turn: _Turn) -> float:
     """`turn_penalties` of a turn, 0 where the loop recorded none."""
     return float(extra["turn_penalties"][turn.span]) if extra.get("turn_penalties") else 0.0
+
+
+def _step_reward(extra: Mapping[str, Any], turn: _Turn) -> float:
+    """What the environment gave for a turn, 0 where the loop recorded nothing."""
+    return float(extra["turn_rewards"][turn.span]) if extra.get("turn_rewards") else 0.0
 
 
 def _anchor(extra: Mapping[str, Any], turn: _Turn) -> str:

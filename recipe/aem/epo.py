@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
-from recipe.aem.rows import number_labels, responses_of_rows
+from recipe.aem.rows import number_labels, responses_of_rows, trained_rows
 from recipe.aem.settings import TESTED_VERL, AemSettings, Block, SettingsError
 
 WEIGHT_COLUMN = "epo_weight"
@@ -139,18 +139,19 @@ def batch_weights(
     """The weight of each token in the batch's mean entropy, and the number of trajectories that hold a response.
 
     Responses are those of AEM: the loop's spans where it recorded them, else runs of the mask, never a token off the
-    mask. A trajectory without a response (filtered, or rejected by rollout correction) does not count.
+    mask. A trajectory without a response (filtered, or rejected by rollout correction) does not count, nor does one
+    with a fault, or one that faults left alone in its prompt group.
 
     Args:
         keys: `{uid}_{session}_{index}`, verl's name of a row.
-        is_padding: rows that verl added to fill a mini-batch; all their weights are 0.
+        is_padding: rows that verl added to fill a mini-batch; the weights of all rows that do not count are 0.
         extra_fields: what the agent loop left with each row.
         mask_BT: response mask.
 
     Returns:
         (B, T) weights that sum to 1, or to 0 in a batch without responses; the number of trajectories.
     """
-    live_L = [row for row, padding in enumerate(is_padding) if not padding]
+    live_L = trained_rows(keys, [key.rsplit("_", 2)[0] for key in keys], is_padding, extra_fields)
     responses = responses_of_rows([extra_fields[row] or {} for row in live_L], mask_BT[live_L])
     trajectory_N = number_labels([keys[row].rsplit("_", 1)[0] for row in live_L])[responses.row_N]
     weight_BT = torch.zeros(mask_BT.shape)

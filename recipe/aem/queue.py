@@ -26,13 +26,26 @@ class StoredRows:
     is_padding: Sequence[bool]
 
 
-def read_mask(batch: Any) -> Tensor:
-    """The response mask of a batch (verl's `KVBatchMeta`), nested: a row's own length each."""
+def read_mask(batch: Any) -> tuple[Tensor, Sequence[Mapping[str, Any] | None]]:
+    """The response mask of a batch (verl's `KVBatchMeta`), nested: a row's own length each; and its `extra_fields`."""
     import transfer_queue as tq
 
-    return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"])[
-        "response_mask"
-    ]
+    names = ["response_mask", "extra_fields"]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
+    return data["response_mask"], extra_fields(data, len(batch.keys))
+
+
+def put_mask(batch: Any, nested_mask: Tensor) -> None:
+    """Write the response mask of a batch; what masked tokens have is learned by nobody, in no term of the loss.
+
+    verl's engines count a mini-batch's tokens in `loss_mask`, which it stores as a copy.
+    """
+    import transfer_queue as tq
+    from tensordict import TensorDict
+
+    columns: dict[str, Any] = dict.fromkeys(("response_mask", "loss_mask"), nested_mask)
+    fields = TensorDict(columns, batch_size=len(batch.keys))
+    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
 
 def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
@@ -52,9 +65,7 @@ def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
             f"the batch holds no {' and no '.join(sorted(missing))}: {needed_by} needs the old-policy pass "
             "(algorithm.rollout_correction.bypass_mode=False)"
         )
-    extra: list[Mapping[str, Any] | None] = [None] * len(batch.keys)
-    if "extra_fields" in data.keys():  # noqa: SIM118  (a TensorDict is not a mapping of its keys)
-        extra = data.pop("extra_fields").tolist()
+    extra = extra_fields(data, len(batch.keys))
     padded = data.to_padded_tensor()
     return StoredRows(
         columns={name: padded[name] for name in (*columns, "response_mask")},
@@ -62,3 +73,10 @@ def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
         extra_fields=extra,
         is_padding=[bool(tag.get("is_padding", False)) for tag in batch.tags],
     )
+
+
+def extra_fields(data: Any, rows: int) -> list[Mapping[str, Any] | None]:
+    """What the agent loop left with each row, of a TensorDict that was asked for it; None where it left nothing."""
+    if "extra_fields" not in data.keys():  # noqa: SIM118  (a TensorDict is not a mapping of its keys)
+        return [None] * rows
+    return data.pop("extra_fields").tolist()

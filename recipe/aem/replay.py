@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from aem_core import AemStats, EmpgStats, Responses
 from recipe.aem.advantage import SideInfo, compute_advantages
+from recipe.aem.bases import of_some_rows
 from recipe.aem.dump.capture import machine, versions
 from recipe.aem.dump.step import DumpError, Ragged, Step
-from recipe.aem.rows import responses_of_rows
+from recipe.aem.rows import responses_of_rows, trained_rows
 from recipe.aem.settings import (
     AEM,
     EMPG,
@@ -36,6 +38,7 @@ from recipe.aem.settings import (
     Settings,
     SettingsError,
     check_base,
+    shares_return,
 )
 from recipe.aem.updates import zero_off_mask
 
@@ -200,6 +203,7 @@ def compute(step: Step, method: Method) -> Result:
     """
     width, live_L = step.meta.width, live_rows(step)
     mask_BT = step.tokens["response_mask"].pad(width)
+    _check_kl(step, method)
     stats = None
     if not mask_BT.any():  # the training asks no estimator then
         advantage_BT = torch.zeros(mask_BT.shape)
@@ -268,8 +272,21 @@ def _ours(step: Step, method: Method, mask_BT: Tensor) -> tuple[Tensor, Any]:
     return advantage_BT, side.computed.stats if side.computed else None
 
 
+def _check_kl(step: Step, method: Method) -> None:
+    """Refuse rewards whose KL stands where another kind of estimator has it; see `recipe.aem.bases.kl_on_last_rows`."""
+    run = step.meta.algorithm
+    if not run.get("use_kl_in_reward") or shares_return(run) == shares_return(method.algorithm):
+        return
+    if any(int(key.rsplit("_", 1)[1]) for key in step.keys):
+        raise DumpError(
+            f"{method.label} cannot be had from step {step.meta.step}: KL is in its rewards, laid out over the rows of "
+            f"a trajectory as {step.meta.estimator} needs it. Dump a run of {method.settings.estimator}, or one with "
+            "algorithm.use_kl_in_reward=False"
+        )
+
+
 def _verls(step: Step, method: Method, mask_BT: Tensor) -> Tensor:
-    """As `PPOTrainer._compute_advantage` asks for it: padding rows take part."""
+    """As `recipe.aem.seam` asks for it: padding rows take part, what faults keep out of training does not."""
     from verl import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
@@ -282,16 +299,18 @@ def _verls(step: Step, method: Method, mask_BT: Tensor) -> Tensor:
         tensors["values"] = step.tokens["values"].pad(step.meta.width)
     config = _config(method)
     data = DataProto.from_dict(tensors, non_tensors={"uid": np.array(step.groups, dtype=object)})
+    compute = functools.partial(
+        compute_advantage_for_multi_trajectories,
+        adv_estimator=method.settings.estimator,
+        gamma=config.get("gamma", 1.0),
+        lam=config.get("lam", 1.0),
+        norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
+        config=config,
+    )
+    trained = set(trained_rows(step.keys, step.groups, step.is_padding, step.extra_fields))
+    kept = [row for row, padding in enumerate(step.is_padding) if padding or row in trained]
     try:
-        data = compute_advantage_for_multi_trajectories(
-            data,
-            batch_keys=list(step.keys),
-            adv_estimator=method.settings.estimator,
-            gamma=config.get("gamma", 1.0),
-            lam=config.get("lam", 1.0),
-            norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
-            config=config,
-        )
+        data = of_some_rows(compute, data, step.keys, kept)
     except ValueError as error:  # verl's grpo_passk refuses groups of one row
         raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
     advantage_BT = data.batch["advantages"]

@@ -46,6 +46,40 @@ class Rows:
         return list(rows.values())
 
 
+def trained_rows(
+    keys: Sequence[str],
+    group_B: Sequence[Any],
+    is_padding: Sequence[bool],
+    extra_fields: Sequence[Mapping[str, Any] | None],
+) -> list[int]:
+    """The numbers of the rows that training may learn from and take statistics over.
+
+    A fault of the infrastructure is no lost episode: a trajectory with one is left out, whatever its mask says. So is a
+    trajectory that faults left alone in its prompt group, since nothing is there that it could be compared with. A
+    trajectory that was alone without any fault stays.
+
+    Args:
+        keys: `{uid}_{session}_{index}`, verl's name of a row.
+        group_B: the prompt group's label of each row.
+        is_padding: rows that verl added to fill a mini-batch; left out, whatever fields they copied.
+        extra_fields: what the agent loop left with each row; `fault` says why the trajectory failed.
+
+    Examples:
+        >>> extra = [{"fault": fault} for fault in ("", "reset: OSError", "", "", "reset: OSError")]
+        >>> trained_rows(["u_0_0", "u_1_0", "u_2_0", "v_0_0", "v_1_0"], ["u"] * 3 + ["v"] * 2, [False] * 5, extra)
+        [0, 2]
+    """
+    trajectory_B = [key.rsplit("_", 1)[0] for key in keys]
+    live = [row for row, padding in enumerate(is_padding) if not padding]
+    faulted = {trajectory_B[row] for row in live if (extra_fields[row] or {}).get("fault")}
+    sound: dict[str, set[str]] = {str(group_B[row]): set() for row in live if trajectory_B[row] in faulted}
+    for row in live:
+        if trajectory_B[row] not in faulted and str(group_B[row]) in sound:
+            sound[str(group_B[row])].add(trajectory_B[row])
+    alone = {group for group, trajectories in sound.items() if len(trajectories) < 2}
+    return [row for row in live if trajectory_B[row] not in faulted and str(group_B[row]) not in alone]
+
+
 def number_labels(names: Iterable[Hashable]) -> Tensor:
     """Integer labels in the order of first appearance."""
     numbers: dict[Hashable, int] = {}

@@ -2,10 +2,17 @@
 
 verl hands a registered estimator rewards, mask, config and uid only. `PPOTrainer._compute_advantage`, which the sync,
 colocate_async and separate_async trainers share, is therefore wrapped: before the original runs, the batch's entropies
-and `extra_fields` are fetched into a context variable, which the estimators registered here read. With any other
-estimator the wrapper calls straight through. A batch without a token to learn from never reaches the original, whatever
-the estimator (`updates.py`). With `algorithm.aem.dump_dir` the batch is then read back and written to a file
-(`dump`). EPO's wraps are in `epo.py`; what is read of TransferQueue, in `queue.py`.
+and `extra_fields` are fetched into a context variable, which the estimators registered here read.
+
+Whatever the estimator, trajectories with a fault, and what faults left alone in its prompt group, take no part
+(`rows.trained_rows`): before the original runs they are masked in TransferQueue, so that no term of the loss learns
+from them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets the other rows only. Where KL
+is taken off the rewards, a trajectory's KL is brought together there (`bases.kl_on_last_rows`). Without faults and KL
+another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`).
+
+A batch without a token to learn from never reaches the original (`updates.py`). With `algorithm.aem.dump_dir` the batch
+is then read back and written to a file (`dump`). EPO's wraps are in `epo.py`; what is read of TransferQueue, in
+`queue.py`.
 """
 
 from __future__ import annotations
@@ -17,12 +24,14 @@ from typing import Any
 
 import wrapt
 
-from recipe.aem import epo, updates
+from recipe.aem import epo, filters, updates
 from recipe.aem.dump import capture
-from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError
+from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
 from recipe.aem.startup import check_run
 
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
+_DROPPED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("verl_aem_dropped_rows", default=frozenset())
+"""The rows of the batch that faults keep out of training."""
 
 
 def register_estimators(core_algos: Any) -> None:
@@ -59,12 +68,18 @@ def wrap_trainer(trainer_base: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_side_information)
+    wrapt.wrap_function_wrapper(trainer_base, "compute_advantage_for_multi_trajectories", _of_trained_rows)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_metrics", updates.after_metrics)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", capture.around_fit)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.init", epo.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._update_actor", epo.before_update)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._save_checkpoint", epo.before_save)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._load_checkpoint", epo.after_load)
+
+
+def wrap_replay_buffer(replay_buffer: Any) -> None:
+    """Post-import hook of `verl.trainer.ppo.v1.replay_buffer`."""
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._dapo_filtered_keys", filters.without_faults)
 
 
 def wrap_engine(base: Any) -> None:
@@ -114,22 +129,61 @@ def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict
     def bound(batch: Any, metrics: dict) -> Any:
         from recipe.aem.queue import read_mask
 
-        nested_mask, side = read_mask(batch), None
+        nested_mask, extra_fields = read_mask(batch)
+        nested_mask, dropped = _mask_dropped(batch, nested_mask, extra_fields)
+        side = None
         if not nested_mask.values().any():
             result = updates.put_zero_advantages(batch, nested_mask, metrics, algorithm.use_kl_in_reward)
-        elif algorithm.adv_estimator not in ESTIMATORS:
-            result = wrapped(batch, metrics)
-            if algorithm.adv_estimator == OPO:
-                updates.clear_masked_advantages(batch)
         else:
-            side = _fetch(batch, metrics, Settings.from_config(algorithm), trainer.global_steps)
-            token = _SIDE.set(side)
+            if algorithm.adv_estimator in ESTIMATORS:
+                side = _fetch(batch, metrics, Settings.from_config(algorithm), trainer.global_steps)
+            tokens = _SIDE.set(side), _DROPPED.set(dropped)
             try:
                 result = wrapped(batch, metrics)
             finally:
-                _SIDE.reset(token)
+                _SIDE.reset(tokens[0])
+                _DROPPED.reset(tokens[1])
+            if algorithm.adv_estimator == OPO:
+                updates.clear_masked_advantages(batch)
         capture.take(trainer, batch, nested_mask, metrics, None if side is None else side.computed)
         return result
+
+    return bound(*args, **kwargs)
+
+
+def _mask_dropped(batch: Any, nested_mask: Any, extra_fields: Any) -> tuple[Any, frozenset[int]]:
+    """The batch's mask without the rows that faults keep out of training, in TransferQueue too; and these rows."""
+    import torch
+
+    from recipe.aem.queue import put_mask
+    from recipe.aem.rows import trained_rows
+
+    padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
+    groups = [key.rsplit("_", 2)[0] for key in batch.keys]
+    trained = set(trained_rows(batch.keys, groups, padding, extra_fields))
+    dropped = frozenset(row for row, is_padding in enumerate(padding) if not is_padding and row not in trained)
+    rows = nested_mask.unbind(0)
+    if any(rows[row].any() for row in dropped):
+        rows = [torch.zeros_like(mask) if row in dropped else mask for row, mask in enumerate(rows)]
+        nested_mask = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+        put_mask(batch, nested_mask)
+    return nested_mask, dropped
+
+
+def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
+    """Round `compute_advantage_for_multi_trajectories` as the trainer calls it."""
+
+    def bound(data: Any, batch_keys: list[str], adv_estimator: Any, *, config: Any, **more: Any) -> Any:
+        from recipe.aem.bases import kl_on_last_rows, of_some_rows
+
+        if config.get("use_kl_in_reward", False) and shares_return(config):
+            data.batch["token_level_rewards"] = kl_on_last_rows(
+                data.batch["token_level_rewards"], data.batch["token_level_scores"], batch_keys
+            )
+        compute = functools.partial(wrapped, adv_estimator=adv_estimator, config=config, **more)
+        # those of this package see the whole batch, as their side information does, and leave the rows out themselves
+        dropped = frozenset() if adv_estimator in ESTIMATORS else _DROPPED.get()
+        return of_some_rows(compute, data, batch_keys, [row for row in range(len(batch_keys)) if row not in dropped])
 
     return bound(*args, **kwargs)
 

@@ -21,6 +21,7 @@ ESTIMATORS = (*MODULATORS, *RESPONSE_BASES, *(name + OVER_TRAJECTORIES for name 
 """What this package registers as `algorithm.adv_estimator`; `rloo_trajectories` is verl's `rloo` with one sequence a
 trajectory, where verl's own counts every row."""
 GAE = "gae"
+GRPO = "grpo"
 OPO = "opo"
 TESTED_VERL = ("0.9.1",)
 
@@ -174,10 +175,12 @@ class GigpoSettings(Block):
         gamma: discount of the step returns.
         by_std: divide the episode and the step advantage by σ.
         over: the statistics of the episode advantage, over responses (verl-agent's) or trajectories.
+        step_rewards: factor of the environment's own rewards in the step returns, those of the turns before the last; 0
+            leaves the outcome alone.
     """
 
     name: ClassVar = GIGPO
-    numbers: ClassVar = ("weight", "gamma")
+    numbers: ClassVar = ("weight", "gamma", "step_rewards")
     choices: ClassVar = {"over": get_args(Over)}
     switches: ClassVar = ("by_std",)
 
@@ -185,6 +188,7 @@ class GigpoSettings(Block):
     gamma: float = 0.95
     by_std: bool = True
     over: Over = "responses"
+    step_rewards: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,6 +227,17 @@ class Settings:
         if self.estimator == AEM and self.aem.proxy == "surprisal":
             return "old_log_probs"
         return "entropy" if self.estimator in MODULATORS else None
+
+
+def shares_return(algorithm: Mapping[str, Any]) -> bool:
+    """Whether all rows of a trajectory have its one return; else each row is a sample of its own, and keeps its own KL.
+
+    Args:
+        algorithm: `config.algorithm`.
+    """
+    if algorithm["adv_estimator"] in ESTIMATORS:
+        return Settings.from_config(algorithm).base != GAE
+    return algorithm["adv_estimator"] == GRPO
 
 
 def check_config(config: Mapping[str, Any], registered: Collection[str], verl_version: str) -> Settings:
