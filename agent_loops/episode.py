@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,6 +181,8 @@ class Episode:
         assert self.observation is not None, "reset the episode first"
         action = self._parse(response)
         result = self.environment.step(action.text)
+        if not math.isfinite(result.reward):  # one such value would spoil the returns of its whole group
+            raise ValueError(f"the environment's reward is {result.reward!r}: expected a finite number")
         if action.valid and (reason := result.info.get("invalid")):
             action = dataclasses.replace(action, valid=False, reason=str(reason))
         turn = Turn(self.observation, action, result.reward, 0.0 if action.valid else -self.settings.invalid_penalty)

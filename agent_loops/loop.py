@@ -11,11 +11,12 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
 
 * `response_spans`: [[start, stop)] offsets into the response part, one a response of the agent: the mask is 1 there and
   0 elsewhere;
-* `turn_index`, `turn_rewards`, `turn_penalties`, `turn_valid`: one entry a span; penalties are <= 0 (a broken format,
-  and `EpisodeSettings.overlong`);
+* `turn_index`, `turn_rewards`, `turn_penalties`, `turn_valid`: one entry a span. Rewards are the environment's own
+  (`Step.reward`); penalties are <= 0 (a broken format, and `EpisodeSettings.overlong`);
 * `turn_kinds`: what sort of turn each span is (`agent_loops.episode.Turn.kind`), for reports and `aem.relative_to`;
 * `anchors`: the raw observation that each span answered; `trajectory_id`: the row's trajectory;
-* `fault`: empty, or why the environment failed: then the whole trajectory is masked and its reward is 0;
+* `fault`: empty, or why the environment failed: then the whole trajectory is masked, its reward is 0, and training
+  leaves it out of every statistic of its group and batch;
 * `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the
   next message would have left no room for an answer), `turns` (`max_turns`), `truncated` (the environment's own limit)
   or `time` (`trajectory_seconds` are over; or a call to the environment outlasted `step_seconds`, which is a fault

@@ -24,6 +24,7 @@ verl_aem.load()
 from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
 
 ALGORITHM = {"gamma": 0.95, "lam": 0.9, "use_kl_in_reward": False, "norm_adv_by_std_in_grpo": True}
+FAULT = "turn 0: OSError: the machine is gone"
 NESTED = ("prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "entropy", "values", "advantages")
 
 
@@ -73,7 +74,9 @@ class Shelf:
         raise error
 
 
-def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool = True, masked: float = 0.1) -> Queue:
+def make_batch(
+    seed: int, layout: str = "turns", groups: int = 3, recorded: bool = True, masked: float = 0.1, faults: float = 0.0
+) -> Queue:
     """A batch of `groups` prompt groups of four trajectories, in mixed order, and a padding row.
 
     Args:
@@ -82,15 +85,18 @@ def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool
         groups: how many.
         recorded: whether the loop left spans and what goes with them.
         masked: how often a trajectory is masked whole.
+        faults: how often its environment fails.
     """
     chance = random.Random(seed)
+    trouble = random.Random(f"{seed} trouble")  # apart, so that batches with and without faults are otherwise the same
     rows: list[dict[str, Any]] = []
     for group in range(groups):
         kind = chance.choice(("look", "heat"))
         for session in range(4):
             won, lost, count = chance.random() < 0.5, chance.random() < masked, chance.randint(1, 5)
             info = {"acc": float(won), "task_score": chance.random(), f"acc/{kind}": float(won), "turns": 3.0}
-            shared = {"fault": "", "cut": "turns" if lost else "", "reward_extra_info": info}
+            fault = FAULT if trouble.random() < faults else ""
+            shared = {"fault": fault, "cut": "turns" if lost else "", "reward_extra_info": info}
             turns = [(turn, chance.randint(1, 6), f"page {chance.randint(0, 2)}") for turn in range(count)]
             parts = [[turn] for turn in turns] if layout == "turns" else [turns]
             for place, of_row in enumerate(parts):
@@ -102,7 +108,7 @@ def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool
                 extra = {
                     "response_spans": spans,
                     "turn_index": [turn for turn, *_ in of_row],
-                    "turn_rewards": [0.0] * len(spans),
+                    "turn_rewards": [trouble.choice((0.0, 0.0, 0.5)) for _ in spans],
                     "turn_penalties": [-chance.choice((0.0, 0.1)) for _ in spans],
                     "turn_valid": [chance.random() < 0.9 for _ in spans],
                     "turn_kinds": [anchor.replace(" ", "") for *_, anchor in of_row],
@@ -113,8 +119,8 @@ def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool
                     {
                         "key": f"g{group}_{session}_{place}",
                         "uid": f"g{group}",
-                        "mask": [0] * len(mask) if lost else mask,
-                        "reward": 10.0 * won,
+                        "mask": [0] * len(mask) if lost or fault else mask,
+                        "reward": 0.0 if fault else 10.0 * won,
                         "extra": extra if recorded else {},
                     }
                 )
@@ -136,6 +142,7 @@ def make_batch(seed: int, layout: str = "turns", groups: int = 3, recorded: bool
         "old_log_probs": noise(-2.0, 0.0),
         "entropy": noise(0.0, 2.0),
         "values": noise(-1.0, 1.0),
+        "ref_log_prob": noise(-2.0, 0.0),
         "uid": [row["uid"] for row in rows],
         "extra_fields": [row["extra"] for row in rows],
     }
