@@ -38,8 +38,8 @@ class Step:
 
     Attributes:
         observation: what the agent sees next.
-        reward: this action's reward, on the benchmark's own scale; a finite number. Methods that credit turns read it of
-            all turns but an episode's last, which has the outcome (`won`) instead.
+        reward: this action's reward, on the benchmark's own scale; a finite number. Methods that credit turns read it
+            of all turns but an episode's last, which has the outcome (`won`) instead.
         terminated: the task ended (won or lost).
         truncated: the environment cut the episode short (its own step limit).
         info: facts about the outcome. `won`: bool, the task is solved. `score`: float in [0, 1], where it is graded.

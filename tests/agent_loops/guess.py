@@ -39,7 +39,8 @@ class GuessEnvironment:
         won = bool(digits) and int(digits[0]) == self._secret
         text = "correct" if won else "higher" if digits and int(digits[0]) < self._secret else "lower"
         info = {"won": won, "score": float(won)}
-        return Step(Observation(text), reward=float(won), terminated=won, truncated=self._fault == "limit", info=info)
+        reward = float("nan") if self._fault == "reward" else float(won)
+        return Step(Observation(text), reward=reward, terminated=won, truncated=self._fault == "limit", info=info)
 
     def close(self) -> None:
         self.closed = True

@@ -376,3 +376,88 @@ def test_a_trajectory_masked_whole_stays_in_the_baseline_of_turns(estimator):
     whole = compute_advantages(side(other(estimator), fields), REWARD, MASK, GROUPS, {})[0]
     masked = compute_advantages(side(other(estimator), fields), REWARD, mask, GROUPS, {})[0]
     assert masked[2].eq(0).all() and torch.equal(masked[[0, 1, 3, 4]], whole[[0, 1, 3, 4]])
+
+
+# --- the environment's own rewards ------------------------------------------------------------------------------------
+
+
+def of_turns(turn_rewards, transcript=False, outcomes=(1.0, 1.0), **settings):
+    """GiGPO's advantages of two trajectories of two turns each, which answered the same two observations.
+
+    Args:
+        turn_rewards: of the four turns, the first trajectory's first.
+        transcript: a row a trajectory.
+        outcomes: of the two.
+    """
+    common = {"turn_penalties": [0.0, 0.0], "anchors": ["start", "shelf"], "response_spans": [[0, 2], [2, 4]]}
+    whole = [{**common, "turn_rewards": turn_rewards[:2]}, {**common, "turn_rewards": turn_rewards[2:]}]
+    if transcript:
+        keys, fields, reward = ["u_0_0", "u_1_0"], whole, torch.zeros(2, 4)
+        reward[:, -1] = torch.tensor(outcomes)
+    else:
+        keys = ["u_0_0", "u_0_1", "u_1_0", "u_1_1"]
+        fields = [
+            {name: [values[turn]] for name, values in one.items()} | {"response_spans": [[0, 2]]}
+            for one in whole
+            for turn in range(2)
+        ]
+        reward = torch.zeros(4, 2)
+        reward[:, -1] = torch.tensor(outcomes).repeat_interleave(2)
+    given = side(
+        other("gigpo", gigpo=GigpoSettings(**{"by_std": False, **settings})),
+        fields,
+        keys=keys,
+        is_padding=[False] * len(keys),
+        measure_BT=None,
+    )
+    mask = torch.ones(reward.shape, dtype=torch.long)
+    return compute_advantages(given, reward, mask, ["u"] * len(keys), {})[0].reshape(4, 2)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("transcript", [False, True])
+def test_a_step_reward_is_in_the_returns_of_its_turn_and_of_those_before(transcript):
+    # both won 1, so the episode term is 0. Returns of the first turns: 5 + 0.95 · 1 = 5.95 and 0.95: ±2.5
+    assert of_turns([5.0, 0.0, 0.0, 0.0], transcript) == pytest.approx([2.5, 0.0, -2.5, 0.0])
+    # half of it; and none
+    assert of_turns([5.0, 0.0, 0.0, 0.0], transcript, step_rewards=0.5) == pytest.approx([1.25, 0.0, -1.25, 0.0])
+    assert of_turns([5.0, 0.0, 0.0, 0.0], transcript, step_rewards=0.0) == [0.0] * 4
+    # by σ: two returns d apart are ±(d/2) / (d/√2 + 1e-6)
+    by_std = of_turns([5.0, 0.0, 0.0, 0.0], transcript, by_std=True)
+    assert by_std == pytest.approx([0.5**0.5, 0.0, -(0.5**0.5), 0.0], abs=1e-5)
+    # undiscounted, with outcomes of 1 and 0: episode ±0.5; returns 2 + 1 against 4 + 0, and 1 against 0
+    undiscounted = of_turns([2.0, 0.0, 4.0, 0.0], transcript, outcomes=(1.0, 0.0), gamma=1.0)
+    assert undiscounted == pytest.approx([0.5 - 0.5, 0.5 + 0.5, -0.5 + 0.5, -0.5 - 0.5])
+
+
+def test_a_step_reward_reaches_the_turns_before_it_discounted():
+    keys = ["u_0_0", "u_0_1", "u_0_2", "u_1_0"]
+    fields = [
+        {"response_spans": [[0, 1]], "turn_penalties": [0.0], "turn_rewards": [reward], "anchors": [anchor]}
+        for reward, anchor in ((0.0, "a"), (8.0, "b"), (3.0, "c"), (0.0, "a"))
+    ]
+    settings = other("gigpo", gigpo=GigpoSettings(by_std=False, gamma=0.5))
+    given = side(settings, fields, keys=keys, is_padding=[False] * 4, measure_BT=None)
+    got = compute_advantages(given, torch.zeros(4, 1), torch.ones(4, 1, dtype=torch.long), ["u"] * 4, {})[0]
+    # the two turns that answered "a" have returns 0 + 0.5 · 8 + 0.25 · 0 (the last turn's 3 is not counted) and 0
+    assert got[:, 0].tolist() == pytest.approx([2.0, 0.0, 0.0, -2.0])
+
+
+@hypothesis.settings(deadline=None)
+@hypothesis.given(
+    last=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=2),
+    outcomes=st.tuples(st.floats(-10, 10, width=32), st.floats(-10, 10, width=32)),
+    transcript=st.booleans(),
+    by_std=st.booleans(),
+)
+def test_the_reward_of_the_last_turn_is_the_outcome_and_not_counted_twice(last, outcomes, transcript, by_std):
+    """So the advantages of a benchmark that rewards the end alone (WebShop, ALFWorld, software engineering) are those
+    of the outcome, bit for bit."""
+    with_rewards = of_turns([0.0, last[0], 0.0, last[1]], transcript, outcomes, by_std=by_std)
+    assert with_rewards == of_turns([0.0] * 4, transcript, outcomes, by_std=by_std, step_rewards=0.0)
+
+
+@pytest.mark.parametrize("base", ["grpo_rows", "grpo", "rloo"])
+def test_no_other_base_reads_step_rewards(base):
+    fields = [extra(n, turn_rewards=[7.0 * n]) for n in (3, 2, 4, 3, 1, 3)]
+    plain = compute_advantages(side(aem(base)), REWARD, MASK, GROUPS, {})[0]
+    assert torch.equal(compute_advantages(side(aem(base), fields), REWARD, MASK, GROUPS, {})[0], plain)

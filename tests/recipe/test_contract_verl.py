@@ -69,6 +69,70 @@ def test_no_trainer_mode_has_metrics_of_its_own(mode):
     assert vars(trainer_base.PPOTrainer)["_compute_metrics"]._self_wrapper is updates.after_metrics
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_every_trainer_asks_for_advantages_in_one_place_by_keyword(mode, monkeypatch):
+    """What recipe.aem.seam._of_trained_rows is put round, and the names that it binds."""
+    names = list(inspect.signature(trainer_base.compute_advantage_for_multi_trajectories).parameters)
+    assert names[:3] == ["data", "batch_keys", "adv_estimator"] and names[-1] == "config"
+    seen: list[dict] = []
+
+    def compute(data, **given):
+        seen.append({"data": data, **given})
+        data.batch["advantages"] = data.batch["returns"] = data.batch["token_level_rewards"]
+        return data
+
+    monkeypatch.setattr(trainer_base, "compute_advantage_for_multi_trajectories", compute)
+    scores = nested([[0.0, 1.0], [1.0]])
+    uid = NonTensorStack("u", "u")
+    queue = Queue(response_mask=nested([[1, 1], [1]]), rm_scores=scores, uid=uid, extra_fields=NonTensorStack({}, {}))
+    monkeypatch.setattr(trainer_base, "tq", queue)
+    monkeypatch.setitem(sys.modules, "transfer_queue", queue)
+    trainer = trainer_base.PPOTrainer.__new__(get_trainer_cls(mode))
+    trainer.global_steps = 1
+    algorithm = {"adv_estimator": "rloo", "use_kl_in_reward": False, "gamma": 1.0, "lam": 1.0}
+    trainer.config = OmegaConf.create({"algorithm": algorithm, "actor_rollout_ref": {"rollout": {"n": 2}}})
+    trainer._compute_advantage(KVBatchMeta(keys=list(Queue.keys), tags=[{}, {}], partition_id="train"), {})
+    (given,) = seen
+    assert given["batch_keys"] == list(Queue.keys) and given["adv_estimator"] == "rloo"
+    assert given["config"] is trainer.config.algorithm
+    assert {"token_level_scores", "token_level_rewards", "response_mask"} <= set(given["data"].batch.keys())
+    assert set(queue.put) == {"advantages", "returns"}
+
+
+def test_some_rows_of_a_batch_can_be_selected_in_order():
+    data = rows_of_two().select_idxs([1])
+    assert data.batch["token_level_rewards"].tolist() == [[0.0, 0.0]] and list(data.non_tensor_batch["uid"]) == ["u"]
+
+
+def test_a_mini_batchs_tokens_are_counted_in_a_copy_of_the_mask(monkeypatch):
+    """Why recipe.aem.queue.put_mask writes both: the engines normalise by `loss_mask`."""
+    fields = post_process(monkeypatch, output(1.0, reward_extra_info={}))["fields"]
+    assert fields["loss_mask"][0].tolist() == fields["response_mask"][0].tolist()
+    # source: an engine needs a model and a process group
+    from verl.workers.engine.fsdp import transformer_impl
+
+    assert 'data["loss_mask"].sum()' in inspect.getsource(transformer_impl)
+
+
+def test_both_replay_buffers_have_the_one_group_filter_that_is_wrapped(monkeypatch):
+    from recipe.aem import filters
+
+    base = replay_buffer.ReplayBuffer
+    assert vars(base)["_dapo_filtered_keys"]._self_wrapper is filters.without_faults
+    assert issubclass(replay_buffer.ReplayBufferAsync, base)
+    assert "_dapo_filtered_keys" not in vars(replay_buffer.ReplayBufferAsync)
+    assert list(inspect.signature(base._dapo_filtered_keys).parameters) == ["self", "partition_id"]
+    # what recipe.aem.filters reads and, for a group that faults leave alone, writes of the buffer
+    buffer = base.__new__(base)
+    buffer.filter_groups_metric = "reward"
+    buffer.finished_keys, buffer.partitions = {"train": {"u", "v"}}, {"train": {"v_0_0": {}, "v_1_0": {}}}
+    buffer._dapo_classification_cache = {"train": {"u": 3.0}}
+    queue = Queue(rm_scores=nested([[0.0, 1.0], [2.0]]), extra_fields=NonTensorStack({"fault": "x"}, {}))
+    monkeypatch.setattr(replay_buffer, "tq", queue)
+    dropped, counts = buffer._dapo_filtered_keys("train")
+    assert dropped == {"u", "v"} and counts[3.0] == 1 and sum(counts.values()) == 2
+
+
 def test_verl_stops_on_a_batch_without_a_token():
     """Why recipe.aem.updates keeps such a batch from it; if this fails, see whether verl skips the update by itself."""
     from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_rejection_mask

@@ -172,7 +172,8 @@ def test_the_kl_term_goes_where_the_method_has_none(method):
 
 def test_published_values_of_gigpo_and_empg():
     gigpo, empg = compose("webshop_7b", "gigpo").algorithm.gigpo, compose("webshop_7b", "empg").algorithm.empg
-    assert gigpo == {"weight": 1.0, "gamma": 0.95, "by_std": False, "over": "responses"}
+    # WebShop rewards nothing before the last turn, so that `step_rewards` is no matter there
+    assert gigpo == {"weight": 1.0, "gamma": 0.95, "by_std": False, "over": "responses", "step_rewards": 1.0}
     assert empg == {
         **{"base_estimator": "grpo_rows", "k": 1.0, "k_future": 1.0, "zeta": 0.1},
         **{"scaling": True, "bonus": True, "recentre": True},
@@ -415,6 +416,46 @@ def test_dapo_resamples_groups_in_which_all_fared_alike(monkeypatch, method):
     assert sum(refills) == 4 and metrics["training/filter_groups/evicted_samples"] == 2
     assert metrics["training/filter_groups/discarded_surplus_samples"] == 2
     assert metrics[replay_buffer.DAPO_FILTERED_REWARD_COUNTS_KEY] == {10.0: 1, 0.0: 1}
+
+
+def failed(rows: list) -> list:
+    """The same trajectory, had its environment failed at the end; as `agent_loops.rows` reports it."""
+    rows = copy.deepcopy(rows)
+    for row in rows:
+        row.reward_score, row.response_mask = 0.0, [0] * len(row.response_mask)
+        info = {**row.extra_fields["reward_extra_info"], "acc": 0.0, "fault": 1.0}
+        row.extra_fields |= {"fault": "turn 1: OSError: gone", "reward_extra_info": info}
+    return rows
+
+
+@pytest.mark.parametrize("metric", ["reward", "acc"])
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_dapo_compares_what_faults_leave_of_a_group(monkeypatch, mode, metric):
+    overrides = [f"algorithm.filter_groups.metric={metric}", f"trainer.v1.trainer_mode={mode}"]
+    config, queue = compose("webshop_demo", "dapo", *overrides), Queue()
+    won, lost = play(config, [RIGHT]), play(config, [WRONG, WRONG])
+    fault = failed(lost)
+    queue.add("winners", [won, won, won, fault])
+    queue.add("losers", [lost, fault, lost, fault])
+    queue.add("alone", [won, fault, fault, fault])
+    queue.add("alone2", [lost, fault])
+    queue.add("nothing", [fault, fault])
+    queue.add("mixed", [won, lost, fault, fault])
+    queue.add("whole", [won, lost])
+    buffer = trainer_of(config, monkeypatch, queue)._build_replay_buffer()
+    assert type(buffer).__name__ == ("ReplayBuffer" if mode == "sync" else "ReplayBufferAsync")
+    for _ in range(2):  # polled again and again, of which verl remembers what it knows
+        buffer._sync_metadata_from_transfer_queue()
+        dropped, counts = buffer._dapo_filtered_keys("train")
+        assert dropped == {"winners", "losers", "alone", "alone2", "nothing"}
+        top = 10.0 if metric == "reward" else 1.0
+        assert {level: number for level, number in counts.items() if level == level} == {top: 1, 0.0: 1}
+        assert sum(counts.values()) == 5 and len(counts) == 3
+        # a trajectory of a row and one of two rows
+        assert len([key for key in buffer.partitions["train"] if key.startswith("winners_")]) == 5
+    assert buffer._dapo_filtered_keys("val") == (set(), {})
+    buffer._evict_terminal_groups(1, "train", buffer._terminal_eviction_reasons(1, "train"))
+    assert {key.split("_")[0] for key in queue.rows} == {"mixed", "whole"}, "a dropped group goes with its faults"
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "dapo" not in name])

@@ -58,10 +58,13 @@ def named(algorithm):
     layout=st.sampled_from(["turns", "transcript"]),
     groups=st.integers(1, 4),
     masked=st.sampled_from([0.0, 0.4]),
+    faults=st.sampled_from([0.0, 0.4]),
 )
-@hypothesis.example(seed=1, layout="transcript", groups=2, masked=0.4)  # one group is masked whole
-def test_the_trainings_advantages_come_back_bit_for_bit(algorithm, seed, layout, groups, masked):
-    queue = make_batch(seed, layout, groups, masked=masked)
+# one group is masked whole; and one is left with one trajectory by faults
+@hypothesis.example(seed=1, layout="transcript", groups=2, masked=0.4, faults=0.0)
+@hypothesis.example(seed=6, layout="turns", groups=3, masked=0.0, faults=0.6)
+def test_the_trainings_advantages_come_back_bit_for_bit(algorithm, seed, layout, groups, masked, faults):
+    queue = make_batch(seed, layout, groups, masked=masked, faults=faults)
     with tempfile.TemporaryDirectory() as folder:
         step = dumped(queue, algorithm, Path(folder))
     checked = check(step)
@@ -191,6 +194,7 @@ def test_what_is_not_given_is_the_runs():
         "gigpo.gamma": 0.8,
         "gigpo.by_std": True,
         "gigpo.over": "responses",
+        "gigpo.step_rewards": 1.0,
         "norm_adv_by_std_in_grpo": True,
         "gamma": 0.95,
         "lam": 0.9,

@@ -87,7 +87,7 @@ def compute(monkeypatch, estimator, queue=None, metrics=None, kl_in_reward=False
 def test_aem_modulates_what_verl_writes_back(monkeypatch):
     base, _, _ = compute(monkeypatch, "grpo")
     modulated, metrics, queue = compute(monkeypatch, "aem")
-    assert queue.asked[:2] == [["response_mask"], ["entropy", "extra_fields", "response_mask"]]
+    assert queue.asked[:2] == [["response_mask", "extra_fields"], ["entropy", "extra_fields", "response_mask"]]
     weight = np.exp([0.0, -1.0, -0.375])
     alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
     assert torch.allclose(modulated[:3], base[:3] * alpha[:, None], atol=1e-6)
@@ -144,8 +144,11 @@ def test_a_batch_without_entropies_is_refused(monkeypatch):
 
 
 def test_the_side_information_does_not_outlive_the_call(monkeypatch):
-    compute(monkeypatch, "aem")
-    assert seam._SIDE.get() is None
+    queue = FakeQueue()
+    queue.columns["extra_fields"] = NonTensorStack({}, {}, {"fault": "reset: OSError"}, {})
+    queue.columns["uid"] = NonTensorStack("u", "u", "v", "padff")
+    compute(monkeypatch, "grpo", queue=queue)
+    assert seam._SIDE.get() is None and seam._DROPPED.get() == frozenset()
 
 
 def test_rloo_over_trajectories_is_aems_base_with_nothing_of_aem_about_it(monkeypatch):
