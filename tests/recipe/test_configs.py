@@ -391,6 +391,8 @@ def test_gigpo_divides_by_std_where_the_benchmark_says_so(name, method, by_std):
     config = compose(name, f"method={method}")
     registered = set(core_algos.ADV_ESTIMATOR_REGISTRY)
     assert check_config(config, registered, verl.__version__).gigpo.by_std is by_std
+    # ScienceWorld's points before the end of a task sum to 100, where the outcome is 10
+    assert config.algorithm.gigpo.step_rewards == (0.1 if name == "scienceworld_7b" else 1.0)
     other = compose(name, f"method={method}", f"algorithm.gigpo.by_std={not by_std}")  # it needs no plus
     assert check_config(other, registered, verl.__version__).gigpo.by_std is not by_std
 

@@ -4,6 +4,7 @@ import pickle
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -190,6 +191,24 @@ def test_no_action_breaks_an_episode(generated: Catalogue, texts: list[str], for
     for text in texts:
         step = environment.step(form.format(text))
         assert step.reward == 0.0 and not step.terminated
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_rewarded_before_the_end(generated: Catalogue, seed: int) -> None:
+    """GiGPO takes rewards before the last turn as step rewards, of which WebShop's published results know none."""
+    chance, environment, oracle = Random(seed), WebShopEnvironment(generated), Oracle(generated)
+    observation, history = environment.reset(0), []
+    for _ in range(30):
+        click = [f"click[{name}]" for name in observation.info["clickables"]]
+        wander = click and chance.random() < 0.5
+        history.append(chance.choice(click) if wander else oracle.act(0, observation, history))
+        step = environment.step(history[-1])
+        observation = step.observation
+        assert step.terminated or step.reward == 0.0
+        if step.terminated:
+            break
+    else:
+        pytest.fail("the walk never bought anything")
 
 
 def test_resets_that_cannot_be(shop: WebShopEnvironment) -> None:
