@@ -244,14 +244,16 @@ class Rows(ABC):
                 f"the template {episode.settings.prompt} fills {setting}={limit} tokens without a word of the task "
                 f"and of the observation; raise {setting} or shorten the template"
             )
-        return self._noted(found, setting, limit)
+        return self._noted(episode, found, setting, limit)
 
     async def _prompt_tokens(self, messages: Messages) -> list[int]:
         """The tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning away."""
         return list(await asyncio.to_thread(self._loop.continuous_token_builder.build_initial_tokens, messages))
 
-    def _noted(self, found: tuple[Row, Part], setting: str, limit: int) -> Row:
+    def _noted(self, episode: Episode, found: tuple[Row, Part], setting: str, limit: int) -> Row:
         row, self._shortened = found
+        if self._shortened == "history" and not episode.shown().history:
+            setting, limit = "episode.max_prompt_characters", episode.settings.max_prompt_characters
         if self._shortened:
             say_once(self._shortened, setting, limit)
         return row
@@ -337,6 +339,7 @@ class TranscriptRow(Rows):
             if found := await longest_that_fits(episode, fits, task=False):
                 short = self._response_length <= self._context - len(last.prompt_ids)
                 row = self._noted(
+                    episode,
                     found,
                     "data.max_response_length" if short else "rollout.max_model_len",
                     self._response_length if short else self._context,

@@ -87,7 +87,7 @@ async def longest_that_fits(
 def say_once(part: Part, setting: str, limit: int) -> None:
     """One line a process for what was shortened, and by what limit."""
     logger.warning(
-        "a prompt was shortened (its %s) to fit %s=%d tokens. Rows say so in extra_fields['prompt_shortened'], "
+        "a prompt was shortened (its %s) to fit %s=%d. Rows say so in extra_fields['prompt_shortened'], "
         "validation in `shortened_turns`; this line comes once. Raise %s to show all",
         part,
         setting,
