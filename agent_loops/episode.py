@@ -265,7 +265,7 @@ class Episode:
         self.won = bool(info.get("won", False))
         self.score = float(info.get("score", float(self.won)))
 
-    def _parse(self, response: str, thought_open: bool) -> ParsedAction:
+    def _parse(self, response: str, thought_open: bool = False) -> ParsedAction:
         settings = self.settings
         if settings.action_format == "function_calls":
             return parse_function_call(

@@ -101,6 +101,7 @@ class Rows(ABC):
         # without max_model_len the engine takes what the model can
         self._context = int(rollout.get("max_model_len") or self._prompt_length + self._response_length)
         self._end_token = int(loop.tokenizer.eos_token_id)  # type: ignore[attr-defined]
+        self.end_tokens = frozenset([self._end_token])
         # the last response, or the conversation, stopped for want of room
         self.unfinished = False
         # the last call to the environment took too long
@@ -264,10 +265,6 @@ class Rows(ABC):
         while stop and ids[stop - 1] in self.end_tokens:
             stop -= 1
         return clean(self._loop.tokenizer.decode(ids[:stop], skip_special_tokens=False))  # type: ignore[attr-defined]
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        return frozenset([self._end_token])
 
     def _opens_thought(self, ids: list[int]) -> bool:
         """Does the chat template's beginning of an answer leave a thought open? Pages may end with `<think>`, too."""
