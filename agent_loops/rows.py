@@ -20,7 +20,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetr
 from agent_loops.episode import Episode, EpisodeSettings, Turn
 from agent_loops.shortening import Part, PromptTooLong, longest_that_fits, say_once
 from agent_loops.texts import clean
-from agent_loops.thoughts import assistant_message, opens_thought
+from agent_loops.thoughts import MESSAGE, TAGS, assistant_message, opens_thought
 
 logger = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ class Rows(ABC):
             ids[-max(_TAIL_TOKENS, len(begin.encode())) :], skip_special_tokens=False
         )
         if not begin:  # a template without one: what the model goes on from is the message's end
-            return opens_thought(tail) and tail.rstrip().endswith(">")
+            return opens_thought(tail) and tail.rstrip().endswith((TAGS[0], MESSAGE))
         return opens_thought(tail[-len(begin) :])
 
     @functools.cached_property

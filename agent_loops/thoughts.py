@@ -17,6 +17,9 @@ THOUGHT_CHANNELS = ("analysis",)
 OTHER_CHANNELS = ("commentary",)
 """Those that hold neither a thought nor an answer: calls of tools in a format that is not ours, remarks about them."""
 
+MESSAGE = "<|message|>"
+"""Ends the header of a channel."""
+
 State = Literal["closed", "unclosed", "absent"]
 
 _HEADER = re.compile(
