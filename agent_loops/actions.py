@@ -1,5 +1,9 @@
 """Reading an action out of a response: by the rules of verl-agent's prompts (`<action>…</action>`), or as a function
-call in the form of R2E-Gym and DeepSWE (`<function=NAME><parameter=KEY>VALUE</parameter></function>`)."""
+call in the form of R2E-Gym and DeepSWE (`<function=NAME><parameter=KEY>VALUE</parameter></function>`).
+
+An action is looked for where the response answers, not where it thinks (`agent_loops.thoughts`). Reading takes time
+linear in the response's length, whatever stands in it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_ACTION = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+from agent_loops.thoughts import TAGS, Split, split_thought
+
+READ_ACTION = ("after_thought", "first")
+SCRIPTS: dict[str, re.Pattern[str] | None] = {
+    # verl-agent's range
+    "chinese": re.compile(r"[\u4e00-\u9fff]"),
+    # with Japanese, Korean and the rarer Chinese characters
+    "cjk": re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]"),
+    "none": None,
+}
+"""The scripts that `episode.forbid_script` may name."""
+
+_BEGIN, _END = "<action>", "</action>"
 _CALL = re.compile(r"<function=([^<>\n]*)>")
 _PARAMETER = re.compile(r"\s*<parameter=([^<>\n]*)>")
-_END_OF_PARAMETER, _END_OF_CALL, _END_OF_THOUGHT = "</parameter>", "</function>", "</think>"
+_CLOSING = re.compile(r"\s*</function>")
+_END_OF_PARAMETER, _END_OF_CALL = "</parameter>", "</function>"
 _VERB = re.compile(r"<function=\s*([\w-]+)|\W*([\w-]+)")
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
+_NOT_CLOSED = "the thought is not closed"
+_NO_THOUGHT = "no <think>...</think>"
 
 
 @dataclass(frozen=True)
@@ -24,34 +42,62 @@ class ParsedAction:
     reason: str = ""
 
 
-def parse_action(response: str, *, require_think: bool = True, fallback_characters: int = 20) -> ParsedAction:
-    """The text of the first `<action>…</action>`, lower-cased.
+def parse_action(
+    response: str,
+    *,
+    require_think: bool = True,
+    fallback_characters: int = 20,
+    thought_open: bool = False,
+    read_action: str = "after_thought",
+    forbid_script: str = "chinese",
+) -> ParsedAction:
+    """The text of the first `<action>…</action>` behind the thought, lower-cased.
 
-    A response without these tags is invalid, and its last characters are executed in their stead. One without
-    `<think>…</think>`, or with a CJK character, is invalid too, but its action is executed. Whether the environment
-    admits the action does not matter here.
+    An answer without these tags is invalid, and its last characters are executed in their stead. A response whose
+    thought is not closed has no action: it is invalid, and the action is empty. One without a thought, or with a
+    character of a forbidden script (anywhere, the thought included), is invalid too, but its action is executed.
+    Whether the environment admits the action does not matter here: an empty one between the tags is valid, as in
+    verl-agent.
 
     Args:
         response: the decoded response.
         require_think: whether a response without reasoning is invalid.
-        fallback_characters: how much of a response without tags is executed.
+        fallback_characters: how much of an answer without tags is executed.
+        thought_open: the prompt ended within a thought, which the response goes on with.
+        read_action: `after_thought`, or `first`: verl-agent's rule, the first tags of the response, even in a thought;
+            without any, the response's last characters.
+        forbid_script: `chinese` (verl-agent's rule: U+4E00 to U+9FFF), `cjk` (with Japanese and Korean) or `none`.
 
     Example:
         >>> parse_action("<think>cheap?</think><action>Click[Buy Now]</action>")
         ParsedAction(text='click[buy now]', valid=True, reason='')
         >>> parse_action("I would buy it", require_think=False, fallback_characters=6)
         ParsedAction(text='buy it', valid=False, reason='no <action>...</action>')
+        >>> parse_action("<think>or is <action>click[buy now]</action> too early?")
+        ParsedAction(text='', valid=False, reason='the thought is not closed')
     """
     response = response.lower()
-    match = _ACTION.search(response)
-    if match is None:
-        return ParsedAction(response[-fallback_characters:].strip(), False, "no <action>...</action>")
-    action = match.group(1).strip()
-    if require_think and not ("<think>" in response and "</think>" in response):
-        return ParsedAction(action, False, "no <think>...</think>")
-    if _CJK.search(response):
-        return ParsedAction(action, False, "CJK character")
+    split = split_thought(response, thought_open)
+    first = read_action == "first"
+    start, stop = (0, len(response)) if first else (split.start, split.stop)
+    begin = response.find(_BEGIN, start, stop)
+    end = response.find(_END, begin + len(_BEGIN)) if begin >= 0 else -1
+    if end < 0:
+        if split.unclosed and not first:
+            return ParsedAction("", False, _NOT_CLOSED)
+        return ParsedAction(response[start:stop][-fallback_characters:].strip(), False, "no <action>...</action>")
+    action = response[begin + len(_BEGIN) : end].strip()
+    if require_think and not (_tags_anywhere(split, thought_open) if first else split.reasoned):
+        return ParsedAction(action, False, _NO_THOUGHT)
+    script = SCRIPTS[forbid_script]
+    if script is not None and script.search(response):
+        return ParsedAction(action, False, f"{'Chinese' if forbid_script == 'chinese' else 'CJK'} character")
     return ParsedAction(action, True)
+
+
+def _tags_anywhere(split: Split, thought_open: bool) -> bool:
+    """verl-agent's rule: both tags are there, wherever."""
+    return split.reasoned or (TAGS[1] in split.text and (thought_open or TAGS[0] in split.text))
 
 
 def action_verb(action: str) -> str:
@@ -77,16 +123,20 @@ class CallError(ValueError):
     """A text is not a function call; the message says what is wrong with it."""
 
 
-def parse_function_call(response: str, *, require_think: bool = False) -> ParsedAction:
-    """The first function call of a response, as it was written. The text around it is free.
+def parse_function_call(
+    response: str, *, require_think: bool = False, thought_open: bool = False, read_action: str = "after_thought"
+) -> ParsedAction:
+    """The first function call behind the thought, as it was written. The text around it is free.
 
-    Where the response has a `</think>`, what stands before the last one is thought and not done, unless no call
-    follows and one goes around it: then it is part of a value. A response without a call that can be read is invalid;
-    its action is then what there is of a call, which may be nothing.
+    Where no call follows the last `</think>` and one goes around it, then the tag is part of a value, if that call
+    begins outside a thought. A response without a call that can be read is invalid; its action is then what there is
+    of a call, which may be nothing. A call within a thought, closed or not, is none.
 
     Args:
         response: the decoded response.
         require_think: whether a response without reasoning is invalid.
+        thought_open: the prompt ended within a thought, which the response goes on with.
+        read_action: `after_thought`, or `first`: the first call of the response, even in a thought.
 
     Example:
         >>> parse_function_call("I look.\\n<function=bash><parameter=command>ls</parameter></function> Then I edit.")
@@ -94,16 +144,20 @@ def parse_function_call(response: str, *, require_think: bool = False) -> Parsed
         >>> parse_function_call("<function=bash><parameter=command>ls").reason
         '<parameter=command> is not closed'
     """
-    match = _find_call(response)
+    split = split_thought(response, thought_open)
+    if read_action == "first":
+        match, reasoned = _CALL.search(response), _tags_anywhere(split, thought_open)
+    else:
+        match, reasoned = _find_call(split, thought_open)
     if match is None:
-        return ParsedAction("", False, "no <function=...>")
+        return ParsedAction("", False, _NOT_CLOSED if split.unclosed else "no <function=...>")
     try:
         _, end = _read(response, match)
     except CallError as error:
         return ParsedAction(response[match.start() :], False, str(error))
     action = response[match.start() : end]
-    if require_think and not ("<think>" in response and "</think>" in response):
-        return ParsedAction(action, False, "no <think>...</think>")
+    if require_think and not reasoned:
+        return ParsedAction(action, False, _NO_THOUGHT)
     return ParsedAction(action, True)
 
 
@@ -123,14 +177,46 @@ def read_call(text: str) -> FunctionCall:
     return _read(text, match)[0]
 
 
-def _find_call(response: str) -> re.Match[str] | None:
-    """Where the first call after the last `</think>` begins; if none can be read there, the one around it."""
-    thought = response.rfind(_END_OF_THOUGHT)
-    after = _CALL.search(response, max(thought, 0))
-    if thought < 0 or (after and _end_of(response, after) > 0):
-        return after
-    before = (match for match in _CALL.finditer(response, 0, thought) if _end_of(response, match) > thought)
-    return next(before, after)
+def _find_call(split: Split, thought_open: bool) -> tuple[re.Match[str] | None, bool]:
+    """Where the first call of the answer begins, or, if none can be read there, the one around its beginning; and
+    whether a thought was closed before it."""
+    after = _CALL.search(split.text, split.start, split.stop)
+    if split.channels or not split.start or (after and _end_of(split.text, after) > 0):
+        return after, split.reasoned
+    around = _call_around(split, thought_open)
+    return around or (after, split.reasoned)
+
+
+def _call_around(split: Split, inside: bool) -> tuple[re.Match[str], bool] | None:
+    """The call that holds the last `</think>` in a value, and whether a thought was closed before it.
+
+    Goes through the text once, from thought to answer: a call that begins in a thought is only thought of, and what
+    stands in a call opens and closes none.
+    """
+    text, last = split.text, split.start - len(TAGS[1])
+    place, reasoned = 0, False
+    call, opening = _CALL.search(text, 0, last), text.find(TAGS[0], 0, last)
+    while True:
+        if inside:
+            place = text.find(TAGS[1], place, last)
+            if place < 0:  # the last one is what closes it
+                return None
+            place, inside, reasoned = place + len(TAGS[1]), False, True
+        if call is not None and call.start() < place:
+            call = _CALL.search(text, place, last)
+        if call is None:
+            return None
+        if 0 <= opening < place:
+            opening = text.find(TAGS[0], place, last)
+        if 0 <= opening < call.start():
+            place, inside = opening + len(TAGS[0]), True
+            continue
+        _, place, problem = _walk(text, call)
+        closing = None if problem else _CLOSING.match(text, place)
+        if closing:
+            place = closing.end()
+        if place > last:
+            return (call, reasoned) if closing else None
 
 
 def _end_of(text: str, begin: re.Match[str]) -> int:
@@ -141,22 +227,32 @@ def _end_of(text: str, begin: re.Match[str]) -> int:
         return -1
 
 
-def _read(text: str, begin: re.Match[str]) -> tuple[FunctionCall, int]:
-    """The call that begins there, and where it ends."""
+def _walk(text: str, begin: re.Match[str]) -> tuple[dict[str, str], int, str]:
+    """The parameters of the call that begins there, how far reading came, and what was wrong with them."""
     arguments: dict[str, str] = {}
     place = begin.end()
     while match := _PARAMETER.match(text, place):
         name = match[1].strip()
         end = text.find(_END_OF_PARAMETER, match.end())
         if end < 0:
-            raise CallError(f"<parameter={name}> is not closed")
+            return arguments, len(text), f"<parameter={name}> is not closed"
         if name in arguments:
-            raise CallError(f"<parameter={name}> is given twice")
+            return arguments, end, f"<parameter={name}> is given twice"
         arguments[name] = text[match.end() : end]
         place = end + len(_END_OF_PARAMETER)
-    end = text.find(_END_OF_CALL, place)
-    if end < 0:
-        raise CallError(f"<function={begin[1].strip()}> is not closed")
-    if text[place:end].strip():
-        raise CallError(f"text between the parameters of <function={begin[1].strip()}>")
-    return FunctionCall(begin[1].strip(), arguments), end + len(_END_OF_CALL)
+    return arguments, place, ""
+
+
+def _read(text: str, begin: re.Match[str]) -> tuple[FunctionCall, int]:
+    """The call that begins there, and where it ends."""
+    name = begin[1].strip()
+    arguments, place, problem = _walk(text, begin)
+    if problem:
+        raise CallError(problem)
+    closing = _CLOSING.match(text, place)
+    if closing is None:
+        between = text.find(_END_OF_CALL, place) >= 0
+        raise CallError(
+            f"text between the parameters of <function={name}>" if between else f"<function={name}> is not closed"
+        )
+    return FunctionCall(name, arguments), closing.end()

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import jinja2
 
-from agent_loops.actions import ParsedAction, action_verb, parse_action, parse_function_call
+from agent_loops.actions import READ_ACTION, SCRIPTS, ParsedAction, action_verb, parse_action, parse_function_call
 from agent_loops.environment import Environment, Observation, Task
+from agent_loops.texts import clean, clean_observation, cut_middle
 
 LAYOUTS = ("turns", "transcript")
 ACTION_FORMATS = ("action_tags", "function_calls")
@@ -39,11 +40,18 @@ class EpisodeSettings:
         turn_tokens: a response has at most so many tokens; by default what is left of its row
             (data.max_response_length and rollout.max_model_len): in a transcript, all that is left for the episode.
         history_length: how many past (observation, action) pairs a prompt shows; in a transcript all are there already.
-        max_prompt_characters: the history is dropped from a prompt that would be longer.
+        max_prompt_characters: the history is dropped from a prompt that would be longer. What a prompt may have in
+            tokens is `agent_loops.shortening`'s to keep.
         won_reward, lost_reward: the trajectory's outcome reward.
         invalid_penalty: taken from the turn whose response breaks the format.
-        require_think: whether a response without `<think>…</think>` breaks the format.
-        fallback_characters: how much of a response without action tags is executed (`action_tags`).
+        require_think: whether a response without a thought breaks the format: `<think>…</think>`, whose beginning the
+            prompt may have written, or gpt-oss's channel `analysis`.
+        read_action: `after_thought`: an action is what stands behind the thought, and a response whose thought is not
+            closed has none. `first`: the first action of the response, even in a thought (verl-agent's rule).
+        fallback_characters: how much of an answer without action tags is executed (`action_tags`).
+        forbid_script: letters that break the format wherever a response has them, its thought included: `chinese`
+            (verl-agent's rule), `cjk` (with Japanese and Korean) or `none`. Only for `action_tags`: a function call
+            holds code and texts of others.
         overlong_buffer: the last share of the tokens that a response may have, in which a turn's penalty grows with its
             response; 0 for none (see `overlong`).
         overlong_penalty: what a response as long as the limit is charged.
@@ -69,7 +77,9 @@ class EpisodeSettings:
     lost_reward: float = 0.0
     invalid_penalty: float = 0.1
     require_think: bool = True
+    read_action: str = "after_thought"
     fallback_characters: int = 20
+    forbid_script: str = "chinese"
     overlong_buffer: float = 0.0
     overlong_penalty: float = 1.0
     compact_filtering: bool = False
@@ -78,7 +88,12 @@ class EpisodeSettings:
     trajectory_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("layout", LAYOUTS), ("action_format", ACTION_FORMATS)):
+        for name, known in (
+            ("layout", LAYOUTS),
+            ("action_format", ACTION_FORMATS),
+            ("read_action", READ_ACTION),
+            ("forbid_script", tuple(SCRIPTS)),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected one of {list(known)}")
         for name, least in (("max_turns", 1), ("history_length", 0), ("fallback_characters", 1)):
@@ -144,9 +159,29 @@ class Turn:
         return str(self.observation.info.get("page") or action_verb(self.action.text))
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How much of its parts a prompt shows; None for all.
+
+    Attributes:
+        history: the past turns, as many as are configured, or none.
+        observation: its first characters.
+        actions: the first so many.
+        instruction: so many characters of the task, without its middle.
+    """
+
+    history: bool = True
+    observation: int | None = None
+    actions: int | None = None
+    instruction: int | None = None
+
+
 @dataclass
 class Episode:
-    """Play one task: `reset`, then `prompt` and `step` in turn until `done`."""
+    """Play one task: `reset`, then `prompt` and `step` in turn until `done`.
+
+    What the environment says and what the model wrote is cleaned (`agent_loops.texts.clean`) where it comes in.
+    """
 
     environment: Environment
     settings: EpisodeSettings
@@ -160,7 +195,7 @@ class Episode:
     kind: str = ""
 
     def reset(self, task: Task) -> None:
-        self.observation = self.environment.reset(task)
+        self.observation = clean_observation(self.environment.reset(task))
         self.instruction = str(self.observation.info.get("instruction", ""))
         self.kind = str(self.observation.info.get("kind", ""))
 
@@ -172,22 +207,46 @@ class Episode:
                 step beyond halves what is shown of the observation. The task's words are always kept.
         """
         if shorter == 0:
-            text = self._render(self.settings.history_length)
-            return text if len(text) <= self.settings.max_prompt_characters else self._render(0)
-        return self._render(0, halvings=shorter - 1)
-
-    def step(self, response: str) -> Turn:
-        """Execute the action in a response; returns the turn, and updates `done`, `end`, `won` and `score`."""
+            return self.render(self.shown())
         assert self.observation is not None, "reset the episode first"
-        action = self._parse(response)
+        halved = None if shorter == 1 else len(_body(self.observation)) >> (shorter - 1)
+        return self.render(Shown(history=False, observation=halved))
+
+    @property
+    def has_history(self) -> bool:
+        """Whether there is any that the coming prompt could show. In a transcript the earlier messages are it."""
+        return bool(self.turns and self.settings.history_length and self.settings.layout != "transcript")
+
+    def shown(self) -> Shown:
+        """What the coming prompt shows where tokens do not matter."""
+        whole = Shown()
+        long = self.has_history and len(self.render(whole)) > self.settings.max_prompt_characters
+        return Shown(history=False) if long else whole
+
+    def sizes(self) -> Shown:
+        """How much there is to show, in the units of `Shown`."""
+        assert self.observation is not None, "reset the episode first"
+        return Shown(
+            self.has_history, len(_body(self.observation)), len(self.observation.actions), len(self.instruction)
+        )
+
+    def step(self, response: str, thought_open: bool = False) -> Turn:
+        """Execute the action in a response; returns the turn, and updates `done`, `end`, `won` and `score`.
+
+        Args:
+            response: what the model wrote, without the tokens that ended it.
+            thought_open: the prompt ended within a thought, which the response goes on with.
+        """
+        assert self.observation is not None, "reset the episode first"
+        action = self._parse(clean(response), thought_open)
         result = self.environment.step(action.text)
         if not math.isfinite(result.reward):  # one such value would spoil the returns of its whole group
             raise ValueError(f"the environment's reward is {result.reward!r}: expected a finite number")
         if action.valid and (reason := result.info.get("invalid")):
-            action = dataclasses.replace(action, valid=False, reason=str(reason))
+            action = dataclasses.replace(action, valid=False, reason=clean(str(reason)))
         turn = Turn(self.observation, action, result.reward, 0.0 if action.valid else -self.settings.invalid_penalty)
         self.turns.append(turn)
-        self.observation = result.observation
+        self.observation = clean_observation(result.observation)
         self._record(result.info)
         if result.terminated:
             self.end = "terminated"
@@ -209,37 +268,46 @@ class Episode:
         self.won = bool(info.get("won", False))
         self.score = float(info.get("score", float(self.won)))
 
-    def _parse(self, response: str) -> ParsedAction:
-        if self.settings.action_format == "function_calls":
-            return parse_function_call(response, require_think=self.settings.require_think)
+    def _parse(self, response: str, thought_open: bool = False) -> ParsedAction:
+        settings = self.settings
+        if settings.action_format == "function_calls":
+            return parse_function_call(
+                response,
+                require_think=settings.require_think,
+                thought_open=thought_open,
+                read_action=settings.read_action,
+            )
         return parse_action(
             response,
-            require_think=self.settings.require_think,
-            fallback_characters=self.settings.fallback_characters,
+            require_think=settings.require_think,
+            fallback_characters=settings.fallback_characters,
+            thought_open=thought_open,
+            read_action=settings.read_action,
+            forbid_script=settings.forbid_script,
         )
 
     @property
     def outcome_reward(self) -> float:
         return self.settings.won_reward if self.won else self.settings.lost_reward
 
-    def _render(self, history_length: int, halvings: int = 0) -> str:
+    def render(self, shown: Shown) -> str:
+        """The user message of the coming turn, with so much of its parts."""
         assert self.observation is not None, "reset the episode first"
-        transcript = self.settings.layout == "transcript"
-        if transcript:  # the messages before this one are the history
-            history_length = 0
-        first = max(0, len(self.turns) - history_length)
-        past: Sequence[Turn] = self.turns[first:]
+        first = max(0, len(self.turns) - self.settings.history_length)
+        past: Sequence[Turn] = self.turns[first:] if shown.history and self.has_history else ()
+        actions = list(self.observation.actions)
+        instruction = self.instruction
         return load_template(self.settings.prompt).render(
-            instruction=self.instruction,
-            observation=_cut(_body(self.observation), halvings),
-            actions=list(self.observation.actions),
+            instruction=instruction if shown.instruction is None else cut_middle(instruction, shown.instruction),
+            observation=_cut(_body(self.observation), shown.observation),
+            actions=actions if shown.actions is None else actions[: shown.actions],
             history=[
                 {"number": first + place + 1, "observation": _body(turn.observation), "action": turn.action.text}
                 for place, turn in enumerate(past)
             ],
             turns_taken=len(self.turns),
             max_turns=self.settings.max_turns,
-            standalone=not (transcript and self.turns),
+            standalone=not (self.settings.layout == "transcript" and self.turns),
         )
 
 
@@ -259,8 +327,8 @@ def load_template(name: str) -> jinja2.Template:
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 
-def _cut(text: str, halvings: int) -> str:
-    return text if not halvings else text[: len(text) >> halvings] + " [...]"
+def _cut(text: str, characters: int | None) -> str:
+    return text if characters is None else text[:characters] + " [...]"
 
 
 def _body(observation: Observation) -> str:

@@ -15,6 +15,8 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
   (`Step.reward`); penalties are <= 0 (a broken format, and `EpisodeSettings.overlong`);
 * `turn_kinds`: what sort of turn each span is (`agent_loops.episode.Turn.kind`), for reports and `aem.relative_to`;
 * `anchors`: the raw observation that each span answered; `trajectory_id`: the row's trajectory;
+* `prompt_shortened`: for each span, what of its prompt was shortened last to make it fit, empty where it is whole:
+  `history`, `observation`, `instruction` (the task) or `actions` (`agent_loops.shortening`);
 * `fault`: empty, or why the environment failed: then the whole trajectory is masked, its reward is 0, and training
   leaves it out of every statistic of its group and batch;
 * `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the
@@ -22,7 +24,8 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
   or `time` (`trajectory_seconds` are over; or a call to the environment outlasted `step_seconds`, which is a fault
   too). Under `episode.compact_filtering` such a trajectory is masked whole, and keeps its reward: it trains nothing,
   but stays in the group's baseline;
-* `reward_extra_info`: `acc` (success), `task_score`, `turns`, `invalid_turns`, `fault`, `cut`, for verl's validation.
+* `reward_extra_info`: `acc` (success), `task_score`, `turns`, `invalid_turns`, `fault`, `cut`, `shortened_turns`,
+  for verl's validation.
 """
 
 from __future__ import annotations
@@ -95,8 +98,12 @@ class EnvironmentAgentLoop(AgentLoopBase):
             if time.perf_counter() >= deadline:
                 rows.out_of_time = True
                 break
-            # a prompt that cannot fit is for the user to mend, and so is not a fault: `ask` raises
-            if not (room := await rows.ask(episode)):
+            where = f"turn {len(episode.turns)}"
+            try:
+                room = await rows.ask(episode)
+            except Exception as error:  # a template, a text that the tokenizer refuses, a prompt that cannot fit
+                return _describe(error, f"the prompt of {where}")
+            if not room:
                 break
             started = time.perf_counter()
             anchor = episode.observation.text if episode.observation is not None else ""
@@ -113,12 +120,12 @@ class EnvironmentAgentLoop(AgentLoopBase):
                 rows.withdraw(anchor)
                 break
             response_ids = list(output.token_ids)[:room]
-            response = self.tokenizer.decode(response_ids, skip_special_tokens=True)  # type: ignore[attr-defined]
+            response = rows.text_of(response_ids)
             left = deadline - generated if can_give_up else math.inf
             turn, fault = None, ""
             try:
                 if left > 0:
-                    turn = await call(min(seconds, left), episode.step, response)
+                    turn = await call(min(seconds, left), episode.step, response, rows.thought_open)
                     overlong = settings.overlong(len(response_ids), room)
                     turn = dataclasses.replace(turn, penalty=turn.penalty + overlong)
                 else:

@@ -6,7 +6,9 @@ wrote stays as it was sampled: its tokens are never decoded and encoded again.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import functools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -16,10 +18,15 @@ from typing import Any, Literal
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from agent_loops.episode import Episode, EpisodeSettings, Turn
+from agent_loops.shortening import Part, PromptTooLong, longest_that_fits, say_once
+from agent_loops.texts import clean
+from agent_loops.thoughts import MESSAGE, TAGS, assistant_message, opens_thought
 
 logger = logging.getLogger(__name__)
 
-_PROMPT_ATTEMPTS = 8
+ANSWER_TOKENS = 256
+"""What a transcript's later message leaves for its answer, where shortening the message can."""
+_TAIL_TOKENS = 64
 
 Cut = Literal["", "response", "turns", "truncated", "time"]
 Messages = list[dict[str, Any]]
@@ -39,6 +46,7 @@ class Row:
     turn_index: list[int] = field(default_factory=list)
     turns: list[Turn | None] = field(default_factory=list)
     anchors: list[str] = field(default_factory=list)
+    shortened: list[Part] = field(default_factory=list)
 
     @property
     def ids(self) -> list[int]:
@@ -63,6 +71,7 @@ class Row:
             "turn_valid": [turn.action.valid if turn else False for turn in self.turns],
             "turn_kinds": [turn.kind if turn else "" for turn in self.turns],
             "anchors": self.anchors,
+            "prompt_shortened": list(self.shortened),
             # verl's own loops leave these two, and its dumps read them
             "turn_scores": [],
             "tool_rewards": [],
@@ -92,18 +101,25 @@ class Rows(ABC):
         # without max_model_len the engine takes what the model can
         self._context = int(rollout.get("max_model_len") or self._prompt_length + self._response_length)
         self._end_token = int(loop.tokenizer.eos_token_id)  # type: ignore[attr-defined]
+        self.end_tokens = frozenset([self._end_token])
         # the last response, or the conversation, stopped for want of room
         self.unfinished = False
         # the last call to the environment took too long
         self.timed_out = False
         # the trajectory's time was up
         self.out_of_time = False
+        # the coming turn's prompt goes on within a thought that it opened
+        self.thought_open = False
+        self._shortened: Part = ""
         self._before: list[Row] = []
 
     async def ask(self, episode: Episode) -> int:
         """Bring the last row to where the model answers; returns how many tokens it may answer with, 0 for no room."""
         self._before = list(self.rows)
-        return await self._ask(episode)
+        self._shortened = ""
+        room = await self._ask(episode)
+        self.thought_open = self._opens_thought(self.rows[-1].ids)
+        return room
 
     @abstractmethod
     async def _ask(self, episode: Episode) -> int: ...
@@ -163,6 +179,7 @@ class Rows(ABC):
         """What verl is given."""
         reward = 0.0 if fault else episode.outcome_reward
         cut = self._cut(episode, fault)
+        fault = clean(fault)
         masked = bool(fault) or (bool(cut) and self._settings.compact_filtering)
         turns = [turn for row in self.rows for turn in row.turns]
         success = float(episode.won and not fault)
@@ -173,6 +190,7 @@ class Rows(ABC):
             "invalid_turns": float(sum(not (turn and turn.action.valid) for turn in turns)),
             "fault": float(bool(fault)),
             "cut": float(bool(cut)),
+            "shortened_turns": float(sum(bool(part) for row in self.rows for part in row.shortened)),
         }
         if episode.kind:  # verl averages each entry over the trajectories that have it
             info[f"acc/{episode.kind}"] = success
@@ -213,17 +231,62 @@ class Rows(ABC):
     async def _new_row(self, episode: Episode) -> Row:
         """A row that begins with the coming turn's message, made shorter until verl has nothing to cut from its tokens:
         it would cut the task away."""
-        longest = min(self._prompt_length, self._context)
-        for shorter in range(_PROMPT_ATTEMPTS):
-            messages = [{"role": "user", "content": episode.prompt(shorter)}]
-            ids = list(await self._loop.ct_build_initial_tokens(messages))
-            if len(ids) < longest:
-                return self._row(messages, ids)
-        setting = "data.max_prompt_length" if longest == self._prompt_length else "rollout.max_model_len"
-        raise ValueError(
-            f"the prompt fills {setting}={longest} tokens even with the observation cut to "
-            f"1/{2 ** (_PROMPT_ATTEMPTS - 2)}; raise {setting} or shorten the template"
+        limit = min(self._prompt_length, self._context)
+        setting = "data.max_prompt_length" if limit == self._prompt_length else "rollout.max_model_len"
+
+        async def fits(text: str) -> Row | None:
+            messages = [{"role": "user", "content": text}]
+            ids = await self._prompt_tokens(messages)
+            return self._row(messages, ids) if len(ids) < limit else None
+
+        found = await longest_that_fits(episode, fits)
+        if found is None:
+            raise PromptTooLong(
+                f"the template {episode.settings.prompt} fills {setting}={limit} tokens without a word of the task "
+                f"and of the observation; raise {setting} or shorten the template"
+            )
+        return self._noted(episode, found, setting, limit)
+
+    async def _prompt_tokens(self, messages: Messages) -> list[int]:
+        """The tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning away."""
+        return list(await asyncio.to_thread(self._loop.continuous_token_builder.build_initial_tokens, messages))
+
+    def _noted(self, episode: Episode, found: tuple[Row, Part], setting: str, limit: int) -> Row:
+        row, self._shortened = found
+        if self._shortened == "history" and not episode.shown().history:
+            setting, limit = "episode.max_prompt_characters", episode.settings.max_prompt_characters
+        if self._shortened:
+            say_once(self._shortened, setting, limit)
+        return row
+
+    def text_of(self, ids: list[int]) -> str:
+        """What the model wrote, whole but for the tokens that ended it: a special token on the way is part of it."""
+        stop = len(ids)
+        while stop and ids[stop - 1] in self.end_tokens:
+            stop -= 1
+        return clean(self._loop.tokenizer.decode(ids[:stop], skip_special_tokens=False))  # type: ignore[attr-defined]
+
+    def _opens_thought(self, ids: list[int]) -> bool:
+        """Does the chat template's beginning of an answer leave a thought open? Pages may end with `<think>`, too."""
+        begin = self._answer_beginning
+        tail = self._loop.tokenizer.decode(  # type: ignore[attr-defined]
+            ids[-max(_TAIL_TOKENS, len(begin.encode())) :], skip_special_tokens=False
         )
+        if not begin:  # a template without one: what the model goes on from is the message's end
+            return opens_thought(tail) and tail.rstrip().endswith((TAGS[0], MESSAGE))
+        return opens_thought(tail[-len(begin) :])
+
+    @functools.cached_property
+    def _answer_beginning(self) -> str:
+        """What the chat template writes for the model to go on from; empty where that cannot be told."""
+        probe = [{"role": "user", "content": "x"}]
+        options = {"tokenize": False, **self._loop.apply_chat_template_kwargs}
+        render = self._loop.tokenizer.apply_chat_template  # type: ignore[attr-defined]
+        try:
+            asked, told = (str(render(probe, add_generation_prompt=add, **options)) for add in (True, False))
+        except Exception:  # of a template that refuses the probe; the prompt's own end is looked at then
+            return ""
+        return asked[len(told) :] if asked.startswith(told) else ""
 
     def _room(self, row: Row) -> int:
         used = len(row.response_ids)
@@ -243,6 +306,7 @@ class Rows(ABC):
         row.spans.append([start, len(row.mask)])
         row.turns.append(turn)
         row.anchors.append(anchor)
+        row.shortened.append(self._shortened)
 
 
 class TurnRows(Rows):
@@ -260,7 +324,23 @@ class TranscriptRow(Rows):
         if not self.rows:
             self.rows.append(await self._new_row(episode))
             return self._room(self.rows[-1])
-        row = await self._with_message(self.rows[-1], episode.prompt())
+        last = self.rows[-1]
+        row = await self._with_message(last, episode.prompt())
+        enough = min(ANSWER_TOKENS, self._settings.turn_tokens or ANSWER_TOKENS)
+        if self._room(row) < enough:  # without its end, the message may leave room for an answer
+
+            async def fits(text: str) -> Row | None:
+                shorter = await self._with_message(last, text)
+                return shorter if self._room(shorter) >= enough else None
+
+            if found := await longest_that_fits(episode, fits, task=False):
+                short = self._response_length <= self._context - len(last.prompt_ids)
+                row = self._noted(
+                    episode,
+                    found,
+                    "data.max_response_length" if short else "rollout.max_model_len",
+                    self._response_length if short else self._context,
+                )
         room = self._room(row)
         if room:
             self.rows[-1] = row
@@ -271,7 +351,7 @@ class TranscriptRow(Rows):
     async def _with_message(self, row: Row, message: str) -> Row:
         messages = [
             *row.messages,
-            {"role": "assistant", "content": self._decode(row)},
+            assistant_message(self.text_of(row.response_ids[slice(*row.spans[-1])]), self.thought_open),
             {"role": "user", "content": message},
         ]
         if self.unfinished and row.response_ids[-1] != self._end_token:  # a message follows, so this one has to end
@@ -290,10 +370,6 @@ class TranscriptRow(Rows):
             log_probs=log_probs,
             spans=[*row.spans[:-1], [start, stop]],
         )
-
-    def _decode(self, row: Row) -> str:
-        start, stop = row.spans[-1]
-        return self._loop.tokenizer.decode(row.response_ids[start:stop], skip_special_tokens=True)  # type: ignore[attr-defined]
 
 
 ROWS: dict[str, type[Rows]] = {"turns": TurnRows, "transcript": TranscriptRow}

@@ -19,6 +19,7 @@ from typing import Any
 
 from agent_loops.actions import CallError, FunctionCall, read_call
 from agent_loops.swe.sandbox import Executed, Sandbox
+from agent_loops.texts import cut_middle
 
 EDITOR_COMMANDS = ("view", "create", "str_replace", "insert", "undo_edit")
 FORMAT = """<function=NAME>
@@ -94,22 +95,6 @@ def _require(what: str, names: tuple[str, ...], arguments: Mapping[str, str]) ->
     missing = [name for name in names if name not in arguments]
     if missing:
         raise CallError(f"{what} needs the parameter {missing[0]!r}")
-
-
-def cut_middle(text: str, characters: int) -> str:
-    """The text, or its two ends with a line between them that says how much is left out.
-
-    Example:
-        >>> print(cut_middle("0123456789", characters=4))
-        01
-        [... 6 characters are left out ...]
-        89
-    """
-    if len(text) <= characters:
-        return text
-    head = characters // 2
-    left_out = len(text) - characters
-    return f"{text[:head]}\n[... {left_out} characters are left out ...]\n{text[len(text) - (characters - head) :]}"
 
 
 class Toolbox:

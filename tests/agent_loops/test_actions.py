@@ -15,12 +15,25 @@ from agent_loops.actions import CallError, FunctionCall, ParsedAction, parse_act
         ("<think>a</think>\n<action>\nclick[x]\n</action>", "click[x]", True),
         # without reasoning the action is executed all the same
         ("<action>click[x]</action>", "click[x]", False),
-        ("<think>never closed <action>click[x]</action>", "click[x]", False),
         ("<think>買</think><action>click[x]</action>", "click[x]", False),
-        ("<think>가</think><action>click[x]</action>", "click[x]", False),
-        # no tags: the last twenty characters
+        # what is only thought of is not done
+        ("<think>a <action> </action> b</think><action>click[x]</action>", "click[x]", True),
+        ("<think>a</think>b<think><action>click[y]</action></think><action>click[x]</action>", "click[x]", True),
+        ("<think>a <action>click[y]</action></think>", "", False),
+        ("<think>never closed <action>click[x]</action>", "", False),
+        ("<think>never closed, click[x]", "", False),
+        ("<think>a</think>b <think>c <action>click[x]</action>", "", False),
+        # what stands before a thought that is not closed is an answer
+        ("<think>a</think><action>click[x]</action><think>well", "click[x]", True),
+        ("<think>a</think><action>search[<think>]</action>", "search[<think>]", True),
+        # between the tags there may be nothing
+        ("<think>a</think><action> </action>", "", True),
+        # no tags: the last twenty characters of the answer
         ("I would like to press the button Buy Now", "ss the button buy now"[1:], False),
-        ("<think>a</think><action>click[x]", "ink><action>click[x]", False),
+        ("<think>a</think>I would like to press the button Buy Now", "ss the button buy now"[1:], False),
+        ("<think>a</think><action>click[x]", "<action>click[x]", False),
+        ("<think>click[x]</think>", "", False),
+        ("</action><action>", "</action><action>", False),
         ("", "", False),
     ],
 )
@@ -30,8 +43,96 @@ def test_rules(response, action, valid):
     assert bool(parsed.reason) is not valid
 
 
-def test_cjk_is_looked_at_only_where_the_tags_exist():
+def test_a_script_is_looked_at_only_where_the_tags_exist():
     assert parse_action("買買").reason == "no <action>...</action>"
+
+
+@pytest.mark.parametrize(
+    ("letter", "chinese", "cjk"),
+    [
+        ("買", True, True),
+        ("龥", True, True),
+        ("あ", False, True),
+        ("가", False, True),
+        ("㐀", False, True),
+        ("é", False, False),
+    ],
+)
+@pytest.mark.parametrize("where", ["<think>{}</think><action>x</action>", "<think>a</think><action>{}</action> b"])
+def test_a_forbidden_script_is_one_wherever_it_stands(letter, chinese, cjk, where):
+    """verl-agent's is Chinese: its projections search [\u4e00-\u9fff] in the whole response."""
+    response = where.format(letter)
+    for script, forbidden in (("chinese", chinese), ("cjk", cjk), ("none", False)):
+        parsed = parse_action(response, forbid_script=script)
+        assert parsed.valid is not forbidden and bool(parsed.text)
+        assert parsed.reason.endswith(" character") is forbidden
+    assert parse_action(response) == parse_action(response, forbid_script="chinese")
+
+
+@pytest.mark.parametrize(
+    ("response", "action", "valid"),
+    [
+        ("cheap?</think><action>click[x]</action>", "click[x]", True),
+        ("cheap? <action>click[y]</action></think>\n<action>click[x]</action>", "click[x]", True),
+        ("<think>cheap?</think><action>click[x]</action>", "click[x]", True),
+        ("cheap? <action>click[x]</action>", "", False),
+        ("cheap?", "", False),
+        ("cheap?</think>yes", "yes", False),
+    ],
+)
+def test_a_thought_that_the_prompt_opened_is_open(response, action, valid):
+    """The templates of Qwen3-Thinking-2507, QwQ and DeepSeek-R1 end the prompt with <think>."""
+    parsed = parse_action(response, thought_open=True)
+    assert (parsed.text, parsed.valid) == (action, valid)
+    if "<think>" not in response:  # without the prompt's word there was no thought
+        assert not parse_action(response).valid
+
+
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>"
+THEN = "<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("response", "action", "valid"),
+    [
+        (f"{ANALYSIS}a{THEN}{FINAL}<action>click[x]</action>", "click[x]", True),
+        (f"{ANALYSIS}a <action>click[y]</action>{THEN}{FINAL}<action>click[x]</action>", "click[x]", True),
+        (f"{ANALYSIS}a{THEN}{ANALYSIS}b{THEN}{FINAL}<action>click[x]</action>", "click[x]", True),
+        (
+            f"{ANALYSIS}a{THEN}<|channel|>commentary<|message|><action>y</action>{THEN}{FINAL}<action>x</action>",
+            "x",
+            True,
+        ),
+        (
+            f"{ANALYSIS}a{THEN}<|channel|>commentary to=functions.f <|constrain|>json<|message|><action>y</action>",
+            "",
+            False,
+        ),
+        # the thought was never left
+        (f"{ANALYSIS}a <action>click[x]</action>", "", False),
+        (f"{ANALYSIS}a <action>click[x]</action>{THEN}", "", False),
+        # no thought
+        (f"{FINAL}<action>click[x]</action>", "click[x]", False),
+        (f"{ANALYSIS}a{THEN}{FINAL}buy it", "buy it", False),
+    ],
+)
+def test_channels_of_gpt_oss(response, action, valid):
+    parsed = parse_action(response)
+    assert (parsed.text, parsed.valid) == (action, valid)
+
+
+@pytest.mark.parametrize(
+    ("response", "action", "valid"),
+    [
+        ("<think>a <action> </action> b</think><action>click[x]</action>", "", True),
+        ("<think>never closed <action>click[x]</action>", "click[x]", False),
+        ("<think>click[x]</think>", "nk>click[x]</think>", False),
+        ("a</think><action>click[x]</action>", "click[x]", False),
+    ],
+)
+def test_verl_agents_rule_takes_the_first_tags(response, action, valid):
+    parsed = parse_action(response, read_action="first", fallback_characters=19)
+    assert (parsed.text, parsed.valid) == (action, valid)
 
 
 def test_reasoning_can_be_optional():
@@ -53,6 +154,8 @@ def test_what_stands_between_the_tags_comes_back(inside):
 # --- function calls ---------------------------------------------------------------------------------------------------
 
 HTML = "<function=write><parameter=text><think></think></parameter></function>"
+FINISH = "<function=finish></function>"
+WRITES_CHANNELS = f"<function=write><parameter=text>{ANALYSIS}</parameter></function>"
 LS = "<function=bash><parameter=command>ls</parameter></function>"
 
 
@@ -68,10 +171,17 @@ LS = "<function=bash><parameter=command>ls</parameter></function>"
         # what was only thought of does not
         (f"<think><function=finish></function></think>{LS}", LS, ""),
         (f"<think>a</think>b <function=x></function></think>{LS}", LS, ""),
-        (f"<think>never closed {LS}", LS, ""),
+        (f"<think>never closed {LS}", "", "the thought is not closed"),
+        (f"<think>a</think>b <think>never closed {LS}", "", "the thought is not closed"),
+        (f"{LS} <think>never closed", LS, ""),
+        # where a call in a thought would go around its end, it is still a thought
+        (f"<think>a {HTML}", "", "no <function=...>"),
+        (f"<think>a</think>b<think>c {HTML}", "", "no <function=...>"),
         ("<think><function=x><parameter=y>a draft</think><function=z></function>", "<function=z></function>", ""),
         # it may be part of what is written
         (f"<think>a</think>b {HTML}", HTML, ""),
+        (HTML, HTML, ""),
+        (f"<think>a</think>{LS[:-11]}{HTML}", HTML, ""),
         (f"<think>{LS}</think> done", "", "no <function=...>"),
         ("ls", "", "no <function=...>"),
         ("", "", "no <function=...>"),
@@ -90,7 +200,7 @@ LS = "<function=bash><parameter=command>ls</parameter></function>"
 def test_the_first_call_of_a_response(response, action, reason):
     parsed = parse_function_call(response)
     assert (parsed.text, parsed.valid, parsed.reason) == (action, not reason, reason)
-    if reason:
+    if reason and "thought" not in reason:
         with pytest.raises(CallError) as error:
             read_call(parsed.text)
         assert str(error.value) == reason
@@ -99,6 +209,74 @@ def test_the_first_call_of_a_response(response, action, reason):
 def test_reasoning_can_be_asked_for_before_a_call():
     assert parse_function_call(LS, require_think=True) == ParsedAction(LS, False, "no <think>...</think>")
     assert parse_function_call(f"<think>a</think>{LS}", require_think=True) == ParsedAction(LS, True)
+    # the tags of a value are no thought
+    assert parse_function_call(HTML, require_think=True) == ParsedAction(HTML, False, "no <think>...</think>")
+    assert parse_function_call(f"<think>a</think>{HTML}", require_think=True) == ParsedAction(HTML, True)
+
+
+@pytest.mark.parametrize(
+    ("response", "action", "reason"),
+    [
+        (f"I look.</think>{LS}", LS, ""),
+        (f"I look: {FINISH}.</think>{LS}", LS, ""),
+        (f"I look: {LS}", "", "the thought is not closed"),
+        (f"I write {HTML}", "", "no <function=...>"),
+        (f"I write.</think>{HTML}", HTML, ""),
+    ],
+)
+def test_a_call_behind_a_thought_that_the_prompt_opened(response, action, reason):
+    parsed = parse_function_call(response, require_think=True, thought_open=True)
+    assert parsed == ParsedAction(action, not reason, reason)
+
+
+@pytest.mark.parametrize(
+    ("response", "action", "reason"),
+    [
+        (f"{ANALYSIS}a {FINISH}{THEN}{FINAL}{LS}", LS, ""),
+        (f"{ANALYSIS}a {FINISH}{THEN}{FINAL}done", "", "no <function=...>"),
+        (f"{ANALYSIS}a {FINISH}", "", "the thought is not closed"),
+        # no answer of gpt-oss, but one about it
+        (f"I write {WRITES_CHANNELS}", WRITES_CHANNELS, ""),
+    ],
+)
+def test_calls_in_channels(response, action, reason):
+    assert parse_function_call(response) == ParsedAction(action, not reason, reason)
+
+
+def test_the_first_call_of_a_response_where_that_is_wanted():
+    for response in (f"<think>{FINISH}</think>{LS}", f"<think>{FINISH}"):
+        assert parse_function_call(response, read_action="first") == ParsedAction(FINISH, True)
+
+
+# each is read in a fraction of a second where reading is linear; where it is quadratic, in minutes
+LONG = 100_000
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<action>" * LONG,
+        "<think>" * LONG,
+        "</think>" * LONG,
+        "<think></think>" * LONG,
+        "<function=a>" * LONG + "</think>",
+        "<function=a>" * LONG + "</think></function>",
+        "<function=a><parameter=b>" * LONG + "</think></parameter> c",
+        "<function=a><parameter=b>" * LONG + "</think></parameter></function>",
+        "<function=a><parameter=b></parameter>" * LONG + "</think>",
+        "<think><function=a></think>" * LONG,
+        "<|channel|>" * LONG,
+        "<|channel|>" + "a" * LONG,
+        "<|channel|>analysis" + " " * LONG,
+        ANALYSIS + f"{THEN}{ANALYSIS}" * LONG,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_reading_is_linear(response):
+    """Counted in what is executed, not in seconds: pytest's own limit ends a quadratic one."""
+    for thought_open in (False, True):
+        assert not parse_action(response, thought_open=thought_open).valid
+        assert parse_function_call(response, thought_open=thought_open).text in response
 
 
 NAME = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="<>"), min_size=1)

@@ -56,6 +56,7 @@ def test_a_row_a_turn():
         assert extra["min_global_steps"] == extra["max_global_steps"] == place + 1
         assert extra["reward_extra_info"] == {
             "acc": 1.0, "task_score": 1.0, "turns": 2.0, "invalid_turns": 0.0, "fault": 0.0, "cut": 0.0,
+            "shortened_turns": 0.0,
         }  # fmt: skip
     assert rows[1].extra_fields["turn_rewards"] == [1.0]
     assert rows[0].extra_fields["anchors"] == ["Guess a digit."] and rows[1].extra_fields["anchors"] == ["higher"]
@@ -131,10 +132,12 @@ def test_a_long_observation_is_cut_before_the_task_is():
 
 
 @pytest.mark.parametrize("setting", ["data.max_prompt_length", "rollout.max_model_len"])
-def test_a_prompt_without_room_for_the_task_is_an_error_that_names_the_setting(setting, layout):
+def test_a_template_that_does_not_fit_is_a_fault_that_names_the_setting(setting, layout):
     limits = {"prompt_length": 10} if "prompt" in setting else {"max_model_len": 10}
-    with pytest.raises(ValueError, match=rf"{setting}=10 .* raise {setting}"):
-        run(["x"], layout=layout, **limits)
+    rows, server = run(["x"], layout=layout, **limits)
+    assert len(rows) == 1 and not server.requests and set(rows[0].response_mask) == {0}
+    fault = rows[0].extra_fields["fault"]
+    assert re.match(rf"the prompt of turn 0: PromptTooLong: .* fills {setting}=10 tokens .* raise {setting} or", fault)
 
 
 def test_a_long_first_observation_is_cut_before_verl_cuts_the_task(layout):

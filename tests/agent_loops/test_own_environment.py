@@ -196,7 +196,7 @@ def test_the_longest_prompt_fits_the_configuration(module):
 
 
 def test_every_variable_of_a_template_is_on_the_page():
-    shown = Episode.__dict__["_render"].__code__.co_consts
+    shown = Episode.__dict__["render"].__code__.co_consts
     names = next(one for one in shown if isinstance(one, tuple) and "standalone" in one)
     assert set(names) - {"halvings"} <= set(re.findall(r"`(\w+)`", PAGE))
 

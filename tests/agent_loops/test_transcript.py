@@ -82,6 +82,7 @@ def test_a_row_a_trajectory():
     assert (extra["min_global_steps"], extra["max_global_steps"]) == (1, 3)
     assert extra["reward_extra_info"] == {
         "acc": 1.0, "task_score": 1.0, "turns": 3.0, "invalid_turns": 1.0, "fault": 0.0, "cut": 0.0,
+        "shortened_turns": 0.0,
     }  # fmt: skip
 
 

@@ -436,7 +436,11 @@ def test_a_loop_finds_its_settings_server_and_tokenizer_on_itself():
         )
         assert loop.rollout_config.custom == {"a": 1}
         assert loop.server_manager is server and loop.tokenizer is tokenizer
-        return await loop.ct_build_initial_tokens([{"role": "user", "content": "x"}])
+        message = [{"role": "user", "content": "x"}]
+        # what `Rows` asks for, so that it sees how long a prompt is
+        assert loop.continuous_token_builder.build_initial_tokens(message) == [1, 2, 3, 4]
+        assert dict(loop.apply_chat_template_kwargs) == {}
+        return await loop.ct_build_initial_tokens(message)
 
     # verl cuts a long prompt's head; `Rows._new_row` keeps prompts below prompt_length so that this never happens
     assert asyncio.run(scenario()) == [3, 4]

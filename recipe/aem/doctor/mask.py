@@ -41,6 +41,8 @@ class PlayedRow:
         messages: of the chat, the row's responses left out where they end it.
         fault: why the environment failed.
         cut: what cut the trajectory short.
+        valid: whether each answer was counted as well-formed.
+        shortened: what of each prompt was shortened.
     """
 
     prompt_ids: list[int]
@@ -51,6 +53,8 @@ class PlayedRow:
     messages: list[Mapping[str, Any]]
     fault: str = ""
     cut: str = ""
+    valid: Sequence[bool] = ()
+    shortened: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,8 @@ async def _play(
                 list(row.messages),
                 str(extra["fault"]),
                 str(extra["cut"]),
+                list(extra["turn_valid"]),
+                list(extra["prompt_shortened"]),
             )
         )
     return Played(rows, policy.requests)
@@ -183,7 +189,9 @@ def check_played(played: Sequence[Played], limits: Limits, tokenizer: Any, byte_
             "failure",
             "Episodes",
             f"{len(faults)} of {len(played)} failed: {faults[0]}",
-            "the fault is the environment's: look at its data first",
+            "change what it names: every episode would end so"
+            if faults[0].startswith("the prompt of ")
+            else "the fault is the environment's: look at its data first",
         )
         return
     n_rows = sum(len(one.rows) for one in played)
@@ -210,6 +218,7 @@ def check_played(played: Sequence[Played], limits: Limits, tokenizer: Any, byte_
             yield Finding("ok", title, good)
     yield _check_answers(played, tokenizer)
     yield _check_lengths(played, limits, byte_lengths)
+    yield from _check_turns(played)
 
 
 def _check_answers(played: Sequence[Played], tokenizer: Any) -> Finding:
@@ -228,6 +237,28 @@ def _check_answers(played: Sequence[Played], tokenizer: Any) -> Finding:
                 "use a tokenizer that has all of the benchmark's words, with their blanks",
             )
     return Finding("ok", title, f"all {len(requests)} arrive as they were meant")
+
+
+def _check_turns(played: Sequence[Played]) -> Iterator[Finding]:
+    """Findings only where something is wrong: answers in the format that count as invalid, prompts that were cut."""
+    rows = [row for one in played for row in one.rows]
+    valid = [one for row in rows for one in row.valid]
+    if not all(valid):
+        yield Finding(
+            "warning",
+            "Format",
+            f"{valid.count(False)} of {len(valid)} answers in the required format count as invalid, and are charged "
+            "episode.invalid_penalty",
+            "see what the model is shown (--show) and episode.require_think, action_format and read_action",
+        )
+    cut = [one for row in rows for one in row.shortened if one]
+    if cut:
+        yield Finding(
+            "warning",
+            "Prompts",
+            f"{len(cut)} of {len(valid)} were shortened to fit ({', '.join(sorted(set(cut)))})",
+            "raise data.max_prompt_length and actor_rollout_ref.rollout.max_model_len to show all",
+        )
 
 
 def span_problems(played: Played) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from agent_loops.episode import Episode
 from agent_loops.loop import EnvironmentAgentLoop
 from agent_loops.rows import Rows
+from agent_loops.thoughts import TAGS
 from recipe.aem.doctor.answers import answer, choose_action
 
 
@@ -57,6 +58,8 @@ class ScriptedPolicy:
         assert self.episode is not None and self.episode.observation is not None
         action = choose_action(self.episode.observation, self.episode.instruction, self.choose)
         text = answer(self.episode.settings, action)
+        if self.rows is not None and self.rows.thought_open:  # as the model would, which goes on within it
+            text = text.removeprefix(TAGS[0])
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
         ids = ids[: sampling_params["max_tokens"]]
         self.requests.append(Request(list(prompt_ids), ids, text))

@@ -169,9 +169,40 @@ def test_too_little_room_for_a_transcript(shop):
     assert found["Spans and mask"].level == "ok"
 
 
-def test_a_prompt_that_cannot_fit_is_said_by_the_loop(shop, model_dir):
-    with pytest.raises(ValueError, match=r"data\.max_prompt_length=50"):
-        play(shop, "turns", model_dir, ["data.max_prompt_length=50"])
+def test_a_template_that_cannot_fit_is_said(shop, model_dir):
+    played, limits, words = play(shop, "turns", model_dir, ["data.max_prompt_length=50"])
+    finding = one(mask.check_played(played, limits, words.tokenizer, False))
+    assert finding.level == "failure" and "fills data.max_prompt_length=50 tokens" in finding.detail
+    assert finding.remedy.startswith("change what it names")
+
+
+def test_prompts_that_are_shortened_are_said(shop):
+    played, limits, words = play(shop, "turns", overrides=["data.max_prompt_length=100"])
+    found = by_title(mask.check_played(played, limits, words.tokenizer, True))
+    assert found["Prompts"].level == "warning" and "were shortened to fit (" in found["Prompts"].detail
+
+
+@pytest.mark.parametrize("layout", mask_layouts())
+def test_a_template_that_opens_the_thought(layout, shop, monkeypatch):
+    """The policy goes on within it, as such a model does, and no answer is charged."""
+    whole = scripted.ByteTokenizer.apply_chat_template
+
+    def opening(self, messages, add_generation_prompt=True, tokenize=True, **more):
+        text = whole(self, messages, tokenize=False) + ("<assistant><think>\n" if add_generation_prompt else "")
+        return self.encode(text) if tokenize else text
+
+    monkeypatch.setattr(scripted.ByteTokenizer, "apply_chat_template", opening)
+    played, limits, words = play(shop, layout, overrides=ROOM if layout == "transcript" else ())
+    assert not any(request.text.startswith("<think>") for one in played for request in one.requests)
+    found = list(mask.check_played(played, limits, words.tokenizer, True))
+    assert [finding.title for finding in found] == TITLES and levels(found) == ["ok"] * 6, found
+    # what a loop that did not see the opening would make of it
+    wrong = [
+        dataclasses.replace(each, rows=[dataclasses.replace(row, valid=[False]) for row in each.rows])
+        for each in played
+    ]
+    charged = by_title(mask.check_played(wrong, limits, words.tokenizer, True))["Format"]
+    assert charged.level == "warning" and "count as invalid" in charged.detail
 
 
 def test_compact_filtering_hides_nothing(shop):

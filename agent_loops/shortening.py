@@ -1,0 +1,96 @@
+"""Prompts that would not fit: what of them goes first, and as little of it as can be. No tokens and no asyncio of verl
+here: what fits is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+from agent_loops.episode import Episode, Shown
+from agent_loops.texts import cut_middle
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+Part = Literal["", "history", "observation", "instruction", "actions"]
+
+KEPT_CHARACTERS = 512
+"""Of the observation, and of the task, as long as the other parts can give way."""
+_MARKS = {"observation": len(" [...]") + 1, "instruction": len(cut_middle("x" * 100_000, 0)) + 1}
+"""What has to go before the text is shorter: the words that say that something went have their length, too."""
+
+
+class PromptTooLong(ValueError):
+    """Not even the template alone fits, which only another setting can change."""
+
+
+def _steps(sizes: Shown) -> list[tuple[Part, int, int]]:
+    """What is shortened in turn: the part, and from which to which size."""
+    assert sizes.observation is not None and sizes.instruction is not None and sizes.actions is not None
+    observation, instruction = (min(KEPT_CHARACTERS, one) for one in (sizes.observation, sizes.instruction))
+    return [
+        ("observation", sizes.observation, observation),
+        ("instruction", sizes.instruction, instruction),
+        ("actions", sizes.actions, 0),
+        ("observation", observation, 0),
+        ("instruction", instruction, 0),
+    ]
+
+
+async def longest_that_fits(
+    episode: Episode, fits: Callable[[str], Awaitable[R | None]], task: bool = True
+) -> tuple[R, Part] | None:
+    """The coming prompt, shortened where it has to be: first the history goes, then the observation's end, then the
+    middle of the task, then the end of the actions, then what was kept of observation and task (`KEPT_CHARACTERS`).
+    The template's own words stay.
+
+    Args:
+        episode: at the coming turn.
+        fits: what to return for a text that fits; None for one that does not. A shorter text should fit where a longer
+            one does. It is asked some 15 times for a part that is shortened, and never again for one that is not.
+        task: whether the message shows the task.
+
+    Returns:
+        What `fits` returned, and the last part that was shortened, empty where the prompt is whole. None where nothing
+        fits.
+    """
+    shown = episode.shown()
+    part: Part = "" if shown.history else "history"
+    if (found := await fits(episode.render(shown))) is not None:
+        return found, part
+    if shown.history and episode.has_history:
+        shown, part = dataclasses.replace(shown, history=False), "history"
+        if (found := await fits(episode.render(shown))) is not None:
+            return found, part
+    for name, size, least in _steps(episode.sizes()):
+        if size - least < _MARKS.get(name, 1) or (name == "instruction" and not task):
+            continue  # there is nothing to win
+        shown, part = dataclasses.replace(shown, **{name: least}), name
+        if (found := await fits(episode.render(shown))) is None:
+            continue
+        low, high = least, size  # `low` fits and `high` does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            more = await fits(episode.render(dataclasses.replace(shown, **{name: middle})))
+            if more is None:
+                high = middle
+            else:
+                low, found = middle, more
+        return found, part
+    return None
+
+
+@functools.cache
+def say_once(part: Part, setting: str, limit: int) -> None:
+    """One line a process for what was shortened, and by what limit."""
+    logger.warning(
+        "a prompt was shortened (its %s) to fit %s=%d. Rows say so in extra_fields['prompt_shortened'], "
+        "validation in `shortened_turns`; this line comes once. Raise %s to show all",
+        part,
+        setting,
+        limit,
+        setting,
+    )

@@ -1,0 +1,58 @@
+"""Texts from outside (pages, tasks, what a model wrote): made fit for tokenizers, files and other processes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from agent_loops.environment import Observation
+
+REPLACEMENT = "\ufffd"
+
+
+def clean(text: str) -> str:
+    r"""The text with U+FFFD for what no UTF-8 text can hold, lone surrogates, and for NUL, which no command can.
+
+    Two surrogates that belong together become the character that they stand for.
+
+    Example:
+        >>> clean("a\udc80b\0c"), clean("\ud83d\ude00") == "\U0001f600"
+        ('a\ufffdb\ufffdc', True)
+    """
+    if "\0" in text:
+        text = text.replace("\0", REPLACEMENT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def clean_observation(observation: Observation) -> Observation:
+    """The observation with all its texts cleaned."""
+    return dataclasses.replace(
+        observation,
+        text=_cleaned(observation.text),
+        actions=tuple(_cleaned(action) for action in observation.actions),
+        info={key: _cleaned(value) for key, value in observation.info.items()},
+    )
+
+
+def cut_middle(text: str, characters: int) -> str:
+    """The text, or its two ends with a line between them that says how much is left out.
+
+    Example:
+        >>> print(cut_middle("0123456789", characters=4))
+        01
+        [... 6 characters are left out ...]
+        89
+    """
+    if len(text) <= characters:
+        return text
+    head = characters // 2
+    left_out = len(text) - characters
+    return f"{text[:head]}\n[... {left_out} characters are left out ...]\n{text[len(text) - (characters - head) :]}"
+
+
+def _cleaned(value: Any) -> Any:
+    return clean(value) if isinstance(value, str) else value
