@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
+import pytest
 import torch
 from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
@@ -174,7 +174,10 @@ def make_trainer(algorithm: Mapping[str, Any], step: int = 3, **attributes: Any)
 def advance(trainer: Any, queue: Queue) -> dict[str, Any]:
     """One call of verl's `_compute_advantage`; returns the metrics."""
     metrics: dict[str, Any] = {}
-    with mock.patch.object(trainer_base, "tq", queue), mock.patch.dict(sys.modules, {"transfer_queue": queue}):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_base, "tq", queue)
+        # this entry alone: mock.patch.dict empties sys.modules for a moment, in which the dump's thread may import
+        patch.setitem(sys.modules, "transfer_queue", queue)
         trainer._compute_advantage(queue.batch, metrics)
     return metrics
 
