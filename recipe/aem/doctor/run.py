@@ -123,6 +123,7 @@ def _configuration(patient: Patient) -> Iterator[Finding]:
 
     assert patient.config is not None
     yield from guarded("Settings", lambda: configuration.check_settings(_config(patient)))
+    yield from guarded("Precision of entropies", lambda: configuration.check_precision(_config(patient)))
     yield from guarded("Order of rows", lambda: configuration.check_row_order(_config(patient)))
     yield from guarded("verl's own checks", lambda: configuration.check_verl(_config(patient)))
 
