@@ -107,19 +107,20 @@ def check_precision(config: Mapping[str, Any], settings: Settings | None, epo: E
     Raises:
         SettingsError: naming the settings that give float32.
     """
+    remedy = f"Set {PARAM_DTYPE}=fp32 (machine=cpu does)"
+    read = []
     if _reads_entropies(settings, epo):
-        precision, what = entropy_precision(config), "entropies"
-        remedy = f"Set {PARAM_DTYPE}=fp32 (machine=cpu does), or {PACKED}=true and {CHUNKED}=true"
-    elif settings is not None and settings.measure is not None:
-        precision, what, remedy = log_prob_precision(config), "surprisals", f"Set {PARAM_DTYPE}=fp32 (machine=cpu does)"
-    else:
-        return
-    if precision.level == "half":
-        reader = settings.estimator if settings is not None and settings.measure is not None else "EPO"
-        raise SettingsError(
-            f"{reader} reads {what} in half precision, most of which are exactly 0 under a confident policy: "
-            f"{precision.why}. {remedy}"
-        )
+        reader = settings.estimator if settings is not None and settings.measure == "entropy" else "EPO"
+        chunks = f"{remedy}, or {PACKED}=true and {CHUNKED}=true"
+        read.append((reader, "entropies", entropy_precision(config), chunks))
+    if settings is not None and settings.measure == "old_log_probs":
+        read.append((settings.estimator, "surprisals", log_prob_precision(config), remedy))
+    for reader, what, precision, advice in read:
+        if precision.level == "half":
+            raise SettingsError(
+                f"{reader} reads {what} in half precision, most of which are exactly 0 under a confident policy: "
+                f"{precision.why}. {advice}"
+            )
 
 
 def check_group_size(config: Mapping[str, Any], settings: Settings | None) -> None:
