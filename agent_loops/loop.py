@@ -33,6 +33,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import inspect
 import json
 import logging
 import math
@@ -45,6 +46,7 @@ import hydra.utils
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
+from agent_loops.arguments import mapping, text
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout
@@ -179,6 +181,8 @@ def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool
             "actor_rollout_ref.rollout.custom.benchmark is not set: the agent loop `environment` needs to know what to "
             "play, e.g. {target: agent_loops.webshop.WebShop, data_dir: ...}"
         )
+    place = "actor_rollout_ref.rollout.custom.benchmark"
+    text(f"{place}.target", mapping(place, settings["benchmark"]).get("target"))
     workers = settings.get("workers", DEFAULT_WORKERS)
     check_workers(workers)
     threads = settings.get("threads")
@@ -196,7 +200,12 @@ def _opened_benchmark(config: str, workers: int, threads: int | None) -> tuple[B
     arguments = json.loads(config)
     target = arguments.pop("target")
     # not `_target_`: verl instantiates its rollout configuration in every worker, which would open the benchmark there
-    benchmark = hydra.utils.get_object(target)(**arguments)
+    make = hydra.utils.get_object(target)
+    try:
+        inspect.signature(make).bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"actor_rollout_ref.rollout.custom.benchmark, for {target}: {error}") from None
+    benchmark = make(**arguments)
     if type(benchmark.make()).thread_safe:
         return benchmark, EnvironmentPool(benchmark.make, threads)
     return benchmark, WorkerPool(target, arguments, workers)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from agent_loops import arguments
 from agent_loops.environment import Observation, Step
 from agent_loops.splits import check_split
 
@@ -32,15 +33,15 @@ class SeedTasks:
     splits: Sequence[str] = ("train", "validation")
 
     def __init__(self, train: int, validation: int, options: Mapping[str, Any] | None = None) -> None:
-        if train < 1:
-            raise ValueError(f"train={train}: expected at least 1 task")
-        if not 1 <= validation <= _FIRST_TRAINING_SEED:
+        arguments.whole("train", train)
+        if arguments.whole("validation", validation) > _FIRST_TRAINING_SEED:
             raise ValueError(f"validation={validation}: expected from 1 to {_FIRST_TRAINING_SEED} tasks")
         self._seeds = {
             "train": range(_FIRST_TRAINING_SEED, _FIRST_TRAINING_SEED + train),
             "validation": range(validation),
         }
-        self._more = {"options": dict(options)} if options else {}
+        given = arguments.mapping("options", options)
+        self._more = {"options": given} if given else {}
 
     def tasks(self, split: str) -> list[dict[str, Any]]:
         """Returns the tasks of a split, `{"seed": …}`, with `options` where there are any.
@@ -68,14 +69,16 @@ class Facts:
     """
 
     def __init__(self, keys: Mapping[str, str] | None = None, winning_reward: float | None = None) -> None:
-        keys = dict(keys or {})
+        keys = arguments.mapping("keys", keys)
         unknown = sorted(set(keys) - set(FACTS))
         if unknown:
             raise ValueError(f"keys.{unknown[0]} is not a fact; there are {', '.join(FACTS)}")
+        for fact, name in keys.items():
+            arguments.text(f"keys.{fact}", name)
         if winning_reward is not None and "won" in keys:
             raise ValueError(f"keys.won={keys['won']!r} and winning_reward={winning_reward!r}: give one of them")
         self._key = {fact: keys.get(fact, fact) for fact in FACTS}
-        self._winning_reward = None if winning_reward is None else float(winning_reward)
+        self._winning_reward = None if winning_reward is None else _number("winning_reward", winning_reward)
 
     def of_observation(self, text: str, told: Mapping[str, Any]) -> Observation:
         """Returns the observation with what is told of its actions, `instruction`, `body` and `kind`."""
@@ -106,7 +109,7 @@ class Facts:
                 f"the episode ended and {self._key['won']!r} is not among what the environment tells "
                 f"({', '.join(map(str, told)) or 'nothing'}): name what says so in keys.won, or set winning_reward"
             )
-        score = {"score": float(self._get(told, "score"))} if self._told(told, "score") else {}
+        score = {"score": _score(self._key["score"], self._get(told, "score"))} if self._told(told, "score") else {}
         return {"won": bool(won), **score}
 
     def truncated(self, told: Mapping[str, Any]) -> bool:
@@ -118,6 +121,23 @@ class Facts:
 
     def _get(self, told: Mapping[str, Any], fact: str, default: Any = None) -> Any:
         return told[self._key[fact]] if self._told(told, fact) else default
+
+
+def _number(setting: str, value: Any) -> float:
+    """A setting's number, which a command line may have as a text."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            arguments.refuse(setting, value, "a number")
+    return arguments.number(setting, value)
+
+
+def _score(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{key!r} is {value!r}: expected a number") from None
 
 
 def refuse(observation: Observation, reason: str) -> Step:

@@ -6,11 +6,18 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from agent_loops import arguments
 from agent_loops.adapters.common import Facts, SeedTasks, refuse
 from agent_loops.environment import Observation, Step
 
 if TYPE_CHECKING:
     import gymnasium
+
+
+_ANSWERS = {
+    "reset": "(observation, info)",
+    "step": "(observation, reward, terminated, truncated, info)",
+}
 
 
 class GymnasiumEnvironment:
@@ -22,9 +29,10 @@ class GymnasiumEnvironment:
 
     thread_safe: ClassVar[bool] = False
 
-    def __init__(self, make: Callable[[], gymnasium.Env], facts: Facts) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env], facts: Facts, source: str = "the environment") -> None:
         self._make = make
         self._facts = facts
+        self._source = source
         self._env: gymnasium.Env | None = None
         self._seen: Observation | None = None
 
@@ -32,12 +40,12 @@ class GymnasiumEnvironment:
         """Starts the episode of this seed and these options.
 
         Raises:
-            TypeError: the observation is not text.
+            TypeError: the observation is not text, or the answer is not what Gymnasium's API says.
         """
         self._seen = None
         if self._env is None:
             self._env = self._make()
-        text, told = self._env.reset(seed=int(task["seed"]), options=task.get("options"))
+        text, told = self._answer("reset", 2, self._env.reset(seed=int(task["seed"]), options=task.get("options")))
         self._seen = self._facts.of_observation(_text(text), told)
         return self._seen
 
@@ -46,18 +54,36 @@ class GymnasiumEnvironment:
 
         Raises:
             RuntimeError: no episode was started.
-            TypeError: the observation is not text.
+            TypeError: the observation is not text, or the answer is not what Gymnasium's API says.
             KeyError: the episode ended, and nothing says whether it is won.
         """
         if self._env is None or self._seen is None:
             raise RuntimeError("step() before reset(): no episode is being played")
         if not self._env.action_space.contains(action):
             return refuse(self._seen, f"Not an action: {_reason(action, self._env.action_space)}.")
-        text, reward, terminated, truncated, told = self._env.step(action)
-        reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
+        text, reward, terminated, truncated, told = self._answer("step", 5, self._env.step(action))
+        try:
+            reward = float(reward)
+        except (TypeError, ValueError):
+            raise TypeError(f"{self._source}: step() returned the reward {reward!r}: expected a number") from None
+        terminated, truncated = bool(terminated), bool(truncated)
         info = self._facts.of_step(told, reward, terminated or truncated)
         self._seen = self._facts.of_observation(_text(text), told)
         return Step(self._seen, reward, terminated, truncated, info)
+
+    def _answer(self, method: str, length: int, answer: Any) -> tuple:
+        """The answer of the environment's `reset` or `step`, whose last part is its `info`."""
+        if not isinstance(answer, tuple) or len(answer) != length:
+            found = f"{len(answer)} values" if isinstance(answer, tuple) else f"a {type(answer).__name__}"
+            raise TypeError(
+                f"{self._source}: {method}() returned {found}: expected {_ANSWERS[method]}, as gymnasium.Env"
+            )
+        if not isinstance(answer[-1], Mapping):
+            raise TypeError(
+                f"{self._source}: {method}() returned {answer[-1]!r:.80} as its info: expected a dict, as "
+                "gymnasium.Env; an empty one will do"
+            )
+        return answer
 
     def close(self) -> None:
         """Closes the environment."""
@@ -112,19 +138,26 @@ class GymnasiumBenchmark:
             raise ImportError("gymnasium is not installed: pip install 'verl-aem[gymnasium]'") from error
         if (env_id is None) == (factory is None):
             raise ValueError(f"env_id={env_id!r}, factory={factory!r}: give one of them")
-        arguments = dict(env_kwargs or {})
+        given = arguments.mapping("env_kwargs", env_kwargs)
         self._make: Callable[[], gymnasium.Env]
         if env_id is not None:
+            env_id = arguments.text("env_id", env_id)
             # the checker would warn anew in every episode; `agent_loops.check` is ours
-            self._make = lambda: gymnasium.make(env_id, disable_env_checker=True, **arguments)
+            self._make = lambda: gymnasium.make(env_id, disable_env_checker=True, **given)
         else:
-            make = pkgutil.resolve_name(str(factory))
-            self._make = lambda: make(**arguments)
+            make = _resolved(arguments.text("factory", factory))
+            self._make = lambda: make(**given)
         self._facts = Facts(keys, winning_reward)
         self._tasks = SeedTasks(train, validation, options)
-        self._class = _ThreadSafe if thread_safe else GymnasiumEnvironment
-        self._name = name or env_id or str(factory).rpartition(":")[2]
-        env = self._make()
+        self._class = _ThreadSafe if arguments.switch("thread_safe", thread_safe) else GymnasiumEnvironment
+        self._source = f"env_id={env_id!r}" if env_id is not None else f"factory={factory!r}"
+        self._name = arguments.text("name", name) if name is not None else env_id or str(factory).rpartition(":")[2]
+        try:
+            env = self._make()
+        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            more = f" with env_kwargs={given!r}" if given else ""
+            raise ValueError(f"{self._source}{more} makes no environment: {type(error).__name__}: {said}") from error
         try:
             for role, space in (("observation", env.observation_space), ("action", env.action_space)):
                 if not isinstance(space, gymnasium.spaces.Text):
@@ -145,7 +178,22 @@ class GymnasiumBenchmark:
 
     def make(self) -> GymnasiumEnvironment:
         """Returns an environment that is not yet open: its first reset may take a while, and runs in a thread."""
-        return self._class(self._make, self._facts)
+        return self._class(self._make, self._facts, self._source)
+
+
+def _resolved(factory: str) -> Callable[..., Any]:
+    """What a factory's name stands for.
+
+    Raises:
+        ValueError: nothing, or nothing that can be called.
+    """
+    try:
+        found = pkgutil.resolve_name(factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"factory={factory!r}: {error}; expected module:function or module:Class") from error
+    if not callable(found):
+        raise ValueError(f"factory={factory!r} is a {type(found).__name__}: expected module:function or module:Class")
+    return found
 
 
 def _text(observation: Any) -> str:

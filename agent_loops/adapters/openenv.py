@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import requests
 
+from agent_loops import arguments
 from agent_loops.adapters.common import Facts, SeedTasks, refuse
 from agent_loops.environment import Observation, Step
 
@@ -152,14 +153,17 @@ class OpenEnvBenchmark:
         name: str = "openenv",
     ) -> None:
         self._client_class = _one_session_client()
-        self.url = base_url.rstrip("/")
-        self.action_field = action_field
-        self.observation_field = observation_field
+        self.url = arguments.text("base_url", base_url).rstrip("/")
+        self.action_field = arguments.text("action_field", action_field)
+        self.observation_field = arguments.text("observation_field", observation_field)
         self.facts = Facts(keys, winning_reward)
-        self._action_defaults = dict(action_defaults or {})
-        self._seconds = {"connect_timeout_s": connect_seconds, "message_timeout_s": message_seconds}
+        self._action_defaults = arguments.mapping("action_defaults", action_defaults)
+        self._seconds = {
+            "connect_timeout_s": arguments.number("connect_seconds", connect_seconds, 0.001),
+            "message_timeout_s": arguments.number("message_seconds", message_seconds, 0.001),
+        }
         self._tasks = SeedTasks(train, validation, options)
-        self._name = name
+        self._name = arguments.text("name", name)
         check_fields(self._schema(connect_seconds), action_field, observation_field, self._action_defaults)
 
     @property

@@ -11,7 +11,17 @@ from pathlib import Path
 from agent_loops.alfworld.facts import Facts, Relation
 from agent_loops.alfworld.grammar import GrammarError, Values, Wording, parse_grammar, parse_query
 from agent_loops.alfworld.joins import TYPE, Join, picker
-from agent_loops.alfworld.pddl import Action, Conjunction, Fact, Literal, PddlError, parse_domain, parse_problem
+from agent_loops.alfworld.pddl import (
+    Action,
+    Conjunction,
+    Domain,
+    Fact,
+    Literal,
+    PddlError,
+    Problem,
+    parse_domain,
+    parse_problem,
+)
 
 _KEYS = ("pddl_domain", "pddl_problem", "grammar")
 
@@ -39,6 +49,7 @@ class Game:
         domain_text, problem_text, grammar_text = (str(data[key]) for key in _KEYS)
         self._domain = parse_domain(domain_text)
         problem = parse_problem(problem_text)
+        _check_problem(problem, self._domain)
         self._grammar = parse_grammar(grammar_text)
         self.walkthrough: list[str] = list(data.get("walkthrough") or ())  # type: ignore[call-overload]
         self.changing = {effect.literal.predicate for action in self._domain.actions for effect in action.effects}
@@ -251,6 +262,40 @@ class _World:
 
     def solutions(self, query: str, values: Values) -> list[Values]:
         return self._game.solutions(self._facts, query, values)
+
+
+def _check_problem(problem: Problem, domain: Domain) -> None:
+    """Refuse facts and a goal over what is declared nowhere: no play could ever win, or each would have won at once.
+
+    Raises:
+        PddlError: naming what is unknown.
+    """
+    for predicate, facts in problem.facts.items():
+        for fact in facts:
+            _check_literal(f"the fact ({' '.join((predicate, *fact))})", Literal(predicate, fact), {}, problem, domain)
+    for conjunction in problem.goal:
+        for name, kind in conjunction.types.items():
+            if kind not in domain.types:
+                raise PddlError(
+                    f"the goal's {name.partition('#')[0]} is of type {kind}, which the domain does not have"
+                )
+        for literal in conjunction.literals:
+            where = f"the goal's ({' '.join((literal.predicate, *(term.partition('#')[0] for term in literal.terms)))})"
+            _check_literal(where, literal, conjunction.types, problem, domain)
+
+
+def _check_literal(where: str, literal: Literal, variables: dict[str, str], problem: Problem, domain: Domain) -> None:
+    expected = 2 if literal.predicate == "=" else None
+    if expected is None:
+        if literal.predicate not in domain.predicates:
+            raise PddlError(f"{where} is about {literal.predicate}, which is none of the domain's predicates")
+        expected = len(domain.predicates[literal.predicate])
+    if len(literal.terms) != expected:
+        raise PddlError(f"{where} has {len(literal.terms)} terms, and {literal.predicate} takes {expected}")
+    for term in literal.terms:
+        if term not in problem.objects and term not in variables:
+            kind = "no variable of it" if term.startswith("?") else "none of the problem's objects"
+            raise PddlError(f"{where} names {term.partition('#')[0]}, which is {kind}")
 
 
 def _idle_test(action: Action, precondition: Conjunction, parameters: tuple[str, ...]) -> Callable[[Fact], bool] | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent_loops import arguments
 from agent_loops.alfworld.game import GameError
 from agent_loops.splits import check_split
 
@@ -33,7 +34,7 @@ def games_directory(data_dir: str | Path) -> Path:
     Raises:
         GameError: neither has them.
     """
-    data_dir = Path(data_dir)
+    data_dir = arguments.path("data_dir", data_dir)
     for directory in (data_dir / RELEASE, data_dir):
         if any((directory / split).is_dir() for split in SPLITS):
             return directory
@@ -75,12 +76,13 @@ class AlfworldTasks:
 
     Args:
         games: `find_games`.
-        kinds: only tasks of these types.
+        kinds: only tasks of these types: a list, or a string with commas between them.
     """
 
     splits: Sequence[str] = SPLITS
 
-    def __init__(self, games: dict[str, list[str]], kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, games: dict[str, list[str]], kinds: str | Sequence[str] = KINDS) -> None:
+        kinds = arguments.names("kinds", kinds)
         unknown = sorted(set(kinds) - set(KINDS))
         if unknown:
             raise ValueError(f"kinds={unknown[0]!r} is not a type of task: choose from {', '.join(KINDS)}")
@@ -110,7 +112,7 @@ class Alfworld:
 
     def __init__(self, data_dir: str | Path, kinds: str | Sequence[str] = KINDS) -> None:
         self._directory = games_directory(data_dir)
-        self._kinds = tuple(kind.strip() for kind in kinds.split(",")) if isinstance(kinds, str) else tuple(kinds)
+        self._kinds = arguments.names("kinds", kinds)
         self._tasks: AlfworldTasks | None = None
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from agent_loops import arguments
 from agent_loops.java import OnePerProcess, check_heap, find_java
 from agent_loops.scienceworld.environment import ScienceWorldEnvironment
 from agent_loops.scienceworld.simulator import Simulator
@@ -34,13 +36,12 @@ class ScienceWorld:
         max_steps: int = 1000,
         heap: str = "1g",
     ) -> None:
-        for setting, value in (("valid_actions", valid_actions), ("show_state", show_state)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{setting}={value!r}: expected true or false")
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         self._tasks = ScienceWorldTasks(tasks, simplifications)
-        self._shown = {"valid_actions": valid_actions, "show_state": show_state, "max_steps": max_steps}
+        self._shown: dict[str, Any] = {
+            "valid_actions": arguments.switch("valid_actions", valid_actions),
+            "show_state": arguments.switch("show_state", show_state),
+            "max_steps": arguments.whole("max_steps", max_steps),
+        }
         check_heap(heap)
         self.simulator = OnePerProcess(lambda: Simulator(heap))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agent_loops import arguments
 from agent_loops.splits import check_split
 
 VARIATIONS: Mapping[str, int] = {
@@ -114,7 +115,9 @@ def check_simplifications(simplifications: str, names: Sequence[str]) -> str:
     Raises:
         ValueError: one is unknown, or does not go with one of the tasks.
     """
-    chosen = [one.strip() for one in str(simplifications).split(",") if one.strip()]
+    if not isinstance(simplifications, str):
+        arguments.refuse("simplifications", simplifications, "a text, with commas between several")
+    chosen = [one.strip() for one in simplifications.split(",") if one.strip()]
     for one in chosen:
         if one != EASY and one not in SIMPLIFICATIONS:
             known = ", ".join((EASY, *SIMPLIFICATIONS))
@@ -131,7 +134,7 @@ def check_simplifications(simplifications: str, names: Sequence[str]) -> str:
 def _chosen(tasks: str | Iterable[str] | None) -> list[str]:
     if tasks is None:
         return list(VARIATIONS)
-    given = {name.strip() for name in (tasks.split(",") if isinstance(tasks, str) else tasks)} - {""}
+    given = set(arguments.names("tasks", tasks)) - {""}
     unknown = sorted(given - set(VARIATIONS))
     if unknown or not given:
         what = f"{unknown[0]!r} is unknown" if unknown else "none is chosen"

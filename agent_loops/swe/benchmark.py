@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_loops import arguments
 from agent_loops.swe.environment import SweEnvironment
 from agent_loops.swe.grading import Grade, GradeSettings, grade
 from agent_loops.swe.readers import read_tasks
@@ -52,13 +54,21 @@ class Swe:
             ("observation_characters", observation_characters, 1_000),
             ("statement_characters", statement_characters, 100),
         ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < least:
-                raise ValueError(f"{setting}={value!r}: expected a number of {least} or more")
+            arguments.number(setting, value, least)
+        if validation is not None:
+            arguments.path("validation", validation)
+        self._sandbox = SandboxSettings(**_known(arguments.mapping("sandbox", sandbox)))
         self._tasks = SweTasks(
-            read_tasks(tasks), None if validation is None else read_tasks(validation), held_out=held_out, by=by
+            read_tasks(arguments.path("tasks", tasks)),
+            None if validation is None else read_tasks(validation),
+            held_out=arguments.number("held_out", held_out),
+            by=by,
         )
-        self._sandbox = SandboxSettings(**(sandbox or {}))
-        self._grading = GradeSettings(self._sandbox, seconds=reward_seconds, slots=slots)
+        self._grading = GradeSettings(
+            self._sandbox,
+            seconds=arguments.number("reward_seconds", reward_seconds, 1),
+            slots=None if slots is None else arguments.whole("slots", slots),
+        )
         self._playing = {
             "command_seconds": float(command_seconds),
             "characters": int(observation_characters),
@@ -101,3 +111,12 @@ class Swe:
             raise ImportError("grading needs swebench, which is not installed here: pip install 'verl-aem[swe]'")
         if self._sandbox.backend in ("bubblewrap", "host"):  # a container would need its image
             open_sandbox(self._sandbox).close()
+
+
+def _known(sandbox: dict[str, Any]) -> dict[str, Any]:
+    """`sandbox`, once all its names are settings."""
+    known = [field.name for field in dataclasses.fields(SandboxSettings)]
+    for name in sandbox:
+        if name not in known:
+            raise ValueError(f"sandbox.{name} is not a setting; there are {', '.join(known)}")
+    return sandbox

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from agent_loops import arguments
 from agent_loops.java import OnePerProcess, check_heap, find_java
 from agent_loops.textworld_express.environment import TextWorldExpressEnvironment
 from agent_loops.textworld_express.simulator import NAME, Simulator
@@ -31,13 +32,12 @@ class TextWorldExpress:
         max_steps: int = 100,
         heap: str = "512m",
     ) -> None:
-        if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
-        for name, value in (parameters or {}).items():
+        self._parameters = arguments.mapping("parameters", parameters)
+        for name, value in self._parameters.items():
             if isinstance(value, bool) or not isinstance(value, int):
                 raise ValueError(f"parameters.{name}={value!r}: expected a whole number (1 for yes, 0 for no)")
         self._game, self._tasks = game, TextWorldExpressTasks(game)
-        self._parameters, self._max_steps = dict(parameters or {}), max_steps
+        self._max_steps = arguments.whole("max_steps", max_steps)
         check_heap(heap)
         self.simulator = OnePerProcess(lambda: Simulator(heap))
 

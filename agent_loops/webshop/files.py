@@ -17,6 +17,7 @@ from agent_loops.webshop.records import (
     CatalogueError,
     Goal,
     Product,
+    check_facts,
     is_sold,
     read_goal,
     read_product,
@@ -81,8 +82,7 @@ def read_facts(path: Path, progress: Progress | None = None) -> Iterator[tuple[s
         CatalogueError: the file is malformed.
     """
     for line, asin, facts in read_object(path, progress):
-        if not isinstance(facts, dict):
-            raise CatalogueError(f"{path}, line {line}, {asin}: expected a JSON object, not {type(facts).__name__}")
+        check_facts(facts, f"{path}, line {line}, {asin}")
         yield asin, facts
 
 

@@ -24,7 +24,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_loops.webshop.records import CatalogueError, Goal, Product
+from agent_loops.webshop.records import CatalogueError, Goal, Product, in_words, options_of, text_of, texts_of
 
 SHUFFLE_SEED = 233
 NO_LIMIT = 1_000_000.0
@@ -95,23 +95,19 @@ def written_goals(product: Product, instructions: Sequence[Mapping[str, Any]], w
         return [
             Goal(
                 asin=product.asin,
-                instruction=written["instruction"].strip(".") + _price_text(limit),
-                attributes=tuple(written["instruction_attributes"]),
-                options=_listed(written["instruction_options"]),
+                instruction=text_of(written, "instruction").strip(".") + _price_text(limit),
+                attributes=texts_of(written, "instruction_attributes"),
+                options=options_of(written, "instruction_options"),
                 price_upper=limit,
                 query=product.query,
                 product_category=product.product_category,
                 title=product.title,
             )
             for written in instructions
-            if written["instruction_attributes"]
+            if texts_of(written, "instruction_attributes")
         ]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise CatalogueError(f"{where} is malformed: {error!r}") from error
-
-
-def _listed(options: Any) -> Mapping[str, str] | tuple[str, ...]:
-    return dict(options) if isinstance(options, Mapping) else tuple(options)
+        raise CatalogueError(f"{where} is malformed: {in_words(error)}") from error
 
 
 def _price_text(limit: float) -> str:

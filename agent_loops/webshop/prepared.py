@@ -63,7 +63,7 @@ from agent_loops.webshop.records import (
 from agent_loops.webshop.store import ByKey, Store, StoreWriter
 from agent_loops.webshop.stream import Progress
 
-FORMAT = 1
+FORMAT = 2
 """Of the prepared files: raised whenever the code would write others, so that old ones are not opened."""
 _LOGGER = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE = 64, 1 << 16

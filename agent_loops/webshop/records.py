@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,37 +78,151 @@ def read_product(record: Any, facts: Mapping[str, Any], limit: float | None, whe
     """
     asin = record["asin"]
     try:
-        features = record["small_description"]
-        pieces = (record["pricing"] or "").split("$")[1:]
-        prices = [float(_NOT_A_NUMBER.sub("", piece)) for piece in pieces][:2] or [DEFAULT_PRICE]
+        price_text, prices = _read_prices(record)
         return Product(
             asin=asin,
-            title=record["name"],
-            description=record["full_description"],
-            features=tuple(features) if isinstance(features, list) else (features,),
-            price_text=" to ".join(f"${price}" for price in prices),
+            title=text_of(record, "name"),
+            description=text_of(record, "full_description"),
+            features=_read_features(record),
+            price_text=price_text,
             price=fixed_price(prices, limit),
             options=_read_options(record["customization_options"]),
-            attributes=tuple(facts.get("attributes", ("DUMMY_ATTR",))),
-            query=record.get("query", "").lower().strip(),
-            product_category=record.get("product_category", ""),
+            attributes=texts_of(facts, "attributes") if "attributes" in facts else ("DUMMY_ATTR",),
+            query=text_of(record, "query", "").lower().strip(),
+            product_category=text_of(record, "product_category", ""),
             instruction=facts.get("instruction") or "",
             instruction_attributes=tuple(facts.get("instruction_attributes") or ()),
         )
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CatalogueError(f"{where} ({asin}) is malformed: {error!r}") from error
+        raise CatalogueError(f"{where} ({asin}) is malformed: {in_words(error)}") from error
 
 
-def _read_options(options: Mapping[str, Any] | str | None) -> dict[str, tuple[str, ...]]:
-    if not options:
+def check_facts(facts: Any, where: str) -> None:
+    """Raises a `CatalogueError` unless these are what items_ins_v2*.json says of a product.
+
+    Args:
+        facts: `attributes`, and where there is one, an `instruction` with its `instruction_attributes`.
+        where: the record's place, for errors.
+    """
+    if not isinstance(facts, dict):
+        raise CatalogueError(f"{where}: expected a JSON object, not {type(facts).__name__}")
+    try:
+        for name in ("attributes", "instruction_attributes"):
+            if (name == "attributes" and name in facts) or facts.get(name) is not None:
+                texts_of(facts, name)
+        if facts.get("instruction") is not None:
+            text_of(facts, "instruction")
+    except Malformed as error:
+        raise CatalogueError(f"{where} is malformed: {error}") from error
+
+
+class Malformed(ValueError):
+    """A field of a record is not what it has to be. The message names the field, and what stands there."""
+
+
+def in_words(error: Exception) -> str:
+    """Returns what is wrong with a record."""
+    return str(error) if isinstance(error, Malformed) else repr(error)
+
+
+def text_of(record: Mapping[str, Any], name: str, default: str | None = None) -> str:
+    """Returns a field that has to be a text.
+
+    Args:
+        record: what holds it.
+        name: of the field.
+        default: what stands for a field that is absent; None where it must be there.
+
+    Raises:
+        Malformed: it is another thing.
+    """
+    value = record[name] if default is None else record.get(name, default)
+    if type(value) is not str:
+        raise Malformed(f"{name} is {_shown(value)}, not a text")
+    return value
+
+
+def texts_of(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """Returns a field that has to be a list of texts.
+
+    Raises:
+        Malformed: it is another thing, such as the list written as a text.
+    """
+    value = record[name]
+    if type(value) is not list:
+        raise Malformed(f"{name} is {_shown(value)}, not a list of texts")
+    for entry in value:
+        if type(entry) is not str:
+            raise Malformed(f"{name} holds {_shown(entry)}, and has to be a list of texts")
+    return tuple(value)
+
+
+def options_of(record: Mapping[str, Any], name: str) -> Mapping[str, str] | tuple[str, ...]:
+    """Returns a goal's options: values by name, or the values alone.
+
+    Raises:
+        Malformed: it is another thing.
+    """
+    value = record[name]
+    if type(value) is not dict:
+        return texts_of(record, name)
+    for option, wanted in value.items():
+        if type(wanted) is not str:
+            raise Malformed(f"{name} has {_shown(wanted)} for {option!r}, not a text")
+    return dict(value)
+
+
+def _shown(value: Any) -> str:
+    kind = {str: "the text ", type(None): "null"}.get(type(value), f"the {type(value).__name__} ")
+    return kind if value is None else kind + repr(value)[:60]
+
+
+def _read_prices(record: Mapping[str, Any]) -> tuple[str, list[float]]:
+    """Returns the price as it is shown, and its one or two numbers. null, or a text without a $, is none."""
+    pricing = record["pricing"]
+    pieces = [] if pricing is None else text_of(record, "pricing").split("$")[1:]
+    prices = [float(_NOT_A_NUMBER.sub("", piece)) for piece in pieces][:2] or [DEFAULT_PRICE]
+    return " to ".join(f"${price}" for price in prices), prices
+
+
+def _read_features(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns a product's features: a list of texts, or one text, which some records have instead."""
+    if type(record["small_description"]) is list:
+        return texts_of(record, "small_description")
+    feature = text_of(record, "small_description")
+    if feature.startswith("[") and _is_list(feature):
+        raise Malformed(f"small_description is {_shown(feature)}: a list that became a text")
+    return (feature,)
+
+
+def _is_list(text: str) -> bool:
+    """Whether a text is a list, written in JSON or in Python."""
+    try:
+        return isinstance(ast.literal_eval(text), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _read_options(options: Any) -> dict[str, tuple[str, ...]]:
+    if options is None or options in ("", []):
         return {}
-    if isinstance(options, str):
-        raise ValueError(f"customization_options is the text {options[:40]!r}, not a mapping")
-    return {
-        name.lower(): tuple(entry["value"].strip().replace("/", " | ").lower() for entry in entries)
-        for name, entries in options.items()
-        if entries is not None
-    }
+    if type(options) is not dict:
+        raise Malformed(f"customization_options is {_shown(options)}, not a mapping")
+    read = {}
+    for name, entries in options.items():
+        if entries is None:
+            continue
+        if type(entries) is not list:
+            raise Malformed(f"customization_options has {_shown(entries)} for {name!r}, not a list of objects")
+        for entry in entries:
+            if type(entry) is not dict or type(entry.get("value")) is not str:
+                raise Malformed(f"customization_options has {_shown(entry)} for {name!r}, not an object with a `value`")
+        read[name.lower()] = tuple(entry["value"].strip().replace("/", " | ").lower() for entry in entries)
+    return read
 
 
 def fixed_price(prices: Sequence[float], limit: float | None) -> float:
@@ -132,19 +248,21 @@ def read_goal(record: Any, where: str) -> Goal:
     """
     require_fields(record, _GOAL_FIELDS, where)
     try:
-        wanted = record["goal_options"]
+        limit = record["price_upper"]
+        if type(limit) not in (int, float) or math.isnan(limit):
+            raise Malformed(f"price_upper is {_shown(limit)}, not a number")
         return Goal(
             asin=record["asin"],
-            instruction=record["instruction_text"],
-            attributes=tuple(record["attributes"]),
-            options=tuple(wanted) if isinstance(wanted, list) else dict(wanted),
-            price_upper=float(record["price_upper"]),
-            query=record["query"],
-            product_category=record["product_category"],
-            title=record["name"],
+            instruction=text_of(record, "instruction_text"),
+            attributes=texts_of(record, "attributes"),
+            options=options_of(record, "goal_options"),
+            price_upper=float(limit),
+            query=text_of(record, "query"),
+            product_category=text_of(record, "product_category"),
+            title=text_of(record, "name"),
         )
-    except (TypeError, ValueError, KeyError) as error:
-        raise CatalogueError(f"{where} is malformed: {error!r}") from error
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise CatalogueError(f"{where} is malformed: {in_words(error)}") from error
 
 
 def require_fields(record: Any, names: Sequence[str] = _PRODUCT_FIELDS, where: str = "") -> None:

@@ -10,10 +10,11 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+from agent_loops import arguments
 from agent_loops.splits import check_split
 from agent_loops.webshop.catalogue import Catalogue, load_catalogue
 from agent_loops.webshop.environment import WebShopEnvironment
-from agent_loops.webshop.files import GoalSource
+from agent_loops.webshop.files import GOAL_SOURCES, GoalSource
 from agent_loops.webshop.goals import first_worded
 
 
@@ -59,6 +60,7 @@ class WebShopTasks:
         return tasks
 
     def _split(self, first_G: NDArray[np.int32], n_validation: int) -> None:
+        arguments.whole("n_validation", n_validation)
         if not 0 < n_validation < len(first_G):
             raise ValueError(
                 f"n_validation={n_validation} leaves no goals for one of the splits: there are {len(first_G)} "
@@ -94,7 +96,11 @@ class WebShop:
         goals: GoalSource = "auto",
         cache: str | Path | None = None,
     ) -> None:
-        self._catalogue = _shared_catalogue(str(Path(data_dir).resolve()), cache and str(Path(cache).resolve()), goals)
+        directory = arguments.path("data_dir", data_dir)
+        cached = None if cache is None else str(arguments.path("cache", cache).resolve())
+        if not isinstance(goals, str) or goals not in GOAL_SOURCES:
+            arguments.refuse("goals", goals, f"one of {', '.join(GOAL_SOURCES)}")
+        self._catalogue = _shared_catalogue(str(directory.resolve()), cached, goals)
         self._tasks = WebShopTasks.of(self._catalogue, n_validation)
 
     @property

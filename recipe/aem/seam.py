@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import logging
 import time
 from typing import Any
 
@@ -27,8 +28,9 @@ import wrapt
 from recipe.aem import epo, filters, updates
 from recipe.aem.dump import capture
 from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
-from recipe.aem.startup import check_run
+from recipe.aem.startup import cautions, check_run
 
+_LOGGER = logging.getLogger(__name__)
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
 _DROPPED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("verl_aem_dropped_rows", default=frozenset())
 """The rows of the batch that faults keep out of training."""
@@ -97,7 +99,9 @@ def _check_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) ->
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
     config = args[0] if args else kwargs["config"]
-    check_run(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    settings, epo_settings = check_run(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    for caution in cautions(config, settings, epo_settings):
+        _LOGGER.warning("%s: %s; %s", caution.title, caution.detail, caution.remedy)
     rollout = config.actor_rollout_ref.rollout
     if rollout.agent.default_agent_loop == "environment":
         from agent_loops.loop import open_benchmark

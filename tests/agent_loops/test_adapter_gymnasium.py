@@ -159,6 +159,45 @@ def test_actions_that_are_no_list_are_an_error():
         benchmark(keys={"actions": "task"}).make().reset({"seed": 5})
 
 
+def answering(env, reset=("Which digit?", {}), step=("no", 0.0, False, False, {})):
+    env.reset = lambda **_: reset
+    env.step = lambda action: step
+    return env
+
+
+def broken(**answers):
+    return answering(Digit(), **answers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"reset": ("Which digit?", None)}, r"reset\(\) returned None as its info: expected a dict"),
+        ({"reset": ("Which digit?", "told")}, r"reset\(\) returned 'told' as its info"),
+        ({"reset": "Which digit?"}, r"reset\(\) returned a str: expected \(observation, info\)"),
+        ({"reset": ("Which digit?", {}, {})}, r"reset\(\) returned 3 values"),
+        ({"step": ("no", 0.0, False, False, None)}, r"step\(\) returned None as its info"),
+        ({"step": ("no", 0.0, False, {})}, r"step\(\) returned 4 values: expected \(observation, reward, terminated"),
+        ({"step": ("no", None, False, False, {})}, r"step\(\) returned the reward None: expected a number"),
+        ({"step": ("no", 0.0, False, False, {"score": "high"})}, r"'score' is 'high': expected a number"),
+    ],
+)
+def test_an_answer_that_breaks_the_api_is_one_line_that_names_the_environment(answers, said):
+    one = benchmark(factory=f"{__name__}:broken", env_kwargs=answers)
+    environment = one.make()
+    with pytest.raises(TypeError, match=said) as error:
+        environment.reset({"seed": 5})
+        environment.step("hello")
+    assert "score" in said or str(error.value).startswith(f"factory='{__name__}:broken': ")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_empty_info_will_do():
+    environment = benchmark(factory=f"{__name__}:broken", winning_reward=1.0).make()
+    environment.reset({"seed": 5})
+    assert environment.step("hello").info == {"won": False}
+
+
 def test_an_observation_that_is_no_text_is_an_error():
     with pytest.raises(TypeError, match="the observation is a bytes: expected a string"):
         benchmark(env_kwargs={"text": str.encode}).make().reset({"seed": 5})

@@ -302,6 +302,18 @@ def test_an_interrupted_engine_leaves_a_masked_token(layout):
 def test_missing_settings_are_named():
     with pytest.raises(ValueError, match=r"rollout\.custom\.benchmark is not set"):
         loop_module.open_benchmark(None)
+    for benchmark, said in (
+        ("webshop", r"custom\.benchmark='webshop': expected a mapping"),
+        ({"data_dir": "/data"}, r"custom\.benchmark\.target=None: expected a text"),
+        ({"target": ["guess"]}, r"custom\.benchmark\.target=\['guess'\]: expected a text"),
+        ({"target": "agent_loops.webshop.WebShop"}, r"for agent_loops\.webshop\.WebShop: missing .*'data_dir'"),
+        (
+            {"target": "agent_loops.webshop.WebShop", "data_dir": "/data", "goal": "human"},
+            r"for agent_loops\.webshop\.WebShop: got an unexpected keyword argument 'goal'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            loop_module.open_benchmark(OmegaConf.create({"benchmark": benchmark}))
 
 
 @pytest.mark.parametrize(

@@ -37,18 +37,18 @@ BROUGHT = (
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.name=vllm",
+    "actor_rollout_ref.rollout.n=8",
     "actor_rollout_ref.model.path=${oc.env:AEM_MODEL}",
     "++actor_rollout_ref.model.override_config.attn_implementation=sdpa",
 )
+MACHINES = ("node", "gpu1", "cpu")
 GIVEN = {
-    "webshop_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
-    "webshop_1.5b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
-    "alfworld_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
-    "alfworld_1.5b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
-    "scienceworld_7b": {"node": ("machine=node",), "cpu": ("machine=cpu",)},
-    "swe_32b": {"node": ("machine=node",), "gpu1": ("machine=gpu1",), "cpu": ("machine=cpu",)},
-    "webshop_demo": {"node": ("machine=node",), "gpu1": ("machine=gpu1",), "cpu": ("machine=cpu",)},
-    "aem_trainer": {"node": ("+machine=node", *BROUGHT), "cpu": ("+machine=cpu", *BROUGHT)},
+    **{
+        name: {machine: (f"machine={machine}",) for machine in MACHINES}
+        for name in ("webshop_7b", "webshop_1.5b", "alfworld_7b", "alfworld_1.5b", "scienceworld_7b", "swe_32b")
+    },
+    "webshop_demo": {machine: (f"machine={machine}",) for machine in MACHINES},
+    "aem_trainer": {machine: (f"+machine={machine}", *BROUGHT) for machine in MACHINES},
 }
 # rows that are split over GPUs need flash attention
 ATTENTION = {("swe_32b", "node"): "flash_attention_2"}
@@ -140,6 +140,65 @@ def test_every_workers_settings_can_be_made(name, machine):
         part.ref.use_dynamic_bsz = part.ref.pop("log_prob_use_dynamic_bsz", False)
         part.ref.ppo_max_token_len_per_gpu = part.ref.pop("log_prob_max_token_len_per_gpu", None)
     assert omega_conf_to_dataclass(part.ref).engine.strategy == "fsdp2"
+
+
+@pytest.mark.parametrize(("name", "machine"), EVERY)
+def test_it_starts_without_a_word(name, machine):
+    """No setting that `check_run` refuses, and none that `cautions` has to speak of, but for one."""
+    import verl
+
+    from recipe.aem.precision import entropy_precision
+    from recipe.aem.startup import cautions, check_run
+
+    config = compose(name, *GIVEN[name][machine])
+    settings, epo = check_run(config, set(core_algos.ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    # rows that eight GPUs share do not fit one processor's micro-batch; whoever trains there shortens them
+    words = ["Size of micro-batches"] if (name, machine) == ("swe_32b", "cpu") else []
+    assert [one.title for one in cautions(config, settings, epo)] == words
+    assert entropy_precision(config).level == "float32"
+
+
+ON_GPUS = [(name, machine) for name, machine in EVERY if machine != "cpu"] + [("aem_trainer", "")]
+
+
+@pytest.mark.parametrize(("name", "machine"), ON_GPUS)
+def test_gpus_pack_rows_and_have_entropies_in_float32(name, machine):
+    part = compose(name, *(GIVEN[name][machine] if machine else ())).actor_rollout_ref
+    assert part.model.use_remove_padding and part.actor.use_remove_padding
+    # what the engine reads, and what it follows
+    assert part.actor.fsdp_config.entropy_from_logits_with_chunking and part.actor.entropy_from_logits_with_chunking
+
+
+@pytest.mark.parametrize(("name", "machine"), ON_GPUS)
+@pytest.mark.parametrize("size", [None, 4])
+def test_old_and_new_log_probs_come_from_equal_micro_batches(name, machine, size):
+    """Their ratio is 1 before the first update only as far as the same kernels see the same shapes."""
+    tokens, rows = (
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+    )
+    given = GIVEN[name][machine] if machine else BROUGHT
+    brought = BROUGHT if name == "aem_trainer" else ()
+    sizes = () if size is None or brought else (f"{tokens}={size * 10_000}", f"{rows}={size}")
+    part = compose(name, *given, *sizes).actor_rollout_ref
+    assert part.actor.use_dynamic_bsz == part.rollout.log_prob_use_dynamic_bsz == part.ref.log_prob_use_dynamic_bsz
+    if part.actor.use_dynamic_bsz:
+        sizes = (part.actor.ppo_max_token_len_per_gpu, part.rollout.log_prob_max_token_len_per_gpu)
+        assert len({*sizes, part.ref.log_prob_max_token_len_per_gpu}) == 1
+    else:
+        sizes = (part.actor.ppo_micro_batch_size_per_gpu, part.rollout.log_prob_micro_batch_size_per_gpu)
+        assert len({*sizes, part.ref.log_prob_micro_batch_size_per_gpu}) == 1 and sizes[0] is not None
+
+
+@pytest.mark.parametrize("name", [name for name in GIVEN if name != "aem_trainer"])
+def test_one_gpu_has_small_micro_batches_and_few_processes(name):
+    config = compose(name, "machine=gpu1")
+    part = config.actor_rollout_ref
+    # a micro-batch holds the longest row, or verl stops
+    assert part.actor.ppo_max_token_len_per_gpu == (36864 if name == "swe_32b" else 8192)
+    assert part.actor.ppo_max_token_len_per_gpu >= part.rollout.max_model_len
+    units = config.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    assert (part.rollout.agent.num_workers, config.reward.num_workers, units) == (2, 1, 2)
 
 
 @pytest.mark.parametrize(("name", "machine"), EVERY)
@@ -491,6 +550,10 @@ def test_aem_trainer_changes_nothing_else_of_verls():
     with open_dict(ours):
         ours.algorithm.pop("aem")
         ours.algorithm.adv_estimator = theirs.algorithm.adv_estimator
+        # but for the entropies' precision, which has two names
+        for part, its in ((ours.actor_rollout_ref, theirs.actor_rollout_ref),):
+            assert part.actor.entropy_from_logits_with_chunking and not its.actor.entropy_from_logits_with_chunking
+            part.actor.entropy_from_logits_with_chunking = False
     assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
 
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from recipe.aem.settings import SettingsError
-from recipe.aem.startup import check_run
+from recipe.aem.startup import cautions, check_run
 
 GOOD = {
     "algorithm": {"adv_estimator": "aem", "aem": {"base_estimator": "grpo"}},
@@ -62,3 +62,102 @@ def test_settings_of_every_part_are_looked_at():
     with pytest.raises(SettingsError, match="calculate_entropy"):
         algorithm = {"adv_estimator": "rloo", "epo": {"enable": True}}
         check_run({**GOOD, "algorithm": algorithm, "actor_rollout_ref": {"actor": {}}}, {"rloo"}, "0.9.1")
+
+
+def run_with(estimator="aem", *, epo=False, rollout=(), model=(), device="cuda", val_only=False, **algorithm):
+    """The configuration, and what `check_run` makes of it."""
+    config = copy.deepcopy(GOOD)
+    config["algorithm"].update(adv_estimator=estimator, epo={"enable": epo}, **algorithm)
+    config["actor_rollout_ref"]["rollout"] = dict(rollout)
+    config["actor_rollout_ref"]["model"] = dict(model)
+    config["trainer"] = {"device": device, "val_only": val_only}
+    registered = {"grpo", "grpo_passk", "rloo", "reinforce_plus_plus", "aem"}
+    return config, check_run(config, registered, "0.9.1")
+
+
+def said(title, *args, **given):
+    config, (settings, epo) = run_with(*args, **given)
+    return [one for one in cautions(config, settings, epo) if one.title == title]
+
+
+ENTROPIES = [("aem", {}), ("empg", {}), ("grpo", {"epo": True})]
+
+
+@pytest.mark.parametrize(("estimator", "how"), ENTROPIES)
+def test_entropies_in_half_precision_are_refused(estimator, how):
+    """On a CPU without float32; verl's own estimator is not asked, which reads none."""
+    reader = "EPO" if how else estimator
+    with pytest.raises(SettingsError, match=rf"^{reader} reads entropies in half .*param_dtype=fp32.*chunking=true"):
+        run_with(estimator, device="cpu", **how)
+    run_with("grpo", device="cpu")
+
+
+@pytest.mark.parametrize(("estimator", "how"), ENTROPIES)
+def test_entropies_that_rest_on_autocast_are_worth_a_word(estimator, how):
+    (one,) = said("Precision of entropies", estimator, **how)
+    assert "chunking=False" in one.detail and "autocast of cuda" in one.detail
+    assert "use_remove_padding=true" in one.remedy and "entropy_from_logits_with_chunking=true" in one.remedy
+    (one,) = said("Precision of entropies", estimator, model={"use_remove_padding": False}, **how)
+    assert "use_remove_padding=False and " in one.detail
+    assert not said("Precision of entropies", "grpo")
+
+
+def test_surprisals_in_half_precision_are_refused():
+    aem = {"base_estimator": "grpo", "proxy": "surprisal"}
+    with pytest.raises(SettingsError, match=r"aem reads surprisals in half precision.*Set .*param_dtype=fp32"):
+        run_with(device="cpu", aem=aem)
+    assert not said("Precision of entropies", aem=aem), "on a GPU they are float32, as verl's own loss needs them"
+
+
+@pytest.mark.parametrize("estimator", ["grpo_passk", "grpo_passk_trajectories", "gigpo", "grpo_rows"])
+def test_a_group_of_one_that_cannot_learn_is_refused(estimator):
+    with pytest.raises(SettingsError, match=r"rollout\.n=1: (grpo_passk|gigpo|grpo_rows) .*set 2 or more"):
+        run_with(estimator, rollout={"n": 1})
+    run_with(estimator, rollout={"n": 2})
+    run_with(estimator, rollout={"n": 1}, val_only=True)
+    run_with(estimator)
+
+
+@pytest.mark.parametrize("modulator", ["aem", "empg"])
+@pytest.mark.parametrize("base", ["grpo_passk", "gigpo", "grpo_rows"])
+def test_nor_may_it_be_the_base(modulator, base):
+    with pytest.raises(SettingsError, match=rf"rollout\.n=1: {base} "):
+        run_with(modulator, rollout={"n": 1}, **{modulator: {"base_estimator": base}})
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "rloo", "rloo_trajectories", "opo", "gpg", "aem"])
+def test_a_group_of_one_without_a_baseline_is_worth_a_word(estimator):
+    (one,) = said("Size of groups", estimator, rollout={"n": 1})
+    assert "rollout.n=1" in one.detail and "bare rewards, or 0" in one.detail and "2 or more" in one.remedy
+    assert not said("Size of groups", estimator, rollout={"n": 2})
+
+
+@pytest.mark.parametrize("estimator", ["reinforce_plus_plus", "gae"])
+def test_other_estimators_need_no_group(estimator):
+    assert not said("Size of groups", estimator, rollout={"n": 1})
+
+
+def test_a_row_has_to_fit_a_micro_batch():
+    rollout = {"prompt_length": 4096, "response_length": 512, "max_model_len": 4608}
+    config, (settings, epo) = run_with(rollout=rollout)
+    actor = config["actor_rollout_ref"]["actor"]
+
+    def found():
+        return [one for one in cautions(config, settings, epo) if one.title == "Size of micro-batches"]
+
+    actor.update(ppo_max_token_len_per_gpu=4000)
+    assert not found(), "micro-batches are by rows"
+    actor.update(use_dynamic_bsz=True)
+    (one,) = found()
+    assert "ppo_max_token_len_per_gpu=4000, and a row may have 4608 tokens" in one.detail and "to 4608" in one.remedy
+    actor.update(fsdp_config={"ulysses_sequence_parallel_size": 2})
+    assert not found(), "two GPUs share a row"
+    actor.update(ppo_max_token_len_per_gpu=2000)
+    (one,) = found()
+    assert "2000 on each of 2 GPUs" in one.detail and "to 2304" in one.remedy
+    actor.update(ppo_max_token_len_per_gpu=2304)
+    assert not found()
+    config["actor_rollout_ref"]["rollout"]["log_prob_max_token_len_per_gpu"] = 2000
+    assert "log_prob_max_token_len_per_gpu=2000" in found()[0].detail
+    config["actor_rollout_ref"]["rollout"]["max_model_len"] = 3000
+    assert not found(), "no row is longer than what the engine takes"

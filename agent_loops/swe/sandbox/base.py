@@ -7,8 +7,11 @@ import binascii
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
+
+from agent_loops import arguments
 
 _SYSTEM = frozenset(
     ("bin", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "proc", "root", "run", "sbin", "sys")
@@ -119,7 +122,20 @@ class SandboxSettings:
             value = getattr(self, one.name)
             if one.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"sandbox.{one.name}={value!r}: expected a whole number of 1 or more")
-        parts = self.tree.split("/")
+        for name in ("env", "options"):
+            if not isinstance(getattr(self, name), Mapping):
+                arguments.refuse(f"sandbox.{name}", getattr(self, name), "a mapping, such as {name: value}")
+            arguments.mapping(f"sandbox.{name}", getattr(self, name))
+        for name, value in self.env.items():
+            if not isinstance(value, str):
+                arguments.refuse(f"sandbox.env.{name}", value, "a text, so put it in quotes")
+        arguments.switch("sandbox.unconfined", self.unconfined)
+        if self.python is not None and not isinstance(self.python, str):
+            arguments.refuse("sandbox.python", self.python, "a path, an empty text or null")
+        several = isinstance(self.readable, list | tuple)
+        if not several or not all(isinstance(one, str | Path) for one in self.readable):
+            arguments.refuse("sandbox.readable", self.readable, "a list of paths")
+        parts = arguments.text("sandbox.tree", self.tree).split("/")
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
             raise ValueError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
         object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list

@@ -90,7 +90,7 @@ def check_settings(config: DictConfig) -> Iterator[Finding]:
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
     from recipe.aem.settings import ESTIMATORS, SettingsError
-    from recipe.aem.startup import check_run
+    from recipe.aem.startup import cautions, check_run
 
     title = "Settings"
     estimator = str(config.algorithm.adv_estimator)
@@ -121,6 +121,17 @@ def check_settings(config: DictConfig) -> Iterator[Finding]:
     else:
         about = f"{estimator} over {settings.base}" if settings.base != estimator else estimator
     yield Finding("ok", title, about + (", with EPO's loss" if epo.enable else ""))
+    for caution in cautions(config, settings, epo):
+        yield Finding("warning", caution.title, caution.detail, caution.remedy)
+
+
+def check_precision(config: DictConfig) -> Iterator[Finding]:
+    """What entropies are computed in, where it is float32 for certain; `check_settings` says where it is not."""
+    from recipe.aem.precision import entropy_precision
+
+    precision = entropy_precision(config)
+    if precision.level == "float32":
+        yield Finding("ok", "Precision of entropies", f"float32: {precision.why}")
 
 
 def check_row_order(config: DictConfig) -> Iterator[Finding]:

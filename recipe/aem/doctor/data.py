@@ -11,6 +11,10 @@ from agent_loops.environment import Benchmark
 from recipe.aem.doctor.finding import Finding
 
 _ROWS = 2000
+_NEEDED = {"prompt", "extra_info"}
+"""Columns that a run cannot do without: verl's data set reads the one, the agent loop the other."""
+_WANTED = {"data_source", "agent_name"}
+"""What ours have besides. Without an `agent_name` verl takes rollout.agent.default_agent_loop."""
 
 
 def check_data(benchmark: str, directory: Path | None) -> Iterator[Finding]:
@@ -135,21 +139,39 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
     try:
         file = pq.ParquetFile(path)
         n_rows = file.metadata.num_rows
-        lacking = {"data_source", "agent_name", "prompt", "extra_info"} - set(file.schema_arrow.names)
-        if lacking or not n_rows:
-            what = f"it has no column {', '.join(sorted(lacking))}" if lacking else "it has no rows"
+        lacking = {*_NEEDED, *_WANTED} - set(file.schema_arrow.names)
+        if lacking & _NEEDED or not n_rows:
+            needs = ", ".join(sorted(lacking & _NEEDED))
+            what = f"it has no column {', '.join(sorted(lacking))}; a run needs {needs}" if needs else "it has no rows"
             yield Finding("failure", title, f"{path}: {what}", remedy)
             return
-        columns = ["data_source", "agent_name", "extra_info"]
+        columns = sorted({"data_source", "agent_name", "extra_info"} - lacking)
         rows = next(file.iter_batches(_ROWS, columns=columns)).to_pylist()
     except (pa.ArrowException, OSError) as error:
         yield Finding("failure", title, f"{path} cannot be read: {' '.join(str(error).split())[:200]}", remedy)
         return
     for name, wanted in (("data_source", benchmark.name), ("agent_name", "environment")):
-        others = sorted({str(row[name]) for row in rows} - {wanted})
+        others = sorted({str(row[name]) for row in rows if name in row} - {wanted})
         if others:
             yield Finding("failure", title, f"{path}: {name} is {others[0]!r}, not {wanted!r}", remedy)
             return
+    without = [row["extra_info"] for row in rows if not _has_task(row["extra_info"])]
+    if without:
+        shown = str(without[0])[:120]
+        yield Finding(
+            "failure",
+            title,
+            f"{path}: {len(without):,} of its first {len(rows):,} rows have no task in extra_info, e.g. {shown}",
+            remedy,
+        )
+        return
+    if "data_source" in lacking:
+        yield Finding(
+            "warning",
+            title,
+            f"{path}: it has no column data_source, so that verl calls its metrics `unknown`",
+            f"if not meant: {remedy}",
+        )
     yield _check_tasks(title, path, rows, n_rows, benchmark, remedy)
 
 
@@ -157,7 +179,9 @@ def _check_tasks(
     title: str, path: Path, rows: list[dict[str, Any]], n_rows: int, benchmark: Benchmark, remedy: str
 ) -> Finding:
     task_set = benchmark.task_set
-    splits = sorted({str(row["extra_info"].get("split")) for row in rows})
+    named = {row["extra_info"].get("split") for row in rows} - {None}
+    # a run reads the task alone; a row that names no split may be of any
+    splits = sorted(map(str, named)) or sorted(task_set.splits)
     foreign = [split for split in splits if split not in task_set.splits]
     if foreign:
         return Finding("failure", title, f"{path}: {benchmark.name} has no split {foreign[0]!r}", remedy)
@@ -171,7 +195,7 @@ def _check_tasks(
             f"split as it is configured, e.g. {str(strange[0])[:120]}",
             remedy,
         )
-    if n_rows != len(known):
+    if n_rows != len(known) and named:
         return Finding(
             "warning",
             title,
@@ -179,6 +203,10 @@ def _check_tasks(
             f"if not meant: {remedy}",
         )
     return Finding("ok", title, f"{n_rows:,} tasks, all of {benchmark.name}'s {' and '.join(splits)}")
+
+
+def _has_task(extra_info: Any) -> bool:
+    return isinstance(extra_info, Mapping) and extra_info.get("task") is not None
 
 
 def _plain(task: Any) -> str:

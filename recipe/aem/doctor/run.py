@@ -19,9 +19,10 @@ from recipe.aem.doctor.finding import Finding, guarded
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from recipe.aem.doctor.mask import Segment
+    from recipe.aem.doctor.mask import Limits, Segment, Words
 
 _MEASURED_TASKS = 5
+_READ_TASKS = 32
 _DATA = {"webshop": "WEBSHOP_DATA", "alfworld": "ALFWORLD_DATA"}
 
 
@@ -123,6 +124,7 @@ def _configuration(patient: Patient) -> Iterator[Finding]:
 
     assert patient.config is not None
     yield from guarded("Settings", lambda: configuration.check_settings(_config(patient)))
+    yield from guarded("Precision of entropies", lambda: configuration.check_precision(_config(patient)))
     yield from guarded("Order of rows", lambda: configuration.check_row_order(_config(patient)))
     yield from guarded("verl's own checks", lambda: configuration.check_verl(_config(patient)))
 
@@ -229,7 +231,7 @@ def _tasks(benchmark: Any, count: int) -> list[Any]:
 
 
 def _mask(patient: Patient, benchmark: Any) -> Iterator[Finding]:
-    from recipe.aem.doctor import mask
+    from recipe.aem.doctor import mask, prompts
 
     config = _config(patient)
     words = mask.load_words(config)
@@ -242,7 +244,18 @@ def _mask(patient: Patient, benchmark: Any) -> Iterator[Finding]:
         yield Finding("failure", "Episodes", str(error), "the first rollout would stop here too")
         return
     yield from mask.check_played(played, limits, words.tokenizer, bool(words.missing))
+    if not words.missing:  # lengths in bytes say nothing
+        yield from guarded(prompts.TITLE, lambda: _lengths(patient, benchmark, words, limits))
     patient.shown = [mask.segments(row, words.tokenizer) for row in played[0].rows]
+
+
+def _lengths(patient: Patient, benchmark: Any, words: Words, limits: Limits) -> Iterator[Finding]:
+    from recipe.aem.doctor import prompts
+
+    safe = bool(type(benchmark.make()).thread_safe)
+    # a simulator's process takes a second an episode
+    tasks = _tasks(benchmark, _READ_TASKS if safe else _READ_TASKS // 8)
+    return prompts.check_lengths(prompts.first_lengths(_config(patient), words, tasks), limits)
 
 
 def _memory(patient: Patient, benchmark: Any) -> Iterator[Finding]:

@@ -169,6 +169,41 @@ def test_a_file_that_is_no_game(data: bytes | dict[str, object], says: str, tmp_
     assert GAME in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (
+            "?r DeskType)",
+            "?r TableType)",
+            r"goal's \(receptacletype \?r tabletype\) names tabletype, .* problem's objects",
+        ),
+        (
+            "(inReceptacle ?o ?r)",
+            "(within ?o ?r)",
+            r"goal's \(within \?o \?r\) is about within, .* domain's predicates",
+        ),
+        ("(objectType ?o AppleType) (rec", "(objectType ?o) (rec", r"\(objecttype \?o\) has 1 terms, and .* takes 2"),
+        (
+            "(exists (?o - object)",
+            "(exists (?o - fruit)",
+            r"the goal's \?o is of type fruit, which the domain does not",
+        ),
+        ("(inReceptacle ?o ?r)", "(inReceptacle ?x ?r)", r"names \?x, which is no variable of it"),
+        ("(inReceptacle ?o ?r)", "(not (lamp pear_1))", r"goal's \(lamp pear_1\) names pear_1"),
+        ("(atLocation agent1 loc_4)", "(atLocation agent1 loc_9)", r"fact \(atlocation agent1 loc_9\) names loc_9"),
+        ("(atLocation agent1 loc_4)", "(standsAt agent1 loc_4)", r"fact \(standsat agent1 loc_4\) is about standsat"),
+    ],
+)
+def test_a_game_over_what_is_declared_nowhere(old: str, new: str, says: str, tmp_path: Path) -> None:
+    """Its goal would hold never, or at once; both would train on a fault of the file."""
+    text = game_data()["pddl_problem"]
+    assert text.count(old) == 1
+    environment = broken(game_data(pddl_problem=text.replace(old, new)), tmp_path)
+    with pytest.raises(GameError, match=rf"{GAME} cannot be played: .*{says}") as caught:
+        environment.reset(GAME)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_missing_file_and_one_from_elsewhere(kitchens: Path) -> None:
     environment = AlfworldEnvironment(kitchens)
     with pytest.raises(GameError, match=r"nowhere.*No such file"):

@@ -1,6 +1,7 @@
 """Prepared data: the same catalogue from disk, built once whoever asks, complete or absent."""
 
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -18,7 +19,7 @@ from agent_loops.webshop import Catalogue, CatalogueError, WebShop, catalogue, l
 from agent_loops.webshop.files import find_files
 from agent_loops.webshop.generate import generate_catalogue
 from agent_loops.webshop.index_files import IndexWriter, open_index
-from agent_loops.webshop.prepared import PreparedCatalogue, cache_directory, content_key
+from agent_loops.webshop.prepared import FORMAT, PreparedCatalogue, cache_directory, content_key
 from agent_loops.webshop.records import pack, unpack_goal, unpack_product
 from agent_loops.webshop.search import SearchIndex
 from agent_loops.webshop.store import ByKey, Store, StoreWriter
@@ -174,8 +175,8 @@ def test_what_was_not_prepared_here_is_not_opened(directory: Path, tmp_path: Pat
         open_prepared(directory)
     prepared = prepare(directory, tmp_path, progress=False)
     facts = prepared / "prepared.json"
-    facts.write_text(facts.read_text().replace('"format": 1', '"format": 0'))
-    with pytest.raises(CatalogueError, match="is of format 0, not 1: prepare the data again"):
+    facts.write_text(json.dumps({**json.loads(facts.read_text()), "format": 0}))
+    with pytest.raises(CatalogueError, match=f"is of format 0, not {FORMAT}: prepare the data again"):
         open_prepared(prepared)
 
 

@@ -55,6 +55,56 @@ def test_rows_in_the_order_of_ending_are_a_warning(name, overrides, levels):
     assert all("actor.shuffle=true" in finding.remedy for finding in found if finding.level == "warning")
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "titles"),
+    [
+        ("webshop_7b", ["machine=gpu1"], []),
+        ("webshop_7b", ["actor_rollout_ref.model.use_remove_padding=false"], ["Precision of entropies"]),
+        (
+            "webshop_7b",
+            ["machine=gpu1", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=4096"],
+            ["Size of micro-batches"],
+        ),
+        (
+            "webshop_7b",
+            ["method=grpo", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=1"],
+            ["Size of groups"],
+        ),
+        (
+            "webshop_7b",
+            ["method=grpo", "algorithm.adv_estimator=grpo", "actor_rollout_ref.model.use_remove_padding=false"],
+            [],
+        ),
+    ],
+)
+def test_what_is_worth_a_word_is_a_warning(name, overrides, titles):
+    settings, *said = configuration.check_settings(compose(name, overrides))
+    assert settings.level == "ok" and [(one.level, one.title) for one in said] == [("warning", t) for t in titles]
+    assert all(finding.remedy for finding in said)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["actor_rollout_ref.rollout.n=1"], "rollout.n=1: grpo_rows"),
+        (["algorithm.aem.base_estimator=grpo_passk", "actor_rollout_ref.rollout.n=1"], "grpo_passk needs two"),
+        (["trainer.device=cpu"], "reads entropies in half precision"),
+    ],
+)
+def test_what_the_trainer_refuses_is_a_failure(overrides, words):
+    given = ["actor_rollout_ref.actor.entropy_from_logits_with_chunking=false"] if "device" in overrides[0] else []
+    finding = one(configuration.check_settings(compose("webshop_7b", [*overrides, *given])))
+    assert finding.level == "failure" and words in finding.detail
+
+
+def test_the_entropies_precision_is_said():
+    good = one(configuration.check_precision(compose("webshop_7b", ["machine=gpu1"])))
+    assert good.level == "ok" and "float32" in good.detail
+    assert one(configuration.check_precision(compose("webshop_7b", ["machine=cpu"]))).detail.endswith("=fp32")
+    padded = compose("webshop_7b", ["actor_rollout_ref.model.use_remove_padding=false"])
+    assert not list(configuration.check_precision(padded)), "said among the settings' warnings"
+
+
 def test_variables_that_are_not_set_are_named():
     chosen = configuration.read(compose("alfworld_7b", []))
     assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("alfworld", None, "ALFWORLD_DATA")

@@ -121,12 +121,64 @@ def test_parquet_files(parquet, shop):
             lambda rows: [{**row, "extra_info": {**row["extra_info"], "split": "dev"}} for row in rows],
             "no split 'dev'",
         ),
-        (lambda rows: [{"prompt": 1} for _ in rows], "no column agent_name"),
+        (
+            lambda rows: [{"prompt": 1} for _ in rows],
+            "no column agent_name, data_source, extra_info; a run needs extra_info",
+        ),
+        (lambda rows: [_without(row, "prompt") for row in rows], "no column prompt; a run needs prompt"),
+        (lambda rows: [{**row, "extra_info": {"split": "train"}} for row in rows], "have no task in extra_info"),
+        (
+            lambda rows: [
+                {**row, "extra_info": None if number else row["extra_info"]} for number, row in enumerate(rows)
+            ],
+            "have no task in extra_info, e.g. None",
+        ),
+        (lambda rows: [{**row, "extra_info": "a text"} for row in rows], "have no task in extra_info, e.g. a text"),
+        (
+            lambda rows: [{**row, "agent_name": None if not n else row["agent_name"]} for n, row in enumerate(rows)],
+            "'None', not 'environment'",
+        ),
     ],
 )
 def test_parquet_files_of_something_else(change, words, parquet):
     finding = parquet(change)
     assert finding.level == "failure" and words in finding.detail
+
+
+def _without(row, *names):
+    return {name: value for name, value in row.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: _without(row, "agent_name"),
+        lambda row: _without(row, "agent_name", "reward_model"),
+        lambda row: {**row, "extra_info": _without(row["extra_info"], "split")},
+        lambda row: {"prompt": row["prompt"], "data_source": row["data_source"], "extra_info": row["extra_info"]},
+    ],
+)
+def test_what_a_run_does_without_is_no_failure(change, parquet):
+    """verl takes `rollout.agent.default_agent_loop` (agent_loop_tq.py:79), the loop the task alone."""
+    finding = parquet(lambda rows: [change(row) for row in rows])
+    assert finding.level == "ok", finding.detail
+
+
+def test_rows_without_a_split_are_tasks_all_the_same(parquet):
+    def unnamed(row, task):
+        return {**row, "extra_info": {"task": task, "index": 0}}
+
+    found = parquet(
+        lambda rows: [unnamed(row, 10**6 if not n else row["extra_info"]["task"]) for n, row in enumerate(rows)]
+    )
+    assert found.level == "failure" and "1 of its first" in found.detail and "1000000" in found.detail
+
+
+def test_rows_without_a_source_are_called_unknown(parquet, shop):
+    rows = pq.read_table(parquet.path).drop_columns(["data_source"])
+    pq.write_table(rows, parquet.path)
+    unknown, tasks = data.check_parquet("data.train_files", parquet.path, WebShop(shop, n_validation=100))
+    assert unknown.level == "warning" and "`unknown`" in unknown.detail and tasks.level == "ok"
 
 
 def test_parquet_files_that_are_none(parquet):
