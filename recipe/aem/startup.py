@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from recipe.aem.epo import EpoSettings, check_epo
 from recipe.aem.settings import ESTIMATORS, AemSettings, Settings, SettingsError, check_config, check_name
+
+logger = logging.getLogger(__name__)
 
 _ULYSSES = "ulysses_sequence_parallel_size"
 
@@ -61,3 +64,28 @@ def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
                 "ranks for flash attention alone, and would train on attention within each part. Set the size to 1, "
                 "or attn_implementation to flash_attention_2"
             )
+
+
+def check_template(config: Mapping[str, Any], layout: str) -> None:
+    """Refuse a layout that the model's chat template cannot render: otherwise every session fails, and only after the
+    engine has started. A tokenizer that is not on this disk is not looked at.
+
+    Args:
+        config: verl's whole configuration.
+        layout: `episode.layout`.
+
+    Raises:
+        SettingsError: naming what to set.
+    """
+    from agent_loops.chat_template import load_tokenizer, why_not
+
+    model = config["actor_rollout_ref"].get("model")
+    if model is None:
+        return
+    try:
+        tokenizer, model_type = load_tokenizer(model)
+    except Exception as error:  # transformers raises OSError, ValueError and its hub's own; verl says what is wrong
+        logger.info("the chat template is not looked at: %s", error)
+        return
+    if problem := why_not(layout, tokenizer, model_type, config["data"].get("apply_chat_template_kwargs"), model):
+        raise SettingsError(f"{model.path}: {problem}")
