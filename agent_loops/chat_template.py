@@ -35,6 +35,7 @@ _TASK, _RESPONSE = (f"{name}{secrets.token_hex(8)}" for name in ("task", "respon
 """They stand for a task and a response where a template is looked at, and reach no row; no page holds them."""
 _MARK = re.compile(r"<\S+>|\[\S+\]")
 _THOUGHT = ("<think>", "</think>")
+"""Not control tokens, whatever a tokenizer calls them: our own prompts say these words."""
 
 
 class TemplateError(ValueError):
@@ -105,7 +106,7 @@ class ChatTemplate:
         if getattr(tokenizer, "clean_up_tokenization_spaces", False):
             # transformers before 5.7 then takes blanks out of what Llama-3 wrote ("a , b"): another action arrives
             tokenizer.clean_up_tokenization_spaces = False
-        eos = tokenizer.eos_token_id
+        eos = getattr(tokenizer, "eos_token_id", None)
         self._eos = [int(one) for one in (eos if isinstance(eos, list | tuple) else [eos]) if one is not None]
         self._engine = frozenset({*self._eos, *engine})
         if not self._engine:
@@ -114,7 +115,9 @@ class ChatTemplate:
                 "generation_config.json with an eos_token_id"
             )
         self._added = added_tokens(tokenizer)
-        self._controls = {number: one.content for number, one in self._added.items() if one.special}
+        self._controls = {
+            number: one.content for number, one in self._added.items() if one.special and one.content not in _THOUGHT
+        }
         # what the template writes behind the last response; behind one that a message follows, and what opens that
         own = self._between = self._opener = None
         self.problem = ""
@@ -241,11 +244,11 @@ class ChatTemplate:
         return token in self._controls or token in self._engine
 
     def _find_controls(self) -> None:
-        """Not every tokenizer marks as special what separates messages (DeepSeek's `<｜User｜>`)."""
+        """Not every tokenizer marks as special what separates messages (DeepSeek's `<｜User｜>`). Words and line breaks
+        may be added tokens too, and are none."""
         text = self.render([_user(_TASK), _assistant(_RESPONSE), _user(_TASK)], generate=False)
         for token in self._encode(text):
             mark = self._added[token].content if token in self._added else ""
-            # words may be tokens of this kind too; and the thought's marks stand in our own prompts
             if _MARK.fullmatch(mark) and mark not in _THOUGHT:
                 self._controls[token] = mark
 
@@ -281,7 +284,8 @@ class TemplateBuilder(ContinuousTokenBuilder):
             return self._family.merge_context_tokens(
                 previous_messages, updated_messages, runtime_token_ids, tools=tools
             )
-        self._assert_append_only(previous_messages, updated_messages)
+        if updated_messages[: len(previous_messages)] != previous_messages:
+            raise ValueError("messages are append-only: the earlier ones changed")
         return self._template.merge(runtime_token_ids, new[0])
 
 

@@ -146,9 +146,9 @@ class _Copy:
                 for number, text in controls.items()
             ]
         )
-        self._ids: dict[int | None, int] = {
-            self._tokenizer.token_to_id(self._aliases[text]): number for number, text in controls.items()
-        }
+        numbers = {self._aliases[text]: number for number, text in controls.items()}
+        added_now = self._tokenizer.get_added_tokens_decoder()
+        self._ids = {token: numbers[one.content] for token, one in added_now.items() if one.content in numbers}
 
     def encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         """The tokens of texts of which each is a content or the template's."""

@@ -293,7 +293,9 @@ def test_control_tokens_in_a_page_stay_text(models, play, name, layout, caplog):
     _, honest = play(model, answers, layout, harmless)
     caplog.clear()
     rows, server = play(model, answers, layout, {"target": "recorded.Page", "page": page})
-    controls = {*reading.special, *(token for token in forged if token in model.tokenizer.added_tokens_decoder)}
+    # and what separates messages without being called special, but for Gemma's line breaks and for thoughts
+    added = {token: model.tokenizer.added_tokens_decoder.get(token) for token in forged}
+    controls = {*reading.special, *(token for token, one in added.items() if one and one.content.startswith("<"))}
     controls -= {reading.tokenizer.token_to_id(one) for one in ("<think>", "</think>")}
     for request, other in zip(server.requests, honest.requests, strict=True):
         assert page in request.said
@@ -335,6 +337,60 @@ def test_verls_own_builder_agrees_where_it_can_render(models):
         own, verls = template.merge(ids, chat[-1]), builder.merge_context_tokens(chat[:2], chat, ids)
         assert own.token_ids == verls.token_ids, name
         assert own.removed_prefix_token_count == verls.removed_prefix_token_count
+
+
+PLAYED = ["Episodes", "Spans and mask", "Response tokens", "Conversation", "Answers", "Lengths"]
+
+
+@TRANSCRIPTS
+def test_the_doctor_plays_it(models, name):
+    model = models(name)
+    found = doctor(model.config, model.tokenizer, model.facts.model_type)
+    wrong = {finding.title: finding.detail for finding in found if finding.level != "ok"}
+    if name == "gpt-oss":
+        assert list(wrong) == ["Chat template"]
+        assert "<|return|>" in wrong["Chat template"] and "<|end|>" in wrong["Chat template"]
+    else:
+        assert wrong == {}
+    assert [finding.title for finding in found] == [*PLAYED, "Chat template", "Control tokens"]
+
+
+def doctor(model: Any, tokenizer: Any, model_type: str) -> list[Any]:
+    from recipe.aem.doctor import mask
+
+    custom = {
+        "benchmark": {"target": "recorded.Page", "page": "You see , so to say,\n\n  nothing ."},
+        "episode": {"prompt": "webshop/full", "layout": "transcript"},
+    }
+    rollout = {"prompt_length": 4000, "response_length": 8000, "max_model_len": None, "custom": custom}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout, "model": model}, "data": {}})
+    words = mask.Words(tokenizer, model_type)
+    assert mask.template_problem(config, words) == ""
+    limits, template = mask.limits_of(config, words), mask.template_for(config, words)
+    played = mask.play(config, words, limits, [0])
+    return [
+        *mask.check_played(played, limits, tokenizer, False, template.end.tokens),
+        *mask.check_template(played, template, tokenizer),
+    ]
+
+
+def test_a_tokenizer_that_loses_blanks_is_a_failure(models, tmp_path):
+    """DeepSeek's under the class that its tokenizer_config.json names, as transformers 5 reads it."""
+    import json
+    import shutil
+
+    source = models("deepseek-v3").folder
+    for file in source.iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "LlamaTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = OmegaConf.create({"path": str(tmp_path)})
+    tokenizer, model_type = load_tokenizer(model)
+    if tokenizer.decode(tokenizer.encode("a b", add_special_tokens=False)) == "a b":
+        pytest.skip("this transformers reads it right")
+    (answers,) = [one for one in doctor(model, tokenizer, model_type) if one.title == "Answers"]
+    assert answers.level == "failure" and "PreTrainedTokenizerFast" in answers.remedy
 
 
 # --- the page of the docs ---------------------------------------------------------------------------------------------
