@@ -148,7 +148,9 @@ class _Copy:
         )
         numbers = {self._aliases[text]: number for number, text in controls.items()}
         added_now = self._tokenizer.get_added_tokens_decoder()
-        self._ids = {token: numbers[one.content] for token, one in added_now.items() if one.content in numbers}
+        self._ids: dict[int, int] = {
+            token: numbers[one.content] for token, one in added_now.items() if one.content in numbers
+        }
 
     def encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         """The tokens of texts of which each is a content or the template's."""
@@ -156,7 +158,7 @@ class _Copy:
             piece if content else self._written.sub(lambda found: self._aliases[found.group()], piece)
             for piece, content in pieces
         )
-        found = self._tokenizer.encode(text, add_special_tokens=False).ids
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return [self._ids.get(one, one) for one in found]
 
 
