@@ -47,6 +47,7 @@ from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
 from agent_loops.arguments import mapping, text
+from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout
@@ -59,6 +60,21 @@ logger = logging.getLogger(__name__)
 @register("environment")
 class EnvironmentAgentLoop(AgentLoopBase):
     """Plays one episode and returns its rows. It never raises for a fault of the environment."""
+
+    def __init__(
+        self,
+        trainer_config: Any,
+        server_manager: Any,
+        tokenizer: Any,
+        processor: Any,
+        *given: Any,
+        hf_model_type: str | None = None,
+        **more: Any,
+    ) -> None:
+        known = builder_type(tokenizer, processor, hf_model_type)
+        super().__init__(trainer_config, server_manager, tokenizer, processor, *given, hf_model_type=known, **more)
+        template = template_of(tokenizer, self.apply_chat_template_kwargs, self.config.actor_rollout_ref.get("model"))
+        self.continuous_token_builder = follow(self.continuous_token_builder, template)
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> list[AgentLoopOutput]:  # type: ignore[override]
         _, pool, settings = await asyncio.to_thread(open_benchmark, self.rollout_config.custom)
@@ -113,7 +129,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
                 deadline - started,
                 request_id=request_id,
                 prompt_ids=rows.rows[-1].ids,
-                sampling_params={**sampling_params, "max_tokens": room},
+                sampling_params={**sampling_params, **rows.ends.stop_at(sampling_params), "max_tokens": room},
             )
             generated = time.perf_counter()
             metrics["generate_sequences"] += generated - started

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
+from agent_loops.chat_template import template_of
 from agent_loops.episode import Episode, EpisodeSettings, Turn
 from agent_loops.shortening import Part, PromptTooLong, longest_that_fits, say_once
 from agent_loops.texts import clean
@@ -100,8 +101,10 @@ class Rows(ABC):
         self._prompt_length = int(rollout.prompt_length)
         # without max_model_len the engine takes what the model can
         self._context = int(rollout.get("max_model_len") or self._prompt_length + self._response_length)
-        self._end_token = int(loop.tokenizer.eos_token_id)  # type: ignore[attr-defined]
-        self.end_tokens = frozenset([self._end_token])
+        self.ends = template_of(
+            loop.tokenizer, loop.apply_chat_template_kwargs, loop.config.actor_rollout_ref.get("model")
+        ).end
+        self.end_tokens, self._end_token = self.ends.tokens, self.ends.own
         # the last response, or the conversation, stopped for want of room
         self.unfinished = False
         # the last call to the environment took too long
@@ -166,8 +169,8 @@ class Rows(ABC):
         row.response_ids = merged.token_ids[len(row.prompt_ids) :]
         self._end_span(start, turn, anchor)
         # vLLM's reason does not reach us: verl calls both ends `completed` (vllm_async_server.py:723)
-        full = len(ids) >= room and ids[-1] != self._end_token
-        self.unfinished = full or getattr(output, "stop_reason", None) == "length"
+        full = len(ids) >= room and ids[-1] not in self.end_tokens
+        self.unfinished = full or getattr(output, "stop_reason", None) in ("length", "aborted", "abort")
 
     async def add_placeholder(self, messages: Messages) -> None:
         """A row for an episode that never began."""
@@ -354,8 +357,9 @@ class TranscriptRow(Rows):
             assistant_message(self.text_of(row.response_ids[slice(*row.spans[-1])]), self.thought_open),
             {"role": "user", "content": message},
         ]
-        if self.unfinished and row.response_ids[-1] != self._end_token:  # a message follows, so this one has to end
-            row = row.with_masked(self._end_token)
+        end = self.ends.missing_after(row.response_ids[-1])
+        if end is not None:  # a message follows, so this one has to end
+            row = row.with_masked(end)
         merged, mask, log_probs = await self._loop.ct_merge_context_msg(
             messages[:-1], messages, row.ids, row.mask, row.log_probs
         )

@@ -28,7 +28,7 @@ import wrapt
 from recipe.aem import epo, filters, updates
 from recipe.aem.dump import capture
 from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
-from recipe.aem.startup import cautions, check_run
+from recipe.aem.startup import cautions, check_run, check_template
 
 _LOGGER = logging.getLogger(__name__)
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
@@ -107,7 +107,8 @@ def _check_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) ->
         from agent_loops.loop import open_benchmark
 
         # a wrong path or setting shows here, and not after minutes of start-up in every episode
-        open_benchmark(rollout.custom)
+        _, _, episode = open_benchmark(rollout.custom)
+        check_template(config, episode.layout)
     return wrapped(*args, **kwargs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from recipe.aem.settings import (
     check_config,
     check_name,
 )
+
+logger = logging.getLogger(__name__)
 
 _ULYSSES = "ulysses_sequence_parallel_size"
 _MICRO_BATCH = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
@@ -215,3 +218,26 @@ def _ulysses(ours: Mapping[str, Any], role: str) -> tuple[str, int]:
     if (older := part.get(_ULYSSES) or 1) > 1:  # verl's deprecated name, which it prefers
         return f"actor_rollout_ref.{role}", older
     return f"actor_rollout_ref.{role}.fsdp_config", (part.get("fsdp_config") or {}).get(_ULYSSES) or 1
+def check_template(config: Mapping[str, Any], layout: str) -> None:
+    """Refuse a layout that the model's chat template cannot render: otherwise every session fails, and only after the
+    engine has started. A tokenizer that is not on this disk is not looked at.
+
+    Args:
+        config: verl's whole configuration.
+        layout: `episode.layout`.
+
+    Raises:
+        SettingsError: naming what to set.
+    """
+    from agent_loops.chat_template import load_tokenizer, why_not
+
+    model = config["actor_rollout_ref"].get("model")
+    if model is None:
+        return
+    try:
+        tokenizer, model_type = load_tokenizer(model)
+    except Exception as error:  # transformers raises OSError, ValueError and its hub's own; verl says what is wrong
+        logger.info("the chat template is not looked at: %s", error)
+        return
+    if problem := why_not(layout, tokenizer, model_type, config["data"].get("apply_chat_template_kwargs"), model):
+        raise SettingsError(f"{model.path}: {problem}")

@@ -11,6 +11,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -567,3 +568,45 @@ def test_a_stacked_column_of_python_objects_comes_back_as_a_list():
     )
     assert data.pop("extra_fields").tolist() == [{"a": 1}, {}]
     assert data.to_padded_tensor()["entropy"].tolist() == [[0.5, 0.0], [0.25, 0.75]]
+
+
+# --- the agent loop's builder of token rows ---------------------------------------------------------------------------
+
+
+def test_the_agent_loop_renders_by_its_builder():
+    """agent_loops.loop puts a builder of its own in the place of verl's, and agent_loops.rows calls these."""
+    names = list(inspect.signature(verl_loop.AgentLoopBase.__init__).parameters)
+    assert names[1:5] == ["trainer_config", "server_manager", "tokenizer", "processor"] and "hf_model_type" in names
+    for method, called in (
+        ("ct_build_initial_tokens", "build_initial_tokens"),
+        ("ct_merge_context_msg", "merge_context_tokens"),
+        ("ct_merge_assistant_token", "merge_assistant_tokens"),
+    ):
+        # source: what a method calls is not to be had otherwise without an engine
+        assert f"self.continuous_token_builder.{called}(" in inspect.getsource(getattr(verl_loop.AgentLoopBase, method))
+
+
+def test_verl_renders_a_later_message_behind_a_system_and_a_user():
+    """Why agent_loops.chat_template renders it behind [user, assistant]: if this fails, see whether verl does now."""
+    from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
+
+    class Alternating:
+        def apply_chat_template(self, messages, **_):
+            assert all((one["role"] == "user") == (place % 2 == 0) for place, one in enumerate(messages))
+            return [ord(letter) for one in messages for letter in str(one["content"])]
+
+    chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    with pytest.raises(AssertionError):
+        ContinuousTokenBuilder(Alternating()).merge_context_tokens(chat[:2], chat, [1])
+
+
+@pytest.mark.parametrize("reason", ["length", "aborted"])
+def test_why_the_engine_stopped_reaches_the_loop_so(reason):
+    """agent_loops.rows reads these two of verl's TokenOutput; vLLM's `length` is told as `completed`."""
+    from verl.workers.rollout import replica
+
+    assert "stop_reason" in replica.TokenOutput.model_fields
+    # source: the server imports vLLM, which may be in another environment
+    folder = Path(inspect.getfile(replica)).parent
+    servers = ("llm_server.py", "vllm_rollout/vllm_async_server.py")
+    assert any(f'stop_reason = "{reason}"' in (folder / one).read_text() for one in servers)

@@ -10,6 +10,7 @@ from agent_loops.episode import EpisodeSettings
 
 FREE_COMMAND = "look around"
 """Where a benchmark lists no actions."""
+_CALL = "<function=execute_bash><parameter=command>ls</parameter></function>"
 _SLOT = re.compile(r"<[^<>]*>")
 
 
@@ -23,9 +24,17 @@ def choose_action(observation: Observation, instruction: str, choose: random.Ran
     return _SLOT.sub(words, choose.choice(actions))
 
 
-def answer(settings: EpisodeSettings, action: str) -> str:
-    """A response in the format that the episode asks for."""
+def answer(settings: EpisodeSettings, action: str, first: bool = False) -> str:
+    """A response in the format that the episode asks for.
+
+    Args:
+        settings: of the episode.
+        action: what to do, where the environment lists its actions.
+        first: whether this is the first turn, in which a software engineer looks around: with `finish` alone there
+            would be no second message to look at.
+    """
     thought = "<think>the doctor tries an admissible action</think>" if settings.require_think else ""
     if settings.action_format == "function_calls":
-        return thought + (action if action.startswith("<function=") else "<function=finish></function>")
+        call = _CALL if first else "<function=finish></function>"
+        return thought + (action if action.startswith("<function=") else call)
     return f"{thought}<action>{action}</action>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from agent_loops.chat_template import ChatTemplate, load_tokenizer, template_of, why_not
 from agent_loops.environment import Task
 from recipe.aem.doctor.finding import Finding
 from recipe.aem.doctor.scripted import ByteTokenizer, Request, ScriptedPolicy, WatchedLoop
@@ -85,24 +86,16 @@ class Words:
 
 def load_words(config: DictConfig) -> Words:
     """The configured model's tokenizer if it is on disk, else one of bytes. Fetches nothing."""
-    from transformers import AutoConfig
-    from verl.utils import hf_tokenizer
-
     model = config.actor_rollout_ref.model
     try:
         path = str(model.get("tokenizer_path") or model.path)
     except Exception as error:  # omegaconf's, for a variable that is not set
         return Words(ByteTokenizer(), None, str(error).splitlines()[0])
-    given = {"trust_remote_code": bool(model.get("trust_remote_code", False)), "local_files_only": True}
     try:
-        tokenizer = hf_tokenizer(path, **given)
-        model_type = AutoConfig.from_pretrained(str(model.path), **given).model_type
+        return Words(*load_tokenizer(model))
     except Exception as error:  # transformers raises OSError, ValueError and its hub's own
         reason = "it is not on this disk" if not Path(path).is_dir() else " ".join(str(error).split())[:200]
         return Words(ByteTokenizer(), None, f"{path}: {reason}")
-    if model.get("custom_chat_template"):
-        tokenizer.chat_template = model.custom_chat_template
-    return Words(tokenizer, model_type)
 
 
 def check_words(words: Words, model: str | None) -> Finding:
@@ -132,6 +125,8 @@ def play(config: DictConfig, words: Words, limits: Limits, tasks: Sequence[Task]
     OmegaConf.update(config, "actor_rollout_ref.rollout.prompt_length", limits.prompt)
     OmegaConf.update(config, "actor_rollout_ref.rollout.response_length", limits.response)
     OmegaConf.update(config, "actor_rollout_ref.rollout.max_model_len", limits.context)
+    if words.missing:  # a path that names no model here says nothing about the tokenizer of bytes
+        OmegaConf.update(config, "actor_rollout_ref.model.path", None)
     log_probs = bool(rollout.get("calculate_log_probs", False))
 
     async def scenario() -> list[Played]:
@@ -181,8 +176,64 @@ async def _play(
     return Played(rows, policy.requests)
 
 
-def check_played(played: Sequence[Played], limits: Limits, tokenizer: Any, byte_lengths: bool) -> Iterator[Finding]:
-    """Every finding about trajectories that were played."""
+def template_for(config: DictConfig, words: Words) -> ChatTemplate:
+    """The chat template as the agent loop reads it."""
+    model = None if words.missing else config.actor_rollout_ref.model
+    return template_of(words.tokenizer, config.data.get("apply_chat_template_kwargs"), model)
+
+
+def template_problem(config: DictConfig, words: Words) -> str:
+    """Why the configured layout cannot be played with the model's chat template; empty where it can."""
+    if words.missing:
+        return ""
+    layout = str((config.actor_rollout_ref.rollout.custom.get("episode") or {}).get("layout", "turns"))
+    kwargs = config.data.get("apply_chat_template_kwargs")
+    return why_not(layout, words.tokenizer, words.model_type, kwargs, config.actor_rollout_ref.model)
+
+
+def check_template(played: Sequence[Played], template: ChatTemplate, tokenizer: Any) -> Iterator[Finding]:
+    """Are later messages as the model's chat template has them, and do control tokens in a page stay text?"""
+    named = lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)  # noqa: E731
+    ends = ", ".join(named([token]) for token in sorted(template.end.tokens))
+    if problems := [each for one in played for each in between_problems(one, template, tokenizer)]:
+        more = f" ({len(problems) - 1} more)" if problems[1:] else ""
+        yield Finding(
+            "warning",
+            "Chat template",
+            problems[0] + more,
+            "the model was not trained on such text; episode.layout=turns has none of it (docs/models.md)",
+        )
+    else:
+        told = f"; the engine is told to stop at {named(template.end.not_stops)}" if template.end.not_stops else ""
+        yield Finding("ok", "Chat template", f"messages are as it writes them; a response ends with {ends}{told}")
+    if template.keeps_control_tokens_text():
+        yield Finding("ok", "Control tokens", "they stay text in a page")
+    else:
+        yield Finding(
+            "warning",
+            "Control tokens",
+            "this tokenizer or template cannot take them as text: a zero-width space is put into those of a page",
+            "use a tokenizer of the `tokenizers` library (a folder with tokenizer.json)",
+        )
+
+
+def check_played(
+    played: Sequence[Played],
+    limits: Limits,
+    tokenizer: Any,
+    byte_lengths: bool,
+    ends: Collection[int] | None = None,
+) -> Iterator[Finding]:
+    """Every finding about trajectories that were played.
+
+    Args:
+        played: the trajectories.
+        limits: what they were played with.
+        tokenizer: likewise.
+        byte_lengths: whether it is the one of bytes.
+        ends: the tokens that end a response; by default the tokenizer's alone.
+    """
+    ends = {tokenizer.eos_token_id} if ends is None else set(ends)
     faults = [row.fault for one in played for row in one.rows[:1] if row.fault]
     if faults:
         yield Finding(
@@ -202,7 +253,7 @@ def check_played(played: Sequence[Played], limits: Limits, tokenizer: Any, byte_
         ("Spans and mask", [each for one in played for each in span_problems(one)], "the mask is 1 on the spans alone"),
         (
             "Response tokens",
-            [each for one in played for each in token_problems(one, tokenizer.eos_token_id)],
+            [each for one in played for each in token_problems(one, ends)],
             "every token that the policy wrote is trained on, and no other",
         ),
         (
@@ -216,26 +267,32 @@ def check_played(played: Sequence[Played], limits: Limits, tokenizer: Any, byte_
             yield Finding("failure", title, problems[0] + more, told)
         else:
             yield Finding("ok", title, good)
-    yield _check_answers(played, tokenizer)
+    yield _check_answers(played, tokenizer, ends)
     yield _check_lengths(played, limits, byte_lengths)
     yield from _check_turns(played)
 
 
-def _check_answers(played: Sequence[Played], tokenizer: Any) -> Finding:
+def _check_answers(played: Sequence[Played], tokenizer: Any, ends: Collection[int]) -> Finding:
     """Does the environment get the action that was meant? The agent loop reads it out of the decoded tokens."""
     title = "Answers"
     requests = [request for one in played for request in one.requests]
     for request in requests:
-        if request.ids[-1:] != [tokenizer.eos_token_id]:
+        if request.ids[-1] not in ends:
             continue  # cut for want of room, which the lengths say
         read = tokenizer.decode(request.ids, skip_special_tokens=True)
-        if read.strip() != request.text:
+        if read.strip() == request.text:
+            continue
+        said = f"the tokenizer turns {request.text[:200]!r} into {read[:200]!r}, so such an action never arrives"
+        if "".join(read.split()) == "".join(request.text.split()):
             return Finding(
-                "warning",
+                "failure",
                 title,
-                f"the tokenizer turns {request.text[:200]!r} into {read[:200]!r}, so such an action never arrives",
-                "use a tokenizer that has all of the benchmark's words, with their blanks",
+                said,
+                "its blanks are lost: transformers 5 reads tokenizers whose tokenizer_config.json says "
+                "LlamaTokenizerFast so (DeepSeek's distills, transformers#45488); set tokenizer_class to "
+                "PreTrainedTokenizerFast there",
             )
+        return Finding("warning", title, said, "use a tokenizer that has all of the benchmark's words")
     return Finding("ok", title, f"all {len(requests)} arrive as they were meant")
 
 
@@ -284,8 +341,9 @@ def span_problems(played: Played) -> list[str]:
     return found
 
 
-def token_problems(played: Played, end_token: int) -> list[str]:
+def token_problems(played: Played, end_token: int | Collection[int]) -> list[str]:
     """Where the masked-in tokens are not what the policy sampled, in words."""
+    ends = {end_token} if isinstance(end_token, int) else set(end_token)
     found = []
     seen: list[int] = []
     for number, row in enumerate(played.rows):
@@ -296,12 +354,30 @@ def token_problems(played: Played, end_token: int) -> list[str]:
                 continue
             wanted, have = played.requests[turn].ids, row.response_ids[start:stop]
             # a template whose next message begins with the token that ended the response takes it over
-            shorter = wanted[: len(have)] == have and set(wanted[len(have) :]) <= {end_token}
+            shorter = wanted[: len(have)] == have and set(wanted[len(have) :]) <= ends
             if not have or not shorter:
                 place = next((i for i, (a, b) in enumerate(zip(wanted, have, strict=False)) if a != b), len(have))
                 found.append(f"row {number}: from token {place} on, turn {turn} is not what the policy wrote")
     if seen != list(range(len(played.requests))):
         found.append(f"{len(played.requests)} responses were written, and the rows hold those of turns {seen}")
+    return found
+
+
+def between_problems(played: Played, template: ChatTemplate, tokenizer: Any) -> list[str]:
+    """Where the tokens between two responses are not the chat template's, in words."""
+    found = []
+    for number, row in enumerate(played.rows):
+        said = [str(one["content"]) for one in row.messages if one["role"] == "user"][1:]
+        for (start, _), (following, _), content in zip(row.spans, row.spans[1:], said, strict=False):
+            if template.problem:
+                return [f"row {number}: what is between two responses is verl's; the template: {template.problem}"]
+            wanted = template.between(content)
+            have = row.response_ids[start:following][-len(wanted) :]
+            texts = [tokenizer.decode(ids, skip_special_tokens=False) for ids in (have, wanted)]
+            if have != wanted and texts[0] != texts[1]:
+                place = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), 0)
+                stands, written = (text[max(0, place - 20) : place + 40] for text in texts)
+                found.append(f"row {number}: between two responses stands {stands!r}; the template writes {written!r}")
     return found
 
 

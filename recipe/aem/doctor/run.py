@@ -237,14 +237,19 @@ def _mask(patient: Patient, benchmark: Any) -> Iterator[Finding]:
     words = mask.load_words(config)
     model = None if words.missing else str(config.actor_rollout_ref.model.path)
     yield mask.check_words(words, model)
+    if problem := mask.template_problem(config, words):
+        yield Finding("failure", "Chat template", problem, "set what is named: every session would fail")
+        return
     limits = mask.limits_of(config, words)
+    template = mask.template_for(config, words)
     try:
         played = mask.play(config, words, limits, _tasks(benchmark, mask.EPISODES))
     except ValueError as error:
         yield Finding("failure", "Episodes", str(error), "the first rollout would stop here too")
         return
-    yield from mask.check_played(played, limits, words.tokenizer, bool(words.missing))
+    yield from mask.check_played(played, limits, words.tokenizer, bool(words.missing), template.end.tokens)
     if not words.missing:  # lengths in bytes say nothing
+        yield from mask.check_template(played, template, words.tokenizer)
         yield from guarded(prompts.TITLE, lambda: _lengths(patient, benchmark, words, limits))
     patient.shown = [mask.segments(row, words.tokenizer) for row in played[0].rows]
 

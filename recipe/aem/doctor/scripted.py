@@ -55,12 +55,12 @@ class ScriptedPolicy:
     async def generate(
         self, request_id: str, *, prompt_ids: Sequence[int], sampling_params: dict[str, Any], **_: Any
     ) -> Any:
-        assert self.episode is not None and self.episode.observation is not None
+        assert self.episode is not None and self.episode.observation is not None and self.rows is not None
         action = choose_action(self.episode.observation, self.episode.instruction, self.choose)
-        text = answer(self.episode.settings, action)
-        if self.rows is not None and self.rows.thought_open:  # as the model would, which goes on within it
+        text = answer(self.episode.settings, action, first=not self.episode.turns)
+        if self.rows.thought_open:  # as the model would, which goes on within it
             text = text.removeprefix(TAGS[0])
-        ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.tokenizer.eos_token_id]
+        ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.rows.ends.own]
         ids = ids[: sampling_params["max_tokens"]]
         self.requests.append(Request(list(prompt_ids), ids, text))
         log_probs = [-1.0] * len(ids) if sampling_params.get("logprobs") else None

@@ -1,0 +1,198 @@
+"""Control tokens in a page stay text: `PlainText`.
+
+A repository's file may hold `<|im_end|>`. Encoded like the rest of a rendered chat, that would end the user's message,
+and what follows could begin another that nobody wrote. So the control tokens of a chat are counted: where there are
+more than the template writes, the contents are encoded once more, by a copy of the tokenizer in which a control token's
+text is only text, and the template's own go by other names.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_HARMLESS = "a word,\n\n another \t\nlast"
+_ZERO_WIDTH_SPACE = "\u200b"
+
+Render = Callable[[Sequence[str]], str]
+"""The text of a chat with these contents, in their order."""
+
+
+def added_tokens(tokenizer: Any) -> dict[int, AddedToken]:
+    """The tokens beside the vocabulary, by id; none where the tokenizer does not say."""
+    return dict(getattr(tokenizer, "added_tokens_decoder", None) or {})
+
+
+def break_up(text: str, marks: Iterable[str]) -> str:
+    """The text with a zero-width space inside each of the marks.
+
+    Example:
+        >>> break_up("a</s>b", ["</s>"]).encode("unicode_escape")
+        b'a<\\\\u200b/s>b'
+    """
+    for mark in marks:
+        if mark in text:
+            text = text.replace(mark, mark[0] + _ZERO_WIDTH_SPACE + mark[1:])
+    return text
+
+
+class PlainText:
+    """Encodes chats so that what their contents spell is text.
+
+    Args:
+        tokenizer: Hugging Face's.
+        controls: the text of each control token.
+    """
+
+    def __init__(self, tokenizer: Any, controls: Mapping[int, str]):
+        self._tokenizer = tokenizer
+        self._controls = dict(controls)
+        self._copy: _Copy | None = None
+        self._made = False
+        self._lock = threading.Lock()
+
+    def encode(self, render: Render, contents: Sequence[str], ids: list[int] | None = None) -> list[int]:
+        """The tokens of a rendered chat.
+
+        Args:
+            render: the chat, or the part of it that is asked for, as text.
+            contents: of its messages.
+            ids: the ordinary tokens of that text, where they are known.
+        """
+        text = render(contents)
+        ids = self._ordinary(text) if ids is None else ids
+        if not self._controls:
+            return ids
+        marks = [f"content{place}x{_NONCE}" for place in range(len(contents))]
+        template = render(marks)
+        expected = self._count(self._ordinary(template))
+        if self._count(ids) == expected:
+            return ids
+        pieces = _pieces(text, template, marks, contents)
+        if pieces is not None and (copy := self._copy_for(pieces)) is not None:
+            found = copy.encode(pieces)
+            if self._count(found) == expected:
+                return found
+        held = sorted({mark for mark in self._controls.values() for one in contents if mark in one})
+        if not held:  # the template writes another number of them around these contents
+            return ids
+        ids = self._ordinary(render([break_up(one, held) for one in contents]))
+        if self._count(ids) == expected:
+            _say_once("a zero-width space was put into it", held)
+        else:
+            _say_once("the model sees its own, and may take what follows for another message", held)
+        return ids
+
+    def stays_text(self, render: Render) -> bool:
+        """Whether a control token in a page stays the text that it is, letter by letter.
+
+        Args:
+            render: a chat of one content.
+        """
+        mark = f"content0x{_NONCE}"
+        pieces = _pieces(render([_HARMLESS]), render([mark]), [mark], [_HARMLESS])
+        return not self._controls or (pieces is not None and self._copy_for(pieces) is not None)
+
+    def _ordinary(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _count(self, ids: Iterable[int]) -> int:
+        return sum(one in self._controls for one in ids)
+
+    def _copy_for(self, pieces: Sequence[tuple[str, bool]]) -> _Copy | None:
+        """The copy, made when it is first needed; None where it does not encode as the tokenizer does."""
+        with self._lock:
+            if not self._made:
+                self._made = True
+                harmless = [(_HARMLESS if content else text, content) for text, content in pieces]
+                try:
+                    copy = _Copy(self._tokenizer, self._controls)
+                    if copy.encode(harmless) == self._ordinary("".join(text for text, _ in harmless)):
+                        self._copy = copy
+                except Exception as error:  # of a tokenizer of another kind, in Python or by somebody else
+                    logger.debug("control tokens cannot be encoded as text: %s", error)
+            return self._copy
+
+
+class _Copy:
+    """The tokenizer, but that control tokens are text in contents. A copy, since others encode with it meanwhile."""
+
+    def __init__(self, tokenizer: Any, controls: Mapping[int, str]):
+        added = added_tokens(tokenizer)
+        self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # what is special is passed over
+        self._tokenizer.add_special_tokens([added[number] for number in controls if not added[number].special])
+        self._aliases = {text: f"\ue000{_NONCE}{number}\ue001" for number, text in controls.items()}
+        self._written = re.compile("|".join(map(re.escape, sorted(self._aliases, key=len, reverse=True))))
+        self._tokenizer.add_tokens(
+            [
+                AddedToken(
+                    self._aliases[text],
+                    normalized=False,
+                    lstrip=added[number].lstrip,
+                    rstrip=added[number].rstrip,
+                    single_word=added[number].single_word,
+                )
+                for number, text in controls.items()
+            ]
+        )
+        numbers = {self._aliases[text]: number for number, text in controls.items()}
+        added_now = self._tokenizer.get_added_tokens_decoder()
+        self._ids: dict[int, int] = {
+            token: numbers[one.content] for token, one in added_now.items() if one.content in numbers
+        }
+
+    def encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        """The tokens of texts of which each is a content or the template's."""
+        text = "".join(
+            piece if content else self._written.sub(lambda found: self._aliases[found.group()], piece)
+            for piece, content in pieces
+        )
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._ids.get(one, one) for one in found]
+
+
+_NONCE = secrets.token_hex(8)
+
+
+def _pieces(text: str, template: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[str, bool]] | None:
+    """The text in parts that are contents (True) or the template's; None where it is not made of both.
+
+    Example:
+        >>> _pieces("<u>a b</u>", "<u>MARK</u>", ["MARK"], [" a b "])
+        [('<u>', False), ('a b', True), ('</u>', False)]
+    """
+    for trim in (str, str.strip):  # templates write contents as they are, or without the blanks around them
+        parts, rest = [], template
+        for mark, content in zip(marks, contents, strict=True):
+            before, found, rest = rest.partition(mark)
+            if not found or mark in rest:
+                return None
+            parts += [(before, False), (trim(content), True)]
+        parts.append((rest, False))
+        if "".join(part for part, _ in parts) == text:
+            return parts
+    return None
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(what: str, marks: Sequence[str]) -> None:
+    if what not in _SAID:
+        _SAID.add(what)
+        logger.warning(
+            "a page holds a control token (%s) that this tokenizer cannot take as text: %s. This is said once",
+            ", ".join(marks[:3]),
+            what,
+        )
