@@ -490,6 +490,7 @@ def test_aem_trainer_changes_nothing_else_of_verls():
     ours = compose("aem_trainer")
     with open_dict(ours):
         ours.algorithm.pop("aem")
+        ours.algorithm.pop("trajectories")
         ours.algorithm.adv_estimator = theirs.algorithm.adv_estimator
     assert OmegaConf.to_container(ours) == OmegaConf.to_container(theirs)
 
