@@ -8,7 +8,7 @@ that every actor answers, and vLLM's engine, a process below its server, by the 
 means `EngineDeadError` and nothing else. No answer, which a busy process gives too, means nothing.
 
 The trainer raises `RolloutDied` where it waits for trajectories (`recipe.aem.trajectories`). Where it is caught in
-another wait it gets `GRACE_SECONDS` to come out, then a signal whose handler raises, and at last its process is ended.
+another wait it gets `GRACE_SECONDS` to come out, then a signal that interrupts it, and at last its process is ended.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
 logger = logging.getLogger(f"verl.{__name__}")
@@ -95,7 +96,7 @@ def is_dead(address: str) -> bool:
         opener.open(f"http://{address}/health", timeout=ANSWER_SECONDS).close()
     except HTTPError as error:
         return error.code == 503
-    except (URLError, OSError, ValueError):  # busy, not there yet, or not to be reached from here
+    except (OSError, HTTPException):  # busy, not there yet, or not to be reached from here
         return False
     return False
 
@@ -165,18 +166,21 @@ class Guard:
         self._thread = threading.Thread(target=self._guard, name="aem liveness", daemon=True)
         self._guarded = threading.current_thread()
         self._previous: Any = None
+        self._interrupted = False
 
     def __enter__(self) -> Guard:
         if self._guarded is threading.main_thread():  # only there can a signal be handled
-            self._previous = signal.signal(_SIGNAL, self._raise)
+            self._previous = signal.signal(_SIGNAL, self._interrupt)
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._over.set()
         self._thread.join()
         if self._guarded is threading.main_thread():
             signal.signal(_SIGNAL, self._previous)
+        if self._interrupted and kind is KeyboardInterrupt:
+            raise RolloutDied(f"{self._watch.dead}. The trainer waited for it, so the run ends here") from error
 
     def _guard(self) -> None:
         try:
@@ -198,5 +202,6 @@ class Guard:
         )
         self._end(1)
 
-    def _raise(self, *_: object) -> None:
-        raise RolloutDied(f"{self._watch.dead}. The trainer waited for it, so the run ends here")
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt  # the only exception of a handler for which `ray.get` comes back

@@ -66,8 +66,8 @@ def check_critic(config: Mapping[str, Any]) -> None:
     raise SettingsError(
         f"{asked} cannot start: verl 0.9.1 loads every critic with flash attention 2, whatever critic.model."
         "override_config.attn_implementation says (https://github.com/verl-project/verl/issues/5210), and "
-        f"{'there is none without a GPU' if cpu else 'flash-attn is not installed'}. Use an estimator without a critic, "
-        "such as grpo, grpo_rows, gigpo or rloo, and critic.enable=null"
+        f"{'there is none without a GPU' if cpu else 'flash-attn is not installed'}. Use an estimator without a "
+        "critic, such as grpo, grpo_rows, gigpo or rloo, and critic.enable=null"
     )
 
 

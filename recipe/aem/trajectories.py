@@ -200,7 +200,7 @@ class Trajectories:
             MissingTrajectories: too many are missing; in validation: all.
         """
         self._waiting = None
-        present = sessions_of(key for key in keys if key.rsplit("_", 2)[0] in set(uids))
+        present = sessions_of(keys)
         # a group from before a resume has all that it had: only whole ones are kept there
         expected = {uid: self._expected.pop(uid, len(present.get(uid, ()))) for uid in uids}
         count = Count() if validation else self._evicted
