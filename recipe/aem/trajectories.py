@@ -115,11 +115,10 @@ class Count:
         """Which are missing, in words; the first few of many."""
         words, left = [], _NAMED
         for uid, sessions in self.missing.items():
-            if left <= 0:
-                break
-            words.append(f"{uid} (sessions {', '.join(map(str, sessions[:left]))})")
-            left -= len(sessions)
-        return "; ".join(words) + (f" and {-left} more" if left < 0 else "")
+            if shown := sessions[:left]:
+                words.append(f"{uid} (sessions {', '.join(map(str, shown))})")
+            left -= len(shown)
+        return "; ".join(words) + (f" and {self.number - _NAMED} more" if self.number > _NAMED else "")
 
 
 class Trajectories:
@@ -297,7 +296,7 @@ class Trajectories:
             f"are missing, {count.number / count.of:.0%}; the largest share that may be is algorithm.trajectories."
             f"max_missing={share:g}. The batch is refused: nothing is learned from it, and this step leaves no "
             "checkpoint. "
-            + (f"{dead}. " if dead else "")
+            + (f"The cause: {dead}. " if dead else "")
             + "verl drops a session that raises; the log has each one's cause below `Error in _run_prompt for uid=…`: "
             + count.names()
         )
