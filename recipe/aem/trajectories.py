@@ -294,10 +294,10 @@ class Trajectories:
         raise MissingTrajectories(
             f"{count.number} of the {count.of} trajectories of a {'validation' if validation else 'training'} batch "
             f"are missing, {count.number / count.of:.0%}; the largest share that may be is algorithm.trajectories."
-            f"max_missing={share:g}. The batch is refused: nothing is learned from it, and this step leaves no "
-            "checkpoint. "
-            + (f"The cause: {dead}. " if dead else "")
-            + "verl drops a session that raises; the log has each one's cause below `Error in _run_prompt for uid=…`: "
+            f"max_missing={share:g}. The batch is refused"
+            + ("" if validation else ": nothing is learned from it, and this step leaves no checkpoint")
+            + (f". The cause: {dead}" if dead else "")
+            + ". verl drops a session that raises; the log has each one's cause below `Error in _run_prompt for uid=…`: "
             + count.names()
         )
 
