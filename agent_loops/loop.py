@@ -17,7 +17,7 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
 * `anchors`: the raw observation that each span answered; `trajectory_id`: the row's trajectory;
 * `prompt_shortened`: for each span, what of its prompt was shortened last to make it fit, empty where it is whole:
   `history`, `observation`, `instruction` (the task) or `actions` (`agent_loops.shortening`);
-* `fault`: empty, or what of the environment, of a template or of a text failed: then the whole trajectory is masked, its
+* `fault`: empty, or what of the environment, a template or a text failed: then the whole trajectory is masked, its
   reward is 0, and training leaves it out of every statistic of its group and batch;
 * `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the
   next message would have left no room for an answer), `turns` (`max_turns`), `truncated` (the environment's own limit)

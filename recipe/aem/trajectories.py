@@ -297,7 +297,7 @@ class Trajectories:
             f"max_missing={share:g}. The batch is refused"
             + ("" if validation else ": nothing is learned from it, and this step leaves no checkpoint")
             + (f". The cause: {dead}" if dead else "")
-            + ". verl drops a session that raises; the log has each one's cause below `Error in _run_prompt for uid=…`: "
+            + ". verl drops a session that raises; the log has the causes below `Error in _run_prompt for uid=…`: "
             + count.names()
         )
 

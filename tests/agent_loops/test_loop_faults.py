@@ -78,30 +78,37 @@ def check_fault(rows, where):
 
 
 @pytest.mark.parametrize("when", ["first", "later"])
-def test_a_page_that_cannot_be_encoded_is_a_fault(when, layout, monkeypatch):
+def test_a_page_that_cannot_be_encoded_is_played_or_a_fault_and_raises_nothing(when, layout, monkeypatch):
     bad = Observation("a page \ud800", ["guess[<digit>]"], {"instruction": "find the secret digit"})
     if when == "first":
         monkeypatch.setattr("guess.GuessEnvironment.reset", lambda self, task: bad)
-    else:
-        monkeypatch.setattr("guess.GuessEnvironment.step", lambda self, action: Step(bad, 0.0, terminated=False))
-    rows, server = run([WRONG], layout=layout, tokenizer=Strict())
-    # other parts may have made the text encodable before it gets here; then the episode goes on
+    monkeypatch.setattr("guess.GuessEnvironment.step", lambda self, action: Step(bad, 0.0, terminated=False))
+    rows, _ = run([WRONG], layout=layout, tokenizer=Strict())
     if {row.extra_fields["fault"] for row in rows} != {""}:
         check_fault(rows, f"the prompt of turn {int(when == 'later')}")
-        assert len(server.requests) == (when == "later")
+    for row in rows:
+        "".join([*row.extra_fields["anchors"], *row.extra_fields["turn_kinds"]]).encode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["{{ nothing_of_that_name }}", "{{ 1 / 0 }}", "{{ '\\ud800' }}"])
+def test_a_template_of_the_users_that_fails_is_a_fault(text, layout, tmp_path):
+    (tmp_path / "mine.jinja").write_text(text)
+    rows, server = run([WRONG], layout=layout, tokenizer=Strict(), episode={"prompt": str(tmp_path / "mine.jinja")})
+    check_fault(rows, "the prompt of turn 0")
+    assert not server.requests and len(rows) == 1
 
 
 @pytest.mark.parametrize("raised", [jinja2.UndefinedError("no such variable"), KeyError("x"), MemoryError()])
 @pytest.mark.parametrize("turn", [0, 1])
 def test_a_template_that_fails_is_a_fault(turn, raised, layout, monkeypatch):
-    prompt = episode_module.Episode.prompt
+    render = episode_module.Episode.render
 
     def failing(self, *args, **kwargs):
         if len(self.turns) == turn:
             raise raised
-        return prompt(self, *args, **kwargs)
+        return render(self, *args, **kwargs)
 
-    monkeypatch.setattr(episode_module.Episode, "prompt", failing)
+    monkeypatch.setattr(episode_module.Episode, "render", failing)
     rows, server = run([WRONG], layout=layout)
     check_fault(rows, f"the prompt of turn {turn}")
     assert len(server.requests) == turn and len(rows) == 1
