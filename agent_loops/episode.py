@@ -63,7 +63,8 @@ class EpisodeSettings:
         step_seconds: an environment that takes longer for one step has failed.
         trajectory_seconds: from the end of `reset` on; then no turn begins, a running generation is given up, and so is
             a running step where the environment is thread-safe (in a worker process, others would suffer). That cuts
-            the trajectory, and is no fault. null: no such limit.
+            the trajectory, and is no fault. The default and the shipped configurations allow two minutes a turn. null:
+            no such limit, and then the trainer waits for an engine that hangs as long as it hangs.
     """
 
     prompt: str = "webshop/full"
@@ -85,7 +86,7 @@ class EpisodeSettings:
     compact_filtering: bool = False
     conclude: bool = True
     step_seconds: float = 60.0
-    trajectory_seconds: float | None = None
+    trajectory_seconds: float | None = 1800.0
 
     def __post_init__(self) -> None:
         for name, known in (

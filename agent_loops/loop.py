@@ -17,8 +17,8 @@ What each row carries in `extra_fields`, for the estimators and for analysis:
 * `anchors`: the raw observation that each span answered; `trajectory_id`: the row's trajectory;
 * `prompt_shortened`: for each span, what of its prompt was shortened last to make it fit, empty where it is whole:
   `history`, `observation`, `instruction` (the task) or `actions` (`agent_loops.shortening`);
-* `fault`: empty, or why the environment failed: then the whole trajectory is masked, its reward is 0, and training
-  leaves it out of every statistic of its group and batch;
+* `fault`: empty, or what of the environment, a template or a text failed: then the whole trajectory is masked, its
+  reward is 0, and training leaves it out of every statistic of its group and batch;
 * `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the
   next message would have left no room for an answer), `turns` (`max_turns`), `truncated` (the environment's own limit)
   or `time` (`trajectory_seconds` are over; or a call to the environment outlasted `step_seconds`, which is a fault
@@ -50,7 +50,7 @@ from agent_loops.arguments import mapping, text
 from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
-from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout
+from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout, contained
 from agent_loops.rows import ROWS, Rows
 from agent_loops.workers import DEFAULT_WORKERS, WorkerPool, check_workers
 
@@ -59,7 +59,12 @@ logger = logging.getLogger(__name__)
 
 @register("environment")
 class EnvironmentAgentLoop(AgentLoopBase):
-    """Plays one episode and returns its rows. It never raises for a fault of the environment."""
+    """Plays one episode and returns its rows.
+
+    Nothing of an environment, a template or a text raises: that is a fault, which the rows carry. What the engine
+    raises does, and so does a benchmark that cannot be opened: verl then has no row of this session, and
+    `recipe.aem.trajectories` counts it.
+    """
 
     def __init__(
         self,
@@ -85,7 +90,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         try:
             fault = await self._play(episode, kwargs["extra_info"]["task"], seat.call, rows, sampling_params, metrics)
         finally:  # a cancelled episode ends here too
-            await asyncio.to_thread(_close_quietly, episode)
+            await _close(episode)
         if not rows.rows:
             await rows.add_placeholder(list(kwargs["raw_prompt"]))
         return rows.outputs(episode, fault, AgentLoopMetrics(num_preempted=-1, **metrics))
@@ -99,7 +104,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         sampling_params: dict[str, Any],
         metrics: dict[str, float],
     ) -> str:
-        """Play to the end; returns the environment's fault, or an empty string."""
+        """Play to the end; returns the fault, or an empty string."""
         settings = episode.settings
         seconds = settings.step_seconds
         try:
@@ -138,10 +143,10 @@ class EnvironmentAgentLoop(AgentLoopBase):
                 rows.withdraw(anchor)
                 break
             response_ids = list(output.token_ids)[:room]
-            response = rows.text_of(response_ids)
             left = deadline - generated if can_give_up else math.inf
             turn, fault = None, ""
             try:
+                response = rows.text_of(response_ids)
                 if left > 0:
                     turn = await call(min(seconds, left), episode.step, response, rows.thought_open)
                     overlong = settings.overlong(len(response_ids), room)
@@ -152,11 +157,15 @@ class EnvironmentAgentLoop(AgentLoopBase):
                 busy = True
                 rows.out_of_time = left < seconds
                 rows.timed_out = not rows.out_of_time
-                fault = _describe(error, f"turn {len(episode.turns)}") if rows.timed_out else ""
+                fault = _describe(error, where) if rows.timed_out else ""
             except Exception as error:  # as above
-                fault = _describe(error, f"turn {len(episode.turns)}")
+                fault = _describe(error, where)
             metrics["tool_calls"] += time.perf_counter() - generated
-            await rows.add(response_ids, output, room, turn, anchor)
+            try:
+                await rows.add(response_ids, output, room, turn, anchor)
+            except Exception as error:  # as above
+                rows.withdraw(anchor)
+                fault = fault or _describe(error, f"the response of {where}")
             if fault:
                 return fault
         if settings.conclude and not busy and episode.end not in ("terminated", "truncated"):
@@ -228,11 +237,16 @@ def _opened_benchmark(config: str, workers: int, threads: int | None) -> tuple[B
 
 
 def _describe(error: Exception, where: str) -> str:
-    return f"{where}: {type(error).__name__}: {error}"[:500]
+    text = f"{where}: {type(error).__name__}: {error}"[:500]
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # it may quote the text that could not be encoded
 
 
-def _close_quietly(episode: Episode) -> None:
+async def _close(episode: Episode) -> None:
+    """The episode is over; what its environment does on the way out is only worth a line."""
+    seconds = episode.settings.step_seconds
     try:
-        episode.environment.close()
-    except Exception:  # the episode is over; what its environment does on the way out is only worth a line
+        await asyncio.wait_for(asyncio.to_thread(contained, episode.environment.close), seconds)
+    except TimeoutError:  # its own too: there is nothing more to wait for
+        logger.warning("the environment was not closed within %g s (episode.step_seconds); it is left", seconds)
+    except Exception:
         logger.warning("closing the environment failed", exc_info=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, NoReturn, ParamSpec, Protocol, TypeVar
 
 from agent_loops.environment import Environment
 
@@ -21,6 +21,47 @@ R = TypeVar("R")
 
 class EnvironmentTimeout(RuntimeError):
     """A step of an environment outlasted its deadline."""
+
+
+def contained(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call foreign code; what it raises is always an exception that a future can carry to an event loop.
+
+    asyncio cannot set a StopIteration on a future, whose awaiter would then wait for ever; it takes futures'
+    CancelledError for a cancellation of the awaiter; and SystemExit would end the event loop.
+
+    Raises:
+        RuntimeError: in the place of one of these.
+
+    Examples:
+        >>> contained(next, iter([]))
+        Traceback (most recent call last):
+        ...
+        RuntimeError: StopIteration
+    """
+    try:
+        return function(*args, **kwargs)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration | CancelledError):
+            raise
+        said = f": {error}" if str(error) else ""
+        raise RuntimeError(f"{type(error).__name__}{said}") from error
+
+
+@dataclass(frozen=True)
+class Unmade:
+    """In the place of an environment that could not be made: its `reset` says why."""
+
+    error: Exception
+    thread_safe: ClassVar[bool] = True
+
+    def reset(self, task: Any, /) -> NoReturn:
+        raise self.error
+
+    def step(self, action: str, /) -> NoReturn:
+        raise self.error
+
+    def close(self) -> None:
+        pass
 
 
 class Call(Protocol):
@@ -60,11 +101,15 @@ class EnvironmentPool:
     def open(self) -> Seat:
         """A seat for a new episode."""
         assert self._make is not None, "EnvironmentPool(make=…) makes the environments"
-        return Seat(self._make(), self.call)
+        try:
+            environment = contained(self._make)
+        except Exception as error:  # a fault of its episode like any other of foreign code
+            environment = Unmade(error)
+        return Seat(environment, self.call)
 
     async def call(self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `function` in a thread. Raises `EnvironmentTimeout` after `seconds`, and what the function raises."""
-        future = self._executor.submit(function, *args, **kwargs)
+        future = self._executor.submit(contained, function, *args, **kwargs)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), timeout=seconds)
         except TimeoutError as error:

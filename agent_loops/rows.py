@@ -173,8 +173,13 @@ class Rows(ABC):
         self.unfinished = full or getattr(output, "stop_reason", None) in ("length", "aborted", "abort")
 
     async def add_placeholder(self, messages: Messages) -> None:
-        """A row for an episode that never began."""
-        self.rows.append(self._row(messages, await self._loop.ct_build_initial_tokens(messages)))
+        """A row for an episode that never began. It has to stand whatever the dataset's messages are."""
+        longest = min(self._prompt_length, self._context) - 1
+        try:
+            ids = list(await self._loop.ct_build_initial_tokens(messages))[:longest]
+        except Exception:  # a template or a tokenizer that refuses them; nothing is learned from this row
+            ids = []
+        self.rows.append(self._row(messages, ids or [self._end_token]))
         self.rows[-1].engine = self._without_engine()
         self._add_nothing(None, "")
 

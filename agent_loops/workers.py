@@ -34,7 +34,7 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from agent_loops.environment import Environment, Observation, Step, Task
-from agent_loops.pool import EnvironmentTimeout, Seat
+from agent_loops.pool import EnvironmentTimeout, Seat, contained
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,7 +101,7 @@ def serve(connection: Connection, parent: int) -> None:
             name, key, argument = connection.recv()
             answer: tuple[str, Any]
             try:
-                answer = ("value", _answer(benchmark, environments, name, key, argument))
+                answer = ("value", contained(_answer, benchmark, environments, name, key, argument))
             except ProcessUnusable as error:
                 connection.send(("unusable", _portable(error)))
                 return
@@ -385,7 +385,7 @@ class WorkerPool:
             worker.live += 1
 
         async def call(seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-            return await asyncio.wrap_future(worker.submit(seconds, lambda: function(*args, **kwargs)))
+            return await asyncio.wrap_future(worker.submit(seconds, lambda: contained(function, *args, **kwargs)))
 
         return Seat(RemoteEnvironment(worker, next(self._keys), self._leave), call)
 

@@ -28,6 +28,7 @@ def _register_agent_loop(_: Any) -> None:
 wrapt.register_post_import_hook(seam.register_estimators, "verl.trainer.ppo.core_algos")
 wrapt.register_post_import_hook(seam.wrap_trainer, "verl.trainer.ppo.v1.trainer_base")
 wrapt.register_post_import_hook(seam.wrap_replay_buffer, "verl.trainer.ppo.v1.replay_buffer")
+wrapt.register_post_import_hook(seam.wrap_metrics, "verl.trainer.ppo.v1.utils")
 wrapt.register_post_import_hook(seam.wrap_engine, "verl.workers.engine.base")
 wrapt.register_post_import_hook(seam.refuse_legacy_trainer, "verl.trainer.ppo.ray_trainer")
 wrapt.register_post_import_hook(_register_agent_loop, "verl.experimental.agent_loop.agent_loop")

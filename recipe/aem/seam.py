@@ -8,7 +8,9 @@ Whatever the estimator, trajectories with a fault, and what faults left alone in
 (`rows.trained_rows`): before the original runs they are masked in TransferQueue, so that no term of the loss learns
 from them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets the other rows only. Where KL
 is taken off the rewards, a trajectory's KL is brought together there (`bases.kl_on_last_rows`). Without faults and KL
-another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`).
+another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`). The trajectories that
+a batch lacks are counted where verl chooses it (`trajectories.py`), and the processes that play them are looked after
+(`liveness.py`).
 
 A batch without a token to learn from never reaches the original (`updates.py`). With `algorithm.aem.dump_dir` the batch
 is then read back and written to a file (`dump`). EPO's wraps are in `epo.py`; what is read of TransferQueue, in
@@ -25,7 +27,7 @@ from typing import Any
 
 import wrapt
 
-from recipe.aem import epo, filters, updates
+from recipe.aem import epo, filters, liveness, trajectories, updates
 from recipe.aem.dump import capture
 from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
 from recipe.aem.startup import cautions, check_run, check_template
@@ -68,11 +70,15 @@ def _estimate(
 
 def wrap_trainer(trainer_base: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", trajectories.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_side_information)
     wrapt.wrap_function_wrapper(trainer_base, "compute_advantage_for_multi_trajectories", _of_trained_rows)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_metrics", updates.after_metrics)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", capture.around_fit)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", trajectories.around_fit)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", liveness.around_fit)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._validate", trajectories.after_validate)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.init", epo.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._update_actor", epo.before_update)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._save_checkpoint", epo.before_save)
@@ -82,6 +88,14 @@ def wrap_trainer(trainer_base: Any) -> None:
 def wrap_replay_buffer(replay_buffer: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.replay_buffer`."""
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._dapo_filtered_keys", filters.without_faults)
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._evict_terminal_groups", trajectories.before_evict)
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._select_prompt_uids", trajectories.after_select)
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._wait_for_next_poll", trajectories.before_wait)
+
+
+def wrap_metrics(utils: Any) -> None:
+    """Post-import hook of `verl.trainer.ppo.v1.utils`."""
+    wrapt.wrap_function_wrapper(utils, "MetricsAggregator._init_aggregation_rules", trajectories.add_sums)
 
 
 def wrap_engine(base: Any) -> None:
@@ -135,6 +149,7 @@ def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict
         from recipe.aem.queue import read_mask
 
         nested_mask, extra_fields = read_mask(batch)
+        metrics.update(trajectories.Trajectories.of(trainer).count(batch, extra_fields))
         nested_mask, dropped = _mask_dropped(batch, nested_mask, extra_fields)
         side = None
         if not nested_mask.values().any():

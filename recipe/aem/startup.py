@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from recipe.aem.epo import EpoSettings, check_epo
 from recipe.aem.precision import CHUNKED, PACKED, PARAM_DTYPE, entropy_precision, log_prob_precision
 from recipe.aem.settings import (
     ESTIMATORS,
+    GAE,
     OVER_TRAJECTORIES,
     RESPONSE_BASES,
     AemSettings,
@@ -19,6 +21,7 @@ from recipe.aem.settings import (
     check_config,
     check_name,
 )
+from recipe.aem.trajectories import TrajectorySettings
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +67,13 @@ def check_run(
     """
     estimator = config["algorithm"]["adv_estimator"]
     check_name(estimator)
+    check_critic(config)
     settings = None
     if estimator in ESTIMATORS:
         settings = check_config(config, registered, verl_version)
     else:
         AemSettings.from_config(config["algorithm"])  # the dump's settings hold for every estimator
+    TrajectorySettings.from_config(config["algorithm"])
     epo = check_epo(config, verl_version)
     if settings or epo.enable:
         check_sequence_parallelism(config)
@@ -190,6 +195,36 @@ def _long_rows(config: Mapping[str, Any]) -> Iterator[Caution]:
             return
 
 
+def check_critic(config: Mapping[str, Any]) -> None:
+    """Refuse a critic that verl 0.9.1 cannot load.
+
+    `verl.utils.model.load_valuehead_model` asks for flash attention 2 whatever
+    `critic.model.override_config.attn_implementation` says (verl#5210), and reports its absence as that of trl.
+
+    Raises:
+        SettingsError: naming what turns the critic on.
+    """
+    algorithm, critic = config["algorithm"], config.get("critic") or {}
+    estimator, enabled = algorithm["adv_estimator"], critic.get("enable")
+    base = Settings.from_config(algorithm).base if estimator in ESTIMATORS else estimator
+    # as verl.trainer.ppo.utils.need_critic, but that a base is known by its name too
+    if not (base == GAE if enabled is None else enabled or base == GAE):
+        return
+    cpu = (config.get("trainer") or {}).get("device") == "cpu"
+    if critic.get("strategy", "fsdp") not in ("fsdp", "fsdp2") or (not cpu and importlib.util.find_spec("flash_attn")):
+        return
+    if base != GAE:
+        asked = f"critic.enable={enabled}"
+    else:
+        asked = f"algorithm.{f'{estimator}.base' if base != estimator else 'adv'}_estimator={GAE}"
+    raise SettingsError(
+        f"{asked} cannot start: verl 0.9.1 loads every critic with flash attention 2, whatever critic.model."
+        "override_config.attn_implementation says (https://github.com/verl-project/verl/issues/5210), and "
+        f"{'there is none without a GPU' if cpu else 'flash-attn is not installed'}. Use an estimator without a "
+        "critic, such as grpo, grpo_rows, gigpo or rloo, and critic.enable=null"
+    )
+
+
 def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
     """Refuse Ulysses without flash attention: verl patches no other attention function, so each rank would attend to
     its own part of the sequence only, and nothing would say so.
@@ -218,6 +253,8 @@ def _ulysses(ours: Mapping[str, Any], role: str) -> tuple[str, int]:
     if (older := part.get(_ULYSSES) or 1) > 1:  # verl's deprecated name, which it prefers
         return f"actor_rollout_ref.{role}", older
     return f"actor_rollout_ref.{role}.fsdp_config", (part.get("fsdp_config") or {}).get(_ULYSSES) or 1
+
+
 def check_template(config: Mapping[str, Any], layout: str) -> None:
     """Refuse a layout that the model's chat template cannot render: otherwise every session fails, and only after the
     engine has started. A tokenizer that is not on this disk is not looked at.

@@ -50,6 +50,10 @@ class FragileEnvironment:
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == "raise":
             raise RuntimeError("the game crashed")
+        elif word == "stop":
+            raise StopIteration
+        elif word == "exit":
+            sys.exit("bye")
         elif word == "odd":
             raise TwoPartError("one", "two")
         elif word == "unusable":

@@ -11,6 +11,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from omegaconf import OmegaConf, open_dict
@@ -29,6 +30,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
 from recipe.aem.settings import check_config  # noqa: E402
+from recipe.aem.trajectories import TrajectorySettings  # noqa: E402
 
 # what whoever uses aem_trainer brings: verl's own configuration leaves these open, and verl's FSDP1 needs a GPU
 BROUGHT = (
@@ -528,6 +530,25 @@ def test_aems_settings_need_no_plus(name):
     assert (block.shuffle, block.base_estimator) == (3, "rloo")
 
 
+METHODS = sorted((importlib.resources.files("recipe.aem.config") / "method").iterdir(), key=lambda path: path.name)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem)
+def test_every_method_has_the_settings_of_missing_trajectories(method):
+    given = ("algorithm.trajectories.max_missing=0.3", "algorithm.trajectories.stall_seconds=600")
+    config = compose("webshop_7b", f"method={method.stem}", *given)
+    assert config.algorithm.trajectories == {"max_missing": 0.3, "stall_seconds": 600}
+    own = OmegaConf.create(method.read_text()).get("algorithm", {})
+    assert own.get("trajectories", asdict(TrajectorySettings())) == asdict(TrajectorySettings())
+
+
+@pytest.mark.parametrize("name", [name for name in GIVEN if name != "aem_trainer"])
+def test_a_trajectory_ends_at_some_time_and_not_before_two_minutes_a_turn(name):
+    episode = compose(name).actor_rollout_ref.rollout.custom.episode
+    turns = 2 * 60 * 15 if name.startswith("webshop") else 100 * episode.max_turns
+    assert turns <= episode.trajectory_seconds < float("inf")
+
+
 @pytest.mark.parametrize("name", GIVEN)
 @pytest.mark.parametrize("setting", ["algorithm.aem.lamda=1", "algorithm.aem.range=0", "trainer.total_training_step=2"])
 def test_a_misspelt_setting_is_refused(name, setting):
@@ -549,6 +570,7 @@ def test_aem_trainer_changes_nothing_else_of_verls():
     ours = compose("aem_trainer")
     with open_dict(ours):
         ours.algorithm.pop("aem")
+        ours.algorithm.pop("trajectories")
         ours.algorithm.adv_estimator = theirs.algorithm.adv_estimator
         # but for the entropies' precision, which has two names
         for part, its in ((ours.actor_rollout_ref, theirs.actor_rollout_ref),):

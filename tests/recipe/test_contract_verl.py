@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -513,6 +514,99 @@ def test_the_replay_buffer_sleeps_its_poll_interval(monkeypatch):
     buffer.poll_interval = 0.25
     buffer._wait_for_next_poll("train", last_debug_time=float("inf"))
     assert slept == [0.25]
+
+
+def test_the_replay_buffer_is_wrapped_where_it_chooses_waits_and_throws_away():
+    from recipe.aem import trajectories
+
+    wrapped = {
+        "_evict_terminal_groups": (trajectories.before_evict, ["global_steps", "partition_id", "eviction_reasons"]),
+        "_select_prompt_uids": (trajectories.after_select, ["partition_id", "sampleable_keys", "batch_size"]),
+        "_wait_for_next_poll": (trajectories.before_wait, ["partition_id", "last_debug_time"]),
+    }
+    for name, (wrapper, names) in wrapped.items():
+        method = vars(replay_buffer.ReplayBuffer)[name]
+        assert method._self_wrapper is wrapper and list(inspect.signature(method).parameters) == ["self", *names]
+        assert name not in vars(replay_buffer.ReplayBufferAsync), f"{name} of the asynchronous buffer would go round it"
+    for method in (replay_buffer.ReplayBuffer.sample, replay_buffer.ReplayBufferAsync.wait_for_sampleable):
+        called = inspect.unwrap(method).__code__.co_names
+        assert {"_evict_terminal_groups", "_wait_for_next_poll"} <= set(called), "a loop of verl's waits unseen"
+    for cls in (replay_buffer.ReplayBuffer, replay_buffer.ReplayBufferAsync):
+        assert "_select_prompt_uids" in inspect.unwrap(cls.sample).__code__.co_names
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_trainer_fits_with_its_manager_and_validates_alone(mode):
+    trainer = get_trainer_cls(mode)
+    for name, names in (("fit", ["self", "agent_loop_manager"]), ("_validate", ["self"])):
+        assert [cls.__name__ for cls in trainer.__mro__ if name in vars(cls)] == ["PPOTrainer"]
+        assert list(inspect.signature(getattr(trainer, name)).parameters) == names
+
+
+def test_a_step_of_several_batches_sums_what_it_is_asked_to():
+    from verl.trainer.ppo.v1.utils import MetricsAggregator
+
+    from recipe.aem.trajectories import FAULTS, MISSING
+
+    assert {MISSING, FAULTS} <= set(MetricsAggregator().aggregation_rules["sum"])
+
+
+def test_a_session_that_raises_leaves_no_row_and_a_failure():
+    """Why recipe.aem.trajectories counts; if this fails, see what verl now does with a session that raises."""
+    put: list = []
+
+    async def kv_put(**what):
+        put.append(what)
+
+    class Worker:
+        config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"n": 3, "val_kwargs": {"n": 1}}}})
+        played: ClassVar[list[int]] = []
+
+        async def _run_agent_loop(self, sampling_params, trajectory, trace, session_id, **prompt):
+            self.played.append(session_id)
+            if session_id == 1:
+                raise RuntimeError("the engine")
+
+    run = agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class._run_prompt
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agent_loop_tq.tq, "async_kv_put", kv_put)
+        asyncio.run(run(Worker(), {"uid": "u"}, {}, {"validate": False}))
+        asyncio.run(run(Worker(), {"uid": "v", "__rollout_n__": 1}, {}, {"validate": False}))
+    assert Worker.played == [0, 1, 2, 0], "`__rollout_n__` is how many sessions a prompt has"
+    assert [(one["key"], one["tag"]["status"]) for one in put] == [
+        *(("u", "running"), ("u", "failure"), ("v", "running"), ("v", "finished")),
+    ]
+
+
+def test_every_critic_is_loaded_with_flash_attention(monkeypatch):
+    """verl#5210; if this fails, verl has mended it: drop recipe.aem.startup.check_critic."""
+    import transformers
+    from verl.utils.model import load_valuehead_model
+
+    asked = []
+
+    def from_pretrained(**given):
+        asked.append(given["attn_implementation"])
+        raise ImportError("flash-attn")
+
+    monkeypatch.setattr(transformers.AutoModelForTokenClassification, "from_pretrained", from_pretrained)
+    config = transformers.Qwen2Config(attn_implementation="sdpa")
+    with pytest.raises(RuntimeError, match="please install trl"):
+        load_valuehead_model("nowhere", torch.float32, config, trust_remote_code=False)
+    assert asked == ["flash_attention_2"]
+
+
+def test_what_plays_is_where_the_watch_looks_for_it():
+    """`recipe.aem.liveness.watch_of`; verl's own actors are looked at in tests/e2e/test_faults.py."""
+    from verl.workers.rollout.llm_server import LLMServerManager
+    from verl.workers.rollout.replica import RolloutReplica
+
+    manager = LLMServerManager.__new__(LLMServerManager)
+    manager.rollout_replicas, manager.server_addresses = ["replica"], ["host:1"]
+    assert manager.get_replicas() == ["replica"] and manager.get_addresses() == ["host:1"]
+    assert {"servers", "replica_rank"} <= set(RolloutReplica.__init__.__code__.co_names)
+    assert "agent_loop_workers" in verl_loop.AgentLoopManager._init_agent_loop_workers.__code__.co_names
+    assert "llm_server_manager" in trainer_base.PPOTrainer._setup.__code__.co_names
 
 
 # --- configuration and loading ----------------------------------------------------------------------------------------

@@ -35,6 +35,45 @@ def test_what_comes_back():
     assert settings is None and not epo.enable
 
 
+CRITICS = {
+    "adv_estimator": ({"adv_estimator": "gae"}, {}, r"algorithm\.adv_estimator=gae"),
+    "aem": ({"aem": {"base_estimator": "gae"}}, {"enable": True}, r"algorithm\.aem\.base_estimator=gae"),
+    # not "set critic.enable=True", which would not help
+    "aem, no critic": ({"aem": {"base_estimator": "gae"}}, {}, r"algorithm\.aem\.base_estimator=gae"),
+    "empg": (
+        {"adv_estimator": "empg", "empg": {"base_estimator": "gae"}},
+        {"enable": True},
+        r"algorithm\.empg\.base_estimator=gae",
+    ),
+    "alone": ({"adv_estimator": "rloo"}, {"enable": True}, r"critic\.enable=True"),
+}
+
+
+@pytest.mark.parametrize("strategy", [{}, {"strategy": "fsdp"}, {"strategy": "fsdp2"}])
+@pytest.mark.parametrize("device", ["cpu", "cuda", None])
+@pytest.mark.parametrize("asked", CRITICS)
+def test_a_critic_that_verl_cannot_load_is_refused(asked, device, strategy, monkeypatch):
+    """`verl#5210`: where flash-attn is missing. What verl does stands in test_contract_verl.py."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    algorithm, critic, said = CRITICS[asked]
+    config = copy.deepcopy(GOOD) | {"critic": critic | strategy, "trainer": {"device": device}}
+    config["algorithm"].update(algorithm)
+    why = "there is none without a GPU" if device == "cpu" else "flash-attn is not installed"
+    with pytest.raises(SettingsError, match=rf"^{said} cannot start: .*verl/issues/5210.* {why}\. Use an estimator"):
+        check_run(config, {"grpo", "rloo", "aem", "gae"}, "0.9.1")
+
+
+def test_where_flash_attention_is_installed_or_the_engine_is_another_a_critic_may_start(monkeypatch):
+    config = copy.deepcopy(GOOD) | {"critic": {"enable": True}, "trainer": {"device": "cuda"}}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "flash_attn" else None)
+    check_run(config, {"grpo"}, "0.9.1")
+    config["trainer"]["device"] = "cpu"
+    with pytest.raises(SettingsError, match="without a GPU"):
+        check_run(config, {"grpo"}, "0.9.1")
+    config["critic"]["strategy"] = "megatron"
+    check_run(config, {"grpo"}, "0.9.1")
+
+
 @pytest.mark.parametrize("role", ["actor", "ref"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 def test_ulysses_needs_flash_attention(role, attention):

@@ -37,6 +37,18 @@ def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
 
 
 @pytest.mark.parametrize(
+    "given", ["critic.enable=true", "algorithm.adv_estimator=gae", "algorithm.aem.base_estimator=gae"]
+)
+def test_a_critic_that_cannot_start_is_said(given):
+    settings = one(configuration.check_settings(compose("webshop_7b", ["machine=cpu", given])))
+    assert (
+        settings.level == "failure"
+        and "verl/issues/5210" in settings.detail
+        and given.lower() in settings.detail.lower()
+    )
+
+
+@pytest.mark.parametrize(
     ("name", "overrides", "levels"),
     [
         ("webshop_7b", [], ["ok"]),
