@@ -211,9 +211,15 @@ def test_an_estimator_of_the_users_gets_the_rows_that_take_part(monkeypatch):
     assert queue.columns["returns"]["u_0_0"].tolist() == [2.0, 12.0]
 
 
-# grpo_passk refuses groups of one row, and so every padding row
-@pytest.mark.parametrize("algorithm", [one for one in EVERY if one["adv_estimator"] != "grpo_passk"], ids=named)
-@hypothesis.settings(deadline=None, max_examples=5)
+# what is compared with a group, with a batch, with those of an observation, and by verl's own code
+MIXED = [
+    *({"adv_estimator": name} for name in ("grpo", "opo", "reinforce_plus_plus", "gpg", "gae", "gigpo")),
+    *(over("aem", "grpo_rows", scope="batch"), over("aem", "rloo"), over("empg", "gigpo"), over("aem", "gae")),
+]
+
+
+@pytest.mark.parametrize("algorithm", MIXED, ids=named)
+@hypothesis.settings(deadline=None, max_examples=4)
 @hypothesis.given(
     seed=st.integers(0, 2**31),
     layout=st.sampled_from(["turns", "transcript"]),
