@@ -166,10 +166,10 @@ def _long_rows(config: Mapping[str, Any]) -> Iterator[Caution]:
     rollout, actor = ours.get("rollout") or {}, ours.get("actor") or {}
     if not actor.get("use_dynamic_bsz", False):
         return
-    lengths = [rollout.get("prompt_length"), rollout.get("response_length")]
-    if None in lengths:
+    prompt, response = rollout.get("prompt_length"), rollout.get("response_length")
+    if prompt is None or response is None:
         return
-    longest = min(sum(lengths), rollout.get("max_model_len") or sum(lengths))
+    longest = min(prompt + response, rollout.get("max_model_len") or prompt + response)
     shared = _ulysses(ours, "actor")[1]
     for name, most in (
         (_MICRO_BATCH, actor.get("ppo_max_token_len_per_gpu")),
