@@ -181,17 +181,10 @@ MODELS = {
         "DeepSeek-R1-Distill-Qwen", "qwen2_5", "qwen2", DEEPSEEK_END, stops=(DEEPSEEK_END,), template=_R1,
         names=_R1_NAMES, config=_DEEPSEEK,
         opens="<think>\n", answer=_opened_answer,
-        note="`tokenizer_class: LlamaTokenizerFast` loses blanks under transformers 5, which `aem doctor` says: set "
-        "`PreTrainedTokenizerFast` in tokenizer_config.json",
     ),
-    "deepseek-v3": Model(
-        "DeepSeek-V3", "deepseek_v3", "deepseek_v3", DEEPSEEK_END,
-        config={"tokenizer_class": "PreTrainedTokenizerFast", **_DEEPSEEK},
-        note="as above",
-    ),
-    "gemma3": Model("Gemma-3", "gemma3", "gemma3_text", "<end_of_turn>", stops=("<eos>", "<end_of_turn>")),
-    "gemma2": Model(
-        "Gemma-2 (`eos_token` is `<eos>`)", "gemma3", "gemma2", "<end_of_turn>", stops=("<eos>", "<end_of_turn>"),
+    "deepseek-v3": Model("DeepSeek-V3", "deepseek_v3", "deepseek_v3", DEEPSEEK_END),
+    "gemma3": Model(
+        "Gemma-2, Gemma-3", "gemma3", "gemma3_text", "<end_of_turn>", stops=("<eos>", "<end_of_turn>"),
         config={"eos_token": "<eos>"},
     ),
     "llama3": Model(

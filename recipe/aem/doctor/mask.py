@@ -279,7 +279,7 @@ def _check_answers(played: Sequence[Played], tokenizer: Any, ends: Collection[in
     for request in requests:
         if request.ids[-1] not in ends:
             continue  # cut for want of room, which the lengths say
-        read = tokenizer.decode(request.ids, skip_special_tokens=True)
+        read = tokenizer.decode(request.ids[:-1], skip_special_tokens=False)
         if read.strip() == request.text:
             continue
         said = f"the tokenizer turns {request.text[:200]!r} into {read[:200]!r}, so such an action never arrives"
