@@ -6,6 +6,7 @@ The workers here are small scripts. Not covered: Ray and verl in them, which eve
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import socket
@@ -20,7 +21,8 @@ import pytest
 from recipe.aem import cpu
 from verl_aem import forkserver
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
+ROOT = Path(__file__).parents[2]
 
 # what a worker says of itself
 SCRIPT = """
@@ -56,7 +58,7 @@ def start(folder: Path) -> Iterator[Start]:
     servers = []
 
     def run(early: tuple[str, ...] = ("early_one",), late: tuple[str, ...] = ("late_one",)):
-        path = os.pathsep.join([str(folder), os.getcwd()])
+        path = os.pathsep.join([str(folder), str(ROOT)])
         server, command = forkserver.start(early, late, {**os.environ, "PYTHONPATH": path, "OF_THE_SERVER": "1"})
         servers.append(server)
         return server, ["bash", "-c", f'exec {command} "$@"', "bash"]  # as Ray runs it
@@ -222,7 +224,7 @@ def test_only_verls_own_entry_point_is_the_trainer(tmp_path: Path, module: str, 
     package.mkdir(parents=True)
     for name in ("main_ppo", "other"):
         (package / f"{name}.py").write_text("from recipe.aem import cpu; print(cpu._is_trainer())")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     (package / "__init__.py").touch()
     (package.parent / "__init__.py").touch()
     done = subprocess.run([sys.executable, "-m", module], env=environment, capture_output=True, text=True)
@@ -265,3 +267,32 @@ def test_ray_takes_the_command_of_its_workers_and_runs_it_in_a_shell():
     assert RuntimeEnv(py_executable="python -I 'a b'")["py_executable"] == "python -I 'a b'"
     source = inspect.getsource(RuntimeEnvContext.exec_worker)
     assert '["exec", self.py_executable]' in source and 'os.execvp("bash"' in source
+
+
+def test_ray_still_has_the_setting_for_workers_that_nobody_asked_for():
+    """A name that Ray does not know would be ignored in silence."""
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    (name,) = [name.removeprefix("RAY_") for name in cpu.ENVIRONMENT if name.startswith("RAY_")]
+    raylet = Path(ray.__file__).parent / "core/src/ray/raylet/raylet"
+    with raylet.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        assert content.find(name.encode()) >= 0
+
+
+def test_vllm_takes_its_executor_by_the_full_name_only():
+    """`machine=cpu`; where "uni" is enough, write that."""
+    pytest.importorskip("vllm", reason="vllm is not installed")
+    code = """
+import inspect
+from pathlib import Path
+from omegaconf import OmegaConf
+from vllm.platforms.cpu import CpuPlatform
+from vllm.utils.import_utils import resolve_obj_by_qualname
+from vllm.v1.executor.abstract import Executor
+rollout = OmegaConf.load("recipe/aem/config/machine/cpu.yaml").actor_rollout_ref.rollout
+executor = resolve_obj_by_qualname(rollout.engine_kwargs.vllm.distributed_executor_backend)
+assert rollout.tensor_model_parallel_size == 1
+print(executor.__name__, issubclass(executor, Executor))
+print('distributed_executor_backend == "uni"' in inspect.getsource(CpuPlatform.check_and_update_config))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split()[-3:] == ["UniProcExecutor", "True", "True"], done.stderr
