@@ -3,8 +3,9 @@
 In force only where `VERL_PLATFORM=cpu`. Nothing of verl or vLLM is edited: the platform is registered through verl's
 own registry (`cpu_platform.py`), and each remedy is a wrapper that first lets the original do its work and steps in
 only where that fails, so a later version which no longer fails makes the remedy idle by itself. Each says which line
-makes it needed (paths are relative to the verl 0.9.1 package unless named). One setting that verl reads from no
-configuration is set here too: how often it looks whether rollouts are done.
+makes it needed (paths are relative to the verl 0.9.1 package unless named). Two things that no configuration of verl's
+reaches are set here too: how often it looks whether rollouts are done, and that its workers are forked from a process
+which has imported what they need (docs/cpu.md).
 
 The settings that belong to such a machine (sdpa attention, float32, one worker of each kind …) are in
 `config/machine/cpu.yaml`; those which must be in the environment before torch or vLLM is imported are `ENVIRONMENT`.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import sys
 from typing import Any
 
 import torch
@@ -28,10 +30,24 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # vLLM binds one thread per physical core; the trainer shares those cores
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Ray starts a worker a core at once, which none of verl's can use: they have an environment of their own
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
 POLL_SECONDS = 0.1
+
+# What the workers of a run import, together; `verl_aem.forkserver` imports it once: the libraries while Ray starts, and
+# what imports Ray when the first worker asks.
+LIBRARIES = ("torch._dynamo", "tensordict", "transformers.processing_utils", "datasets", "openai", "fastapi", "aiohttp")
+WORKER_MODULES = (
+    "transfer_queue",
+    "verl.trainer.ppo.v1",
+    "verl.workers.engine_workers",
+    "verl.workers.engine",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    "agent_loops.loop",
+)
 
 
 def selected() -> bool:
@@ -86,6 +102,34 @@ def _look_often(wrapped, instance, args, kwargs):
     instance.poll_interval = POLL_SECONDS
 
 
+_SERVERS: list[Any] = []  # of this process; each ends when its object goes
+
+
+def _fork_workers(wrapped, instance, args, kwargs):
+    """trainer/main_ppo.py:67 starts Ray: the one moment at which the workers' environment is known and none is there.
+
+    Left alone: a cluster that runs already (its workers may stand on other machines), a command that the user set
+    (`ray_kwargs.ray_init.runtime_env.py_executable`), and `AEM_FORK_WORKERS=0`.
+    """
+    runtime_env = kwargs.get("runtime_env") or {}
+    is_own_cluster = not (args or kwargs.get("address") or os.environ.get("RAY_ADDRESS"))
+    is_wanted = os.environ.get("AEM_FORK_WORKERS", "1") != "0" and not runtime_env.get("py_executable")
+    if not (_is_trainer() and is_own_cluster and is_wanted):
+        return wrapped(*args, **kwargs)
+    from verl_aem import forkserver
+
+    # one thread is what Ray gives a worker that asks for nothing else, and torch reads it when it is imported
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **(runtime_env.get("env_vars") or {})}
+    server, command = forkserver.start(LIBRARIES, WORKER_MODULES, environment)
+    _SERVERS.append(server)
+    return wrapped(**{**kwargs, "runtime_env": {**runtime_env, "py_executable": command}})
+
+
+def _is_trainer() -> bool:
+    """True under `python -m verl.trainer.main_ppo`."""
+    return getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None) == "verl.trainer.main_ppo"
+
+
 def keep_plain_weights() -> None:
     """vLLM plug-in (`vllm.general_plugins`): leave linear weights where the next weight sync can load into them.
 
@@ -120,5 +164,6 @@ def install() -> None:
             lambda module: wrapt.wrap_function_wrapper(module, "ReplayBuffer.__init__", _look_often),
             "verl.trainer.ppo.v1.replay_buffer",
         )
+        wrapt.wrap_function_wrapper("ray", "init", _fork_workers)
         wrapt.register_post_import_hook(_offload_without_pinning, "verl.workers.engine.fsdp.transformer_impl")
     set_platform(PlatformCPU())

@@ -1,7 +1,8 @@
 """Looks into verl's processes from inside (VERL_USE_EXTERNAL_MODULES=probe); it changes nothing that is trained.
 
 In the trainer: every row of the batch as TransferQueue holds it when the update begins (`step_<n>.json`). In the FSDP
-worker: the rows that the policy loss `aem_probe` is given (`loss_<n>.jsonl`), before verl's own loss runs on them.
+worker: the rows that the policy loss `aem_probe` is given (`loss_<n>.jsonl`), before verl's own loss runs on them. Of
+both processes the command that they were started with (`started.jsonl`).
 Plain lists, so that the tests can check them without a tensor.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import wrapt
@@ -20,9 +22,15 @@ def _folder() -> Path:
     return Path(os.environ["AEM_PROBE_DIR"])
 
 
+def _say_how_this_process_started() -> None:
+    with (_folder() / "started.jsonl").open("a") as file:
+        file.write(json.dumps(sys.orig_argv) + "\n")
+
+
 def _save_batch(wrapped, trainer, args, kwargs):
     import transfer_queue as tq
 
+    _say_how_this_process_started()
     batch = args[0] if args else kwargs["batch"]
     fields = ["uid", "rm_scores", "response_mask", "entropy", "old_log_probs", "extra_fields"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -49,6 +57,7 @@ def _register_loss(core_algos) -> None:
     def aem_probe(old_log_prob, log_prob, advantages, response_mask, *args, **kwargs):
         # the worker does not know the step; the trainer's file of the running one is the newest
         step = max(path.stem.removeprefix("step_") for path in _folder().glob("step_*.json"))
+        _say_how_this_process_started()
         with (_folder() / f"loss_{step}.jsonl").open("a") as file:
             for row in zip(old_log_prob.tolist(), response_mask.int().tolist(), advantages.tolist(), strict=True):
                 file.write(json.dumps(dict(zip(("old_log_probs", "response_mask", "advantages"), row, strict=True))))

@@ -6,6 +6,7 @@ demo shows it), GPUs, more than one worker, the async trainer modes, other bases
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def test_every_mini_batch_trains_something(three_steps: Run):
 def test_it_runs_three_steps_and_leaves_a_checkpoint(three_steps: Run, folder: Path):
     assert sorted(three_steps.metrics) == [1, 2, 3]
     assert (folder / "checkpoints" / "global_step_3" / "actor").is_dir()
+
+
+def test_the_trainer_and_the_worker_were_forked(three_steps: Run):
+    """docs/cpu.md. Both wrote how their process was started; a worker that could not be forked says so in the log."""
+    started = [json.loads(line) for line in (three_steps.probes / "started.jsonl").read_text().splitlines()]
+    assert len(started) > 3 and all("verl_aem.forkserver" in command for command in started), started
+    assert "no warm worker" not in three_steps.log.read_text(errors="replace")
 
 
 def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
