@@ -51,6 +51,7 @@ def test_it_runs_three_steps_and_leaves_a_checkpoint(three_steps: Run, folder: P
     assert (folder / "checkpoints" / "global_step_3" / "actor").is_dir()
 
 
+@pytest.mark.full
 def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
     assert sorted(resumed.metrics) == [4]
     assert resumed.metrics[4]["training/global_step"] == 4
@@ -58,6 +59,7 @@ def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
     check_step(resumed.probes, 4, resumed.metrics[4])
 
 
+@pytest.mark.full
 def test_the_dump_of_both_runs_gives_the_workers_advantages_back(resumed: Run, folder: Path):
     from recipe.aem.dump.reader import find_files, read_step
     from recipe.aem.replay import check
