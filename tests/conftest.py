@@ -22,6 +22,35 @@ settings.load_profile("suite")
 # What one worker runs from end to end, for it is made once a process and dear. Everything else goes by module.
 SHARED = ("tests/e2e", "tests/packaging", "tests/agent_loops/scienceworld", "tests/recipe/doctor")
 
+# The long units, with their processor seconds: they are begun first, so that all workers end at about the same time.
+LONG = {
+    "tests/e2e": 900,
+    "tests/recipe/test_configs.py": 90,
+    "tests/agent_loops/scienceworld": 80,
+    "tests/recipe/test_cli_doctor.py": 60,
+    "tests/packaging": 60,
+    "tests/recipe/test_methods.py": 50,
+    "tests/aem_core/test_core_annotations.py": 30,
+    "tests/recipe/test_cli_eval.py": 30,
+    "tests/recipe/test_cpu.py": 30,
+    "tests/recipe/test_epo_loss.py": 25,
+    "tests/recipe/test_cli_report.py": 20,
+    "tests/recipe/test_cli.py": 20,
+    "tests/recipe/test_replay.py": 20,
+    "tests/recipe/test_dump.py": 20,
+    "tests/recipe/doctor": 20,
+}
+
+# Their set-up takes long: processes that import verl, installs, JVMs, a browser, sandboxes, trainings.
+# `scripts/test.sh --quick` leaves them out, like the single tests that are marked `slow`.
+SLOW = (
+    *("tests/packaging", "tests/studies", "tests/docs/test_site.py"),
+    *("tests/agent_loops/scienceworld", "tests/agent_loops/textworld_express", "tests/agent_loops/test_workers.py"),
+    *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("generate", "grading", "sandbox")),
+    *(f"tests/recipe/test_{what}.py" for what in ("cli", "cli_doctor", "cli_eval", "cli_report", "cli_study")),
+    *(f"tests/recipe/test_{what}.py" for what in ("report_browser", "tiny_model", "cpu", "epo_loss")),
+)
+
 
 def unit_of_work(nodeid: str) -> str:
     """The tests that run in one worker, one after the other: those of a module, or of a folder that shares much."""
@@ -29,17 +58,15 @@ def unit_of_work(nodeid: str) -> str:
     return next((folder for folder in SHARED if module.startswith(f"{folder}/")), module)
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.nodeid.startswith(SLOW):
+        item.add_marker("slow")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where there are several workers the long units come first, so that all workers end at about the same time."""
-    if not hasattr(config, "workerinput"):
-        return
-    weight: dict[str, int] = {}
-    for item in items:
-        seconds = 1000 if item.get_closest_marker("e2e") else 10 if item.get_closest_marker("slow") else 0
-        unit = unit_of_work(item.nodeid)
-        weight[unit] = weight.get(unit, 0) + seconds
-    items.sort(key=lambda item: -weight[unit_of_work(item.nodeid)])
+    if hasattr(config, "workerinput"):  # one of several workers
+        items.sort(key=lambda item: -LONG.get(unit_of_work(item.nodeid), 0))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
