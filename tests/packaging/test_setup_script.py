@@ -105,14 +105,14 @@ def test_no_network_then_again_after_a_broken_environment(tmp_path):
         "no_proxy": "127.0.0.1",
     }
     said = setup(tmp_path, **nowhere)
-    assert "[2/7] virtual environment" in said
-    assert "step 3 of 7" in said
+    assert "[2/8] virtual environment" in said
+    assert "step 3 of 8" in said
     assert "the package index cannot be reached" in said
     assert "it goes on from this step" in said
     assert not (half_made / "debris").exists()
 
     said = setup(tmp_path, **nowhere)
-    assert "[2/7] virtual environment: done before" in said
+    assert "[2/8] virtual environment: done before" in said
     (half_made / "bin" / "python").unlink()
     assert "made anew" in setup(tmp_path, "--dry-run", check=True)
 
