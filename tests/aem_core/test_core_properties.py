@@ -20,7 +20,7 @@ from aem_core import (
     response_log_probs,
 )
 
-check = settings(max_examples=100, deadline=None)
+check = settings(deadline=None)
 lams = st.floats(0, 5)
 directions = st.sampled_from(["forward", "reversed"])
 scopes = st.sampled_from(["group", "trajectory", "batch"])

@@ -24,7 +24,7 @@ from aem_core.exact import (
     natural_gradient_direction,
 )
 
-check = settings(max_examples=100, deadline=None)
+check = settings(deadline=None)
 slow_check = settings(max_examples=40, deadline=None)
 F64 = torch.float64
 advantages = st.floats(-3, 3)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import ClassVar
 
 from agent_loops.environment import Observation, Step
@@ -44,6 +45,10 @@ class FragileEnvironment:
         info: dict = {"won": word == "win", "score": float(word == "win"), "pid": os.getpid()}
         if word == "sleep":
             time.sleep(float(rest))
+        elif word == "wait":  # it says that it has begun, and goes on when the other file is there
+            Path(f"{rest}.begun").touch()
+            while not Path(f"{rest}.go").exists():
+                time.sleep(0.01)
         elif word == "die":
             os._exit(3)
         elif word == "kill":

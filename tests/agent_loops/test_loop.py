@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from types import SimpleNamespace
 
+import guess
 import pytest
+from eventually import PATIENCE
 
 pytest.importorskip("verl", reason="verl is not installed")
 
@@ -34,7 +37,9 @@ def entries(rows, name):
 @pytest.fixture(autouse=True)
 def fresh_benchmarks():
     loop_module._opened_benchmark.cache_clear()
+    guess.RELEASED.clear()
     yield
+    guess.RELEASED.set()
     loop_module._opened_benchmark.cache_clear()
 
 
@@ -90,13 +95,13 @@ def test_an_invalid_turn_carries_its_penalty_and_leaves_the_outcome_alone(layout
     [
         ("reset", 1, "reset: OSError: the game file is gone"),
         ("step", 1, "turn 0: RuntimeError: the game crashed"),
-        ("slow", 1, "turn 0: EnvironmentTimeout: Episode.step took longer than 0.1 s"),
+        ("slow", 1, "turn 0: EnvironmentTimeout: Episode.step took longer than 1 s"),
         ("reward", 1, "turn 0: ValueError: the environment's reward is nan: expected a finite number"),
     ],
 )
 def test_a_fault_of_the_environment_masks_the_trajectory_and_raises_nothing(fault, rows_expected, reason, layout):
     # a lost episode's reward is not a failed one's
-    episode = {"step_seconds": 0.1, "lost_reward": -1.0}
+    episode = {"step_seconds": 1.0, "lost_reward": -1.0}
     rows, _ = run([WRONG] * 4, layout=layout, benchmark={"fault": fault}, episode=episode)
     assert len(rows) == rows_expected
     for row in rows:
@@ -208,7 +213,7 @@ def test_a_trajectory_that_ended_is_never_filtered(layout):
 
 @pytest.mark.parametrize("filtered", [True, False])
 def test_a_call_out_of_time_is_a_fault_and_a_cut(filtered, layout):
-    episode = {"step_seconds": 0.1, "compact_filtering": filtered}
+    episode = {"step_seconds": 1.0, "compact_filtering": filtered}
     rows, _ = run([WRONG], layout=layout, benchmark={"fault": "slow"}, episode=episode)
     assert rows[0].extra_fields["cut"] == "time" and rows[0].extra_fields["fault"]
     assert set(rows[0].response_mask) == {0} and rows[0].reward_score == 0.0
@@ -239,7 +244,7 @@ def test_a_cancelled_episode_closes_its_environment(layout):
 
         agent_loop = make_loop(Silent([]), episode={"layout": layout})
         task = asyncio.create_task(play(agent_loop, {"secret": 7}))
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), PATIENCE)
         benchmark, *_ = loop_module.open_benchmark(agent_loop.rollout_config.custom)
         (environment,) = [one for one in benchmark.made if hasattr(one, "_secret")]
         assert not environment.closed
@@ -327,7 +332,7 @@ def test_missing_settings_are_named():
 def test_environments_that_are_not_thread_safe_play_in_workers(last, fault, layout):
     """One of two episodes meets a fault; the other has another worker, and the next one finds both."""
     benchmark = {"target": "fragile.FragileBenchmark"}
-    episode = {"layout": layout, "step_seconds": 5.0}
+    episode = {"layout": layout, "step_seconds": 5.0 if "sleep" in last else PATIENCE}
 
     async def one(actions, number):
         server = ScriptedServer([f"<action>{action}</action>" for action in actions])
@@ -414,7 +419,7 @@ def test_no_turn_begins_after_the_trajectorys_time(filtered, layout, monkeypatch
     server = Ticking([WRONG])
     server.clock, server.seconds = Clock(monkeypatch), 1.0
     settings = {"compact_filtering": filtered, "lost_reward": -1.0}
-    rows = play_with(server, layout, trajectory_seconds=2.5, step_seconds=0.5, **settings)
+    rows = play_with(server, layout, trajectory_seconds=2.5, step_seconds=PATIENCE, **settings)
     # the second turn ended at 2 s, so a third began, whose answer came too late to be executed
     assert len(server.requests) == 3 and entries(rows, "turn_valid") == [True, True, False]
     check_cut_by_time(rows, filtered)
@@ -431,8 +436,9 @@ def test_an_episode_that_ends_in_time_is_not_cut_by_it(layout, monkeypatch):
 
 
 @pytest.mark.parametrize("filtered", [True, False])
-def test_a_generation_that_outlasts_the_trajectory_is_given_up(filtered, layout):
+def test_a_generation_that_outlasts_the_trajectory_is_given_up(filtered, layout, monkeypatch):
     """What came before stays as it is, without the message that nothing answered."""
+    Clock(monkeypatch)  # stands still: only what never ends outlasts it, however busy the machine is
     server = Endless([WRONG, "nothing"])
     rows = play_with(server, layout, trajectory_seconds=1.0, compact_filtering=filtered)
     check_cut_by_time(rows, filtered)
@@ -444,7 +450,8 @@ def test_a_generation_that_outlasts_the_trajectory_is_given_up(filtered, layout)
         assert sum(sum(row.response_mask) for row in rows) == sum(len(request.ids) for request in server.requests)
 
 
-def test_a_trajectory_whose_first_generation_is_given_up_is_one_masked_token(layout):
+def test_a_trajectory_whose_first_generation_is_given_up_is_one_masked_token(layout, monkeypatch):
+    Clock(monkeypatch)
     (row,) = play_with(Endless([]), layout, trajectory_seconds=0.05)
     check_cut_by_time([row], filtered=True)
     assert row.extra_fields["response_spans"] == [[0, 1]] and row.response_mask == [0]
@@ -456,29 +463,39 @@ def test_a_trajectory_whose_first_generation_is_given_up_is_one_masked_token(lay
 
 
 @pytest.mark.parametrize("filtered", [True, False])
-def test_a_step_that_outlasts_the_trajectory_is_no_fault(filtered, layout):
+def test_a_step_that_outlasts_the_trajectory_is_no_fault(filtered, layout, monkeypatch):
     """Beyond `step_seconds` it would be one."""
+    Clock(monkeypatch)
     benchmark = {"fault": "slow"}
     rows = play_with(
-        ScriptedServer([WRONG]), layout, benchmark, trajectory_seconds=0.2, step_seconds=60, compact_filtering=filtered
+        ScriptedServer([WRONG]), layout, benchmark, trajectory_seconds=1.0, step_seconds=60, compact_filtering=filtered
     )
     check_cut_by_time(rows, filtered)
     assert len(entries(rows, "response_spans")) == 1 and rows[0].reward_score == 0.0
     assert sum(rows[0].response_mask) == (0 if filtered else LENGTH + 1)
-    (fault, *_) = play_with(ScriptedServer([WRONG]), layout, benchmark, trajectory_seconds=60, step_seconds=0.2)
+    (fault, *_) = play_with(ScriptedServer([WRONG]), layout, benchmark, trajectory_seconds=60, step_seconds=1.0)
     assert fault.extra_fields["fault"] and fault.extra_fields["cut"] == "time"
 
 
-def test_a_worker_is_never_killed_for_a_trajectorys_time(layout):
+def test_a_worker_is_never_killed_for_a_trajectorys_time(layout, monkeypatch):
     """Its other episodes would die with it."""
     benchmark = {"target": "fragile.FragileBenchmark"}
 
     asked = []
+    answered: list[float] = []
+
+    def clock() -> float:
+        """Seconds since the answer: how long it took does not matter here."""
+        return time.perf_counter() - answered[0] if answered else 0.0
+
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=clock))
 
     class Server(ScriptedServer):
         async def generate(self, *args, **kwargs):
             asked.append(kwargs)
-            return await super().generate(*args, **kwargs)
+            output = await super().generate(*args, **kwargs)
+            answered.append(time.perf_counter())
+            return output
 
     async def scenario():
         episode = {"layout": layout, "trajectory_seconds": 0.5, "step_seconds": 60.0}
@@ -520,7 +537,8 @@ def concluding(monkeypatch):
 
 @pytest.mark.parametrize("reason", ["turns", "response", "time"])
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_trajectory_that_the_loop_cuts_gets_the_outcome_as_it_stands(reason, asked, layout, concluding):
+def test_a_trajectory_that_the_loop_cuts_gets_the_outcome_as_it_stands(reason, asked, layout, concluding, monkeypatch):
+    Clock(monkeypatch)
     cuts = {
         "turns": {"max_turns": 2},
         "response": {"turn_tokens": 5, "max_turns": 2},
@@ -536,9 +554,10 @@ def test_a_trajectory_that_the_loop_cuts_gets_the_outcome_as_it_stands(reason, a
 
 
 @pytest.mark.parametrize("fault", ["limit", "slow"])
-def test_an_episode_that_ended_or_still_runs_is_not_asked(fault, layout, concluding):
+def test_an_episode_that_ended_or_still_runs_is_not_asked(fault, layout, concluding, monkeypatch):
+    Clock(monkeypatch)
     answers, benchmark = [RIGHT if not fault else WRONG], {"fault": fault}
-    play_with(ScriptedServer(answers), layout, benchmark, trajectory_seconds=0.3 if fault == "slow" else None)
+    play_with(ScriptedServer(answers), layout, benchmark, trajectory_seconds=1.0 if fault == "slow" else None)
     play_with(ScriptedServer([RIGHT]), layout)
     assert not concluding
 

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
+from eventually import PATIENCE
 from guess import GuessBenchmark
 
 from agent_loops.pool import EnvironmentPool, EnvironmentTimeout
@@ -12,22 +12,28 @@ from agent_loops.pool import EnvironmentPool, EnvironmentTimeout
 
 def test_the_event_loop_runs_on_while_an_environment_blocks():
     async def scenario() -> int:
-        pool, beats = EnvironmentPool(), 0
-        call = asyncio.ensure_future(pool.call(5.0, time.sleep, 0.3))
+        pool, beats, released = EnvironmentPool(), 0, threading.Event()
+        call = asyncio.ensure_future(pool.call(PATIENCE, released.wait, PATIENCE))
         while not call.done():
             beats += 1
+            if beats == 5:
+                released.set()
             await asyncio.sleep(0.01)
+        assert await call, "the environment was let go"
         return beats
 
     assert asyncio.run(scenario()) >= 5
 
 
 def test_a_deadline_is_kept_and_names_the_setting():
-    async def scenario() -> None:
-        await EnvironmentPool().call(0.05, time.sleep, 0.5)
+    released = threading.Event()
 
-    with pytest.raises(EnvironmentTimeout, match=r"sleep took longer than 0\.05 s \(episode\.step_seconds\)"):
-        asyncio.run(scenario())
+    async def scenario() -> None:
+        with pytest.raises(EnvironmentTimeout, match=r"wait took longer than 0\.05 s \(episode\.step_seconds\)"):
+            await EnvironmentPool().call(0.05, released.wait, PATIENCE)
+        released.set()
+
+    asyncio.run(scenario())
 
 
 def test_a_timeout_of_the_environment_itself_is_not_ours():
@@ -43,12 +49,12 @@ def test_a_timeout_of_the_environment_itself_is_not_ours():
 
 
 def test_thread_safe_environments_step_side_by_side():
-    met = threading.Barrier(2, timeout=20)
+    met = threading.Barrier(2, timeout=PATIENCE)
 
     async def scenario() -> None:
         seats = [EnvironmentPool(GuessBenchmark().make, threads=2).open()]
         seats.append(seats[0])
-        await asyncio.gather(*(seat.call(30.0, met.wait) for seat in seats))
+        await asyncio.gather(*(seat.call(PATIENCE, met.wait) for seat in seats))
 
     asyncio.run(scenario())
 

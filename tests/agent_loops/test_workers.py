@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from eventually import eventually
 from fragile import FragileBenchmark
 
 from agent_loops.episode import Episode, EpisodeSettings
@@ -23,7 +23,7 @@ from agent_loops.workers import ProcessUnusable, RemoteError, WorkerDied, Worker
 
 HERE = Path(__file__).parent
 TARGET = "fragile.FragileBenchmark"
-LONG = 60.0
+LONG = 240.0  # seconds; no call takes as many
 
 
 @pytest.fixture
@@ -49,12 +49,7 @@ def running(pid: int) -> bool:
 
 def gone(*pids: int) -> bool:
     """Waits for their end."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if not any(running(pid) for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
+    return eventually(lambda: not any(running(pid) for pid in pids))
 
 
 def children() -> set[int]:
@@ -210,14 +205,17 @@ def test_a_call_past_its_deadline_ends_its_worker_and_nothing_else(make_pool):
     asyncio.run(scenario())
 
 
-def test_the_event_loop_runs_on_while_a_worker_blocks(make_pool):
+def test_the_event_loop_runs_on_while_a_worker_blocks(make_pool, tmp_path):
     async def scenario() -> int:
         seat, beats = make_pool(workers=1).open(), 0
         await reset(seat)
-        call = asyncio.ensure_future(step(seat, "sleep 0.3"))
+        call = asyncio.ensure_future(step(seat, f"wait {tmp_path}/a"))
         while not call.done():
             beats += 1
+            if beats == 5:
+                (tmp_path / "a.go").touch()
             await asyncio.sleep(0.01)
+        await call
         return beats
 
     assert asyncio.run(scenario()) >= 5
@@ -296,18 +294,24 @@ def test_a_worker_that_cannot_start_says_why_and_leaves_nothing(fault, error, me
     assert children() <= before
 
 
-def test_a_cancelled_call_is_not_made_where_it_has_not_begun(make_pool):
+async def begun(path: Path) -> None:
+    """Waits until a worker plays `wait PATH`."""
+    assert await asyncio.to_thread(eventually, Path(f"{path}.begun").exists)
+
+
+def test_a_cancelled_call_is_not_made_where_it_has_not_begun(make_pool, tmp_path):
     async def scenario():
         pool = make_pool(workers=1)
         one, other = pool.open(), pool.open()
         await reset(one)
         await reset(other)
-        running_now = asyncio.ensure_future(step(one, "sleep 0.3"))
+        running_now = asyncio.ensure_future(step(one, f"wait {tmp_path}/a"))
         queued = asyncio.ensure_future(step(other, "never"))
-        await asyncio.sleep(0.1)
+        await begun(tmp_path / "a")
         queued.cancel()
         with pytest.raises(asyncio.CancelledError):
             await queued
+        (tmp_path / "a.go").touch()
         await running_now
         return (await step(other, "go")).reward
 
@@ -348,14 +352,14 @@ def test_the_processes_end_with_the_pool(how):
     assert gone(*pids)
 
 
-def test_a_pool_can_be_closed_while_a_call_hangs():
+def test_a_pool_can_be_closed_while_a_call_hangs(tmp_path):
     pool = WorkerPool(TARGET, {}, 1)
     seat = pool.open()
 
     async def scenario():
         home = (await reset(seat)).info["pid"]
-        hanging = asyncio.ensure_future(step(seat, "sleep 600", seconds=600.0))
-        await asyncio.sleep(0.2)
+        hanging = asyncio.ensure_future(step(seat, f"wait {tmp_path}/a", seconds=600.0))
+        await begun(tmp_path / "a")
         await asyncio.to_thread(pool.close)
         with pytest.raises(WorkerDied):
             await hanging
@@ -379,12 +383,13 @@ async def main():
     seats = [pool.open() for _ in range(2)]
     pids = []
     for seat in seats:
-        pids.append((await seat.call(60, seat.environment.reset, {"name": "a"})).info["pid"])
-        pids.append((await seat.call(60, seat.environment.step, "child")).info["child"])
+        pids.append((await seat.call(240, seat.environment.reset, {"name": "a"})).info["pid"])
+        pids.append((await seat.call(240, seat.environment.step, "child")).info["child"])
     print(*pids, flush=True)
     if "busy" in sys.argv[1]:
-        asyncio.ensure_future(seats[0].call(600, seats[0].environment.step, "sleep 600"))
-        await asyncio.sleep(0.2)
+        asyncio.ensure_future(seats[0].call(600, seats[0].environment.step, f"wait {sys.argv[2]}"))
+        while not os.path.exists(f"{sys.argv[2]}.begun"):
+            await asyncio.sleep(0.01)
     if sys.argv[1] == "raise":
         raise RuntimeError("on purpose")
     if sys.argv[1] == "_exit":
@@ -399,11 +404,11 @@ kept = asyncio.run(main())
 
 
 @pytest.mark.parametrize("end", ["normal", "raise", "busy", "_exit", "killed", "killed busy", "terminated"])
-def test_no_process_outlives_its_parent(end):
+def test_no_process_outlives_its_parent(end, tmp_path):
     """Neither the workers nor what they started, whatever ends the parent."""
     paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SCRIPT), "killed" if end == "terminated" else end],
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), "killed" if end == "terminated" else end, str(tmp_path / "a")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -416,7 +421,7 @@ def test_no_process_outlives_its_parent(end):
         if end in ("killed", "killed busy", "terminated"):
             assert process.stdout.readline() == "playing\n"
             process.send_signal(signal.SIGTERM if end == "terminated" else signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert ("on purpose" in errors) == (end == "raise")
         assert gone(*pids)
     finally:

@@ -38,7 +38,10 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 # what these would change, a test sets itself
-NOT_INHERITED = ("RAY_ADDRESS", "RAY_TMPDIR", "VERL_USE_EXTERNAL_MODULES", "VERL_USE_EXTERNAL_PLUGINS")
+NOT_INHERITED = (
+    *("RAY_ADDRESS", "RAY_TMPDIR", "VERL_USE_EXTERNAL_MODULES", "VERL_USE_EXTERNAL_PLUGINS"),
+    "OMP_NUM_THREADS",  # tests/conftest.py sets it for the tests themselves
+)
 
 
 def why_not() -> str:

@@ -17,7 +17,7 @@ from by_hand import check_step
 from engine import ROOT, Run
 from kitchen import write_games
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from engine import main_ppo, run_engine
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(900)]
 TASKS = 32
 
 

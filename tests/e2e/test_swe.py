@@ -26,6 +26,7 @@ MEND = EDIT.format("str_replace") + (
     "<parameter=old_str>a - b</parameter><parameter=new_str>a + b</parameter></function>"
 )
 FINISH = "<function=finish></function>"
+MARK = "AEM_TEST_MARK"  # in the surroundings of whatever the script starts, in its sandboxes too
 EPISODE = {"prompt": "swe/compact", "max_turns": 3}
 LIMITS = {"statement_characters": 300, "observation_characters": 1000}
 
@@ -78,7 +79,7 @@ def mender(folder: Path, tasks: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(run_script, tasks: Path, mender: Path) -> Run:
+def run(run_script, folder: Path, tasks: Path, mender: Path) -> Run:
     if not (shutil.which("bwrap") and find_spec("swebench")):
         pytest.skip("the sandbox needs bubblewrap, and grading needs swebench")
     custom = "actor_rollout_ref.rollout.custom"
@@ -92,7 +93,8 @@ def run(run_script, tasks: Path, mender: Path) -> Run:
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         *(f"{custom}.episode.{name}={value}" for name, value in {**EPISODE, "turn_tokens": 16}.items()),
         *(f"{custom}.benchmark.{name}={value}" for name, value in {**LIMITS, "by": "task"}.items()),
-        env={"SWE_TASKS": str(tasks), "AEM_MODEL": str(mender)},
+        f"++{custom}.benchmark.sandbox.env.{MARK}={folder}",
+        env={"SWE_TASKS": str(tasks), "AEM_MODEL": str(mender), MARK: str(folder)},
     )
 
 
@@ -110,10 +112,9 @@ def test_two_steps_of_the_script(run: Run):
 
 
 def test_no_sandbox_is_left_behind(run: Run, folder: Path):
-    output = str(folder / "swe_output")  # whatever the script starts inherits AEM_OUTPUT, but for what is in a sandbox
     left = []
     for process in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("AEM_OUTPUT") == output or "tinysums" in " ".join(process.info["cmdline"] or ()):
+            if process.environ().get(MARK) == str(folder):
                 left.append(process.info["cmdline"])
     assert left == []

@@ -59,6 +59,7 @@ def test_the_trainer_and_the_worker_were_forked(three_steps: Run):
     assert "no warm worker" not in three_steps.log.read_text(errors="replace")
 
 
+@pytest.mark.full
 def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
     assert sorted(resumed.metrics) == [4]
     assert resumed.metrics[4]["training/global_step"] == 4
@@ -66,6 +67,7 @@ def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
     check_step(resumed.probes, 4, resumed.metrics[4])
 
 
+@pytest.mark.full
 def test_the_dump_of_both_runs_gives_the_workers_advantages_back(resumed: Run, folder: Path):
     from recipe.aem.dump.reader import find_files, read_step
     from recipe.aem.replay import check

@@ -1,4 +1,4 @@
-"""Builds the distributions once."""
+"""Builds the distributions, and installs each in one way, once."""
 
 from __future__ import annotations
 
@@ -32,3 +32,19 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
 @pytest.fixture
 def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / "environment")
+
+
+@pytest.fixture(scope="session")
+def with_wheel(distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """An environment in which the wheel is installed; a test that changes it takes a `copy`."""
+    environment = Environment(tmp_path_factory.mktemp("wheel") / "environment")
+    environment.install(distributions.wheel)
+    return environment
+
+
+@pytest.fixture(scope="session")
+def editable(distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """One in which the unpacked sdist is installed in place; likewise."""
+    environment = Environment(tmp_path_factory.mktemp("editable") / "environment")
+    environment.install("--editable", distributions.source)
+    return environment

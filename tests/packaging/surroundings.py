@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -41,11 +42,17 @@ class Environment:
     """
 
     def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False)
+        if not folder.exists():
+            venv.create(folder, with_pip=False)
         self.folder = folder
         self.python = folder / "bin" / "python"
         self.packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
         (self.packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def copy(self, folder: Path) -> Environment:
+        """The same environment in another folder; the scripts in its bin still name the first one's Python."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Environment(folder)
 
     def install(self, *what: object) -> None:
         """`--ignore-installed` keeps pip from looking at a verl-aem in the borrowed folder, let alone removing it."""

@@ -60,38 +60,34 @@ def test_an_environment_without_the_package_lacks_it(environment, tmp_path):
 
 
 @pytest.mark.parametrize("neighbour", [False, True], ids=["alone", "beside_a_regular_recipe"])
-@pytest.mark.parametrize("editable", [False, True], ids=["wheel", "editable"])
-def test_install(editable, neighbour, environment, distributions, tmp_path):
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_install(kind, neighbour, with_wheel, editable, distributions, tmp_path):
+    environment = editable if kind == "editable" else with_wheel
     if neighbour:
+        environment = environment.copy(tmp_path / "environment")
         environment.add_other_recipe(environment.packages)
-    if editable:
-        environment.install("--editable", distributions.source)
-    else:
-        environment.install(distributions.wheel)
     found = look(environment, tmp_path)
-    assert_ours(found, distributions.source if editable else environment.packages)
+    assert_ours(found, distributions.source if kind == "editable" else environment.packages)
     if neighbour:
         assert Path(found["neighbour"]).is_relative_to(environment.packages)
 
 
-def test_a_regular_recipe_in_front_of_ours(environment, distributions, tmp_path):
-    environment.install(distributions.wheel)
-    environment.add_other_recipe(tmp_path / "elsewhere")
-    found = look(environment, tmp_path, PYTHONPATH=str(tmp_path / "elsewhere"))
-    assert_ours(found, environment.packages)
+def test_a_regular_recipe_in_front_of_ours(with_wheel, tmp_path):
+    with_wheel.add_other_recipe(tmp_path / "elsewhere")
+    found = look(with_wheel, tmp_path, PYTHONPATH=str(tmp_path / "elsewhere"))
+    assert_ours(found, with_wheel.packages)
     assert Path(found["neighbour"]).is_relative_to(tmp_path / "elsewhere")
 
 
-def test_named_module_in_place_of_the_entry_point(environment, distributions, tmp_path):
-    environment.install(distributions.wheel)
-    found = look(environment, tmp_path, VERL_USE_EXTERNAL_MODULES="recipe.aem.plugin", VERL_USE_EXTERNAL_PLUGINS="none")
-    assert_ours(found, environment.packages)
+def test_named_module_in_place_of_the_entry_point(with_wheel, tmp_path):
+    found = look(with_wheel, tmp_path, VERL_USE_EXTERNAL_MODULES="recipe.aem.plugin", VERL_USE_EXTERNAL_PLUGINS="none")
+    assert_ours(found, with_wheel.packages)
     # the control: without the name, `none` means none
-    assert not look(environment, tmp_path, VERL_USE_EXTERNAL_PLUGINS="none")["registered"]
+    assert not look(with_wheel, tmp_path, VERL_USE_EXTERNAL_PLUGINS="none")["registered"]
 
 
-def test_a_plugin_that_fails_to_load_is_loud(environment, distributions, tmp_path):
-    environment.install(distributions.wheel)
+def test_a_plugin_that_fails_to_load_is_loud(with_wheel, tmp_path):
+    environment = with_wheel.copy(tmp_path / "environment")
     plugin = environment.packages / "recipe" / "aem" / "plugin.py"
     plugin.write_text("raise RuntimeError('sabotaged')\n")
     shutil.rmtree(plugin.parent / "__pycache__", ignore_errors=True)

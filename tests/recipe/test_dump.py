@@ -614,7 +614,7 @@ def test_ragged_columns():
 def test_collecting_needs_no_pyarrow():
     """The trainer imports it only where a dump is asked for."""
     code = "import sys, recipe.aem.seam, recipe.aem.dump.capture; assert 'pyarrow' not in sys.modules; print('ok')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.stdout == "ok\n", done.stderr
 
 

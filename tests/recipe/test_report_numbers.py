@@ -285,9 +285,10 @@ def test_ends_never_share_a_step_unless_there_is_but_one():
     assert ends([(step, float(step)) for step in range(100)]) == (2.0, 97.0)
 
 
-def test_many_points_are_a_sample_that_is_the_same_each_time():
-    from recipe.aem.report.drift import POINTS
+def test_many_points_are_a_sample_that_is_the_same_each_time(monkeypatch):
+    from recipe.aem.report import drift
 
-    columns = gathered(*(small_step(number) for number in range(POINTS // 4 + 50)))
+    monkeypatch.setattr(drift, "POINTS", 400)
+    columns = gathered(*(small_step(number) for number in range(150)))  # of four responses each
     one, two = surprise(columns), surprise(columns)
-    assert one["shown"] == POINTS < one["responses"] and one["points"] == two["points"]
+    assert one["shown"] == 400 < one["responses"] and one["points"] == two["points"]

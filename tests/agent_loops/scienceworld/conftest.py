@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from eventually import eventually
 
 pytest.importorskip("scienceworld", reason="ScienceWorld is not installed (pip install 'verl-aem[scienceworld]')")
 
@@ -70,10 +70,7 @@ def gone() -> Callable[..., bool]:
             return False
 
     def wait(*pids: int) -> bool:
-        deadline = time.monotonic() + 30
-        while any(map(running, pids)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return not any(map(running, pids))
+        return eventually(lambda: not any(map(running, pids)))
 
     return wait
 

@@ -112,7 +112,7 @@ def test_it_prints_nothing_and_leaves_no_process(end, java, processes, gone):
             pass_fds=[writing],
         )
         os.close(writing)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=300)
         pid = int(told.read())
     assert said == b""
     assert gone(pid)

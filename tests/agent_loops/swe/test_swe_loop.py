@@ -144,7 +144,7 @@ def test_what_is_cut_is_lost_unless_it_is_to_be_graded_as_it_stands(swe, cut, co
 
 def test_a_command_that_outlasts_the_trajectory_is_given_up_and_its_sandbox_closed(swe):
     command = "<function=execute_bash><parameter=command>sleep 3</parameter></function>"
-    (row,), _, benchmark = swe([command], trajectory_seconds=0.5)
+    (row,), _, benchmark = swe([command], trajectory_seconds=1.0)
     assert row.extra_fields["cut"] == "time" and row.extra_fields["fault"] == ""
     assert len(row.extra_fields["response_spans"]) == 1 and benchmark.sandboxes[0].closed
 

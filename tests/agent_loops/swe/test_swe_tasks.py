@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from eventually import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +132,7 @@ def test_git_applies_the_patch_that_makes_a_file_and_the_one_that_removes_it(tmp
 
 def test_no_more_threads_hold_slots_than_there_are(tmp_path):
     held, most, lock = 0, 0, threading.Lock()
+    two = threading.Barrier(2, timeout=PATIENCE)
 
     def work(_):
         nonlocal held, most
@@ -138,7 +140,8 @@ def test_no_more_threads_hold_slots_than_there_are(tmp_path):
             with lock:
                 held += 1
                 most = max(most, held)
-            threading.Event().wait(0.02)
+            two.wait()
+            threading.Event().wait(0.02)  # for a third, if it may
             with lock:
                 held -= 1
 
@@ -168,5 +171,5 @@ with core_slot(1, Path({str(tmp_path)!r})):
         thread.start()
         assert not acquired.wait(0.3)
         holder.kill()
-    thread.join(60)
+    thread.join(PATIENCE)
     assert acquired.is_set()

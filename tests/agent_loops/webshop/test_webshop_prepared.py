@@ -134,7 +134,7 @@ def test_processes_that_prepare_at_once_share_one_build(directory: Path, tmp_pat
     running = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    answers = [one.communicate(timeout=60) for one in running]
+    answers = [one.communicate(timeout=300) for one in running]
     expected = tmp_path / "cache" / "webshop" / content_key(find_files(directory))
     assert [answer[0].strip() for answer in answers] == [f"{expected} 20"] * 3
     assert sum("preparing" in answer[1] for answer in answers) == 1

@@ -104,9 +104,9 @@ def test_no_text_breaks_a_search(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["_", "a'", "1,", "\U0001f600\u200d", "e\u0301", "a_", "\U0001f1e6", "a "])
 def test_long_texts_are_split_in_linear_time(piece: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     terms(piece * (100_000 // len(piece)))
-    assert time.perf_counter() - started < 5  # a quadratic scan takes minutes
+    assert time.process_time() - started < 30  # this process's own work; a quadratic scan takes minutes
 
 
 def test_the_few_best_of_many_are_those_of_a_full_sort() -> None:

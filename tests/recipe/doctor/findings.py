@@ -1,8 +1,11 @@
-"""Findings, picked out; and what a process says in which the plug-in is loaded."""
+"""Findings, picked out; what a process says in which the plug-in is loaded; and the processes that a test started."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+
+import psutil
 
 from recipe.aem.doctor.finding import Finding
 from recipe.aem.settings import ESTIMATORS
@@ -35,3 +38,13 @@ def levels(findings):
 
 def by_title(findings):
     return {finding.title: finding for finding in findings}
+
+
+def marked(mark: str) -> list[str]:
+    """Command lines of the living processes that inherited AEM_TEST_MARK with this value, whatever else runs here."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("AEM_TEST_MARK") == mark and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.info["cmdline"] or []))
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("psutil")
 
-import psutil
-from findings import GOOD, by_title, levels, one
+from eventually import eventually
+from findings import GOOD, by_title, levels, marked, one
 
 import verl_aem
 
@@ -121,22 +120,24 @@ def test_a_process_that_ends_before_it_reports():
 
 
 def test_a_probe_that_hangs_is_ended_with_all_that_it_started(monkeypatch, tmp_path):
-    sleeper = "import subprocess, sys, time; "
-    sleeper += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(613.07)'], start_new_session=True); "
-    sleeper += "print('AEM-DOCTOR {}', flush=True); time.sleep(613.07)"
+    monkeypatch.setenv("AEM_TEST_MARK", str(tmp_path))  # which everything that is started inherits
+    begun = tmp_path / "begun"
+    sleeper = "import pathlib, subprocess, sys, time; "
+    sleeper += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); "
+    sleeper += (
+        f"print('AEM-DOCTOR {{}}', flush=True); pathlib.Path({str(begun)!r}).write_text(sys.argv[-1]); time.sleep(600)"
+    )
     (tmp_path / "probe.py").write_text(sleeper)
     monkeypatch.setattr(plugin, "files", lambda _: tmp_path)
     with plugin.probing(ray=False):
-        time.sleep(1)  # and nobody waits for the report
+        assert eventually(begun.exists)  # and nobody waits for the report
+    begun.unlink()
     with plugin.probing(ray=True) as report:
-        seen = report(seconds=5)
-    assert seen.here is None and "no answer within 5 s" in seen.stopped
-    alive = [
-        one.pid
-        for one in psutil.process_iter(["cmdline", "status"])
-        if "time.sleep(613.07)" in " ".join(one.info["cmdline"] or []) and one.info["status"] != psutil.STATUS_ZOMBIE
-    ]
-    assert alive == []
+        assert eventually(begun.exists)
+        seen = report(seconds=0.0)
+    assert seen.here is None and "no answer within 0 s" in seen.stopped
+    assert not Path(begun.read_text()).exists(), "the folder for Ray"
+    assert eventually(lambda: not marked(str(tmp_path)))
 
 
 @pytest.mark.slow

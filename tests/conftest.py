@@ -1,0 +1,81 @@
+"""What holds for all tests: no clock, one thread each, and how they are spread over the cores (pytest -n 2).
+
+Hypothesis judges an example by its seconds unless it is told not to (a deadline, and a health check): on a busy machine
+that fails tests for time alone. A test's own limit (pytest-timeout, `timeout` in pyproject.toml) stays, ten times what
+the slowest test takes.
+"""
+
+from __future__ import annotations
+
+import os
+
+# before torch is imported; also in whatever the tests start, but for the engine's runs (tests/e2e/engine.py)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("suite"), max_examples=15)  # --hypothesis-profile=quick
+settings.load_profile("suite")
+
+# What one worker runs from end to end, for it is made once a process and dear. Everything else goes by module.
+SHARED = ("tests/e2e", "tests/packaging", "tests/agent_loops/scienceworld", "tests/recipe/doctor")
+
+# The long units, with their processor seconds: they are begun first, so that all workers end at about the same time.
+LONG = {
+    "tests/e2e": 900,
+    "tests/recipe/test_configs.py": 90,
+    "tests/agent_loops/scienceworld": 80,
+    "tests/recipe/test_cli_doctor.py": 60,
+    "tests/packaging": 60,
+    "tests/recipe/test_methods.py": 50,
+    "tests/aem_core/test_core_annotations.py": 30,
+    "tests/recipe/test_cli_eval.py": 30,
+    "tests/recipe/test_cpu.py": 30,
+    "tests/recipe/test_epo_loss.py": 25,
+    "tests/recipe/test_cli_report.py": 20,
+    "tests/recipe/test_cli.py": 20,
+    "tests/recipe/test_replay.py": 20,
+    "tests/recipe/test_dump.py": 20,
+    "tests/recipe/doctor": 20,
+}
+
+# Their set-up takes long: processes that import verl, installs, JVMs, a browser, sandboxes, trainings.
+# `scripts/test.sh --quick` leaves them out, like the single tests that are marked `slow`.
+SLOW = (
+    *("tests/packaging", "tests/studies", "tests/docs/test_site.py"),
+    *("tests/agent_loops/scienceworld", "tests/agent_loops/textworld_express", "tests/agent_loops/test_workers.py"),
+    *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("generate", "grading", "sandbox")),
+    *(f"tests/recipe/test_{what}.py" for what in ("cli", "cli_doctor", "cli_eval", "cli_report", "cli_study")),
+    *(f"tests/recipe/test_{what}.py" for what in ("report_browser", "tiny_model", "cpu", "epo_loss")),
+)
+
+
+def unit_of_work(nodeid: str) -> str:
+    """The tests that run in one worker, one after the other: those of a module, or of a folder that shares much."""
+    module = nodeid.partition("::")[0]
+    return next((folder for folder in SHARED if module.startswith(f"{folder}/")), module)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.nodeid.startswith(SLOW):
+        item.add_marker("slow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several workers
+        items.sort(key=lambda item: -LONG.get(unit_of_work(item.nodeid), 0))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of_work(nodeid)
+
+    config.option.loadscopereorder = False  # the order above stands
+    return ByUnit(config, log)
