@@ -2,7 +2,7 @@
 # All checks: ruff, pyright and the tests, several at a time, the runs of the real engine (marker e2e) one after the other
 # beside them. Every stage runs, whatever failed before it.
 #
-#   bash scripts/test.sh                      # sets everything up (scripts/setup.sh --dev), then checks all but `--full`'s
+#   bash scripts/test.sh                      # sets everything up (scripts/setup.sh --dev), then all but `--full`'s runs
 #   bash scripts/test.sh --full               # also the engine's runs that are marked `full`: what CI does
 #   bash scripts/test.sh --quick              # for the loop of work: sets nothing up, leaves out what is slow (markers
 #                                             # slow and e2e) and asks hypothesis for fewer examples
