@@ -179,8 +179,7 @@ MODELS = {
     "chatml": Model("ChatML on Llama or Mistral (Hermes)", "qwen2_5", "llama", IM_END),
     "r1-distill-qwen": Model(
         "DeepSeek-R1-Distill-Qwen", "qwen2_5", "qwen2", DEEPSEEK_END, stops=(DEEPSEEK_END,), template=_R1,
-        names=_R1_NAMES, config=_DEEPSEEK,
-        opens="<think>\n", answer=_opened_answer,
+        names=_R1_NAMES, config=_DEEPSEEK, opens="<think>\n", answer=_opened_answer,
     ),
     "deepseek-v3": Model("DeepSeek-V3", "deepseek_v3", "deepseek_v3", DEEPSEEK_END),
     "gemma3": Model(

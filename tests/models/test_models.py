@@ -322,7 +322,7 @@ def test_verls_own_builder_agrees_where_it_can_render(model):
     from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
     if model.name not in VERLS:
-        pytest.skip(f"{model.name}: verl's builder cannot render it, or not as its template")
+        pytest.skip(f"{model.name}: not among those whose template verl's builder renders as it is")
     builder = create_continuous_token_builder(model.tokenizer, hf_model_type=model.facts.model_type)
     chat = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     ids = [*model.reading.ids("so"), model.reading.id(model.facts.end)]

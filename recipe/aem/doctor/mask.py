@@ -288,8 +288,8 @@ def _check_answers(played: Sequence[Played], tokenizer: Any, ends: Collection[in
                 "failure",
                 title,
                 said,
-                "its blanks are lost: transformers 5 reads tokenizers whose tokenizer_config.json says "
-                "LlamaTokenizerFast so (DeepSeek's distills, transformers#45488); set tokenizer_class to "
+                "its blanks are lost: transformers 5 does so where tokenizer_config.json says LlamaTokenizerFast of a "
+                "tokenizer that is not Llama's (DeepSeek's distills, transformers#45488); set tokenizer_class to "
                 "PreTrainedTokenizerFast there",
             )
         return Finding("warning", title, said, "use a tokenizer that has all of the benchmark's words")
