@@ -130,6 +130,9 @@ class Trajectories:
         prompts: of one batch; 0 where that is not known.
         stall_seconds: as in the settings, with null worked out; None for no limit.
         watch: over the processes that generate.
+
+    Attributes:
+        started: a trainer has been made that fetches batches from a replay buffer.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Trajectories:
     ):
         self.settings = settings
         self.watch = watch or Watch()
+        self.started = False
         self._n, self._prompts, self._stall_seconds = n, prompts, stall_seconds
         self._expected: dict[str, int] = {}
         self._batch: Count | None = None
@@ -227,12 +231,13 @@ class Trajectories:
         keys = [batch.keys[row] for row in live]
         if self._batch is None:  # a sampler of the user's own chose it
             uids = list(sessions_of(keys))
-            # nothing names a group that is missing whole
-            uids += [f"a prompt without any trajectory ({number})" for number in range(self._prompts - len(uids))]
+            if self.started:  # nothing names a group that is missing whole
+                uids += [f"a prompt without any trajectory ({number})" for number in range(self._prompts - len(uids))]
             count = Count()
             count.add({uid: self._expected.pop(uid, self._n) for uid in uids}, keys)
             self._say(count, "training")
-            self._refuse(count)
+            if self.started:  # otherwise no run stands behind the batch, and it may be a part of one
+                self._refuse(count)
         else:
             count, self._batch = self._batch, None
         faults: dict[str, str] = {}
@@ -332,6 +337,7 @@ def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
     """Round `PPOTrainer.__init__`, which makes the replay buffer."""
     result = wrapped(*args, **kwargs)
     trainer.replay_buffer.aem_trajectories = Trajectories.of(trainer)
+    Trajectories.of(trainer).started = True
     return result
 
 

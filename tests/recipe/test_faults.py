@@ -86,9 +86,12 @@ def queue_of(groups: Mapping[str, Sequence[float | None]], turns: int = 2, maske
 
 
 def train(queue: Queue, algorithm: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The advantages of each row by its key, and the metrics but for times."""
+    """The advantages of each row by its key, and the metrics but for times and for what was played."""
     metrics = advance(make_trainer(algorithm), queue)
-    return queue.columns["advantages"], {name: value for name, value in metrics.items() if "timing" not in name}
+    learned = {
+        name: value for name, value in metrics.items() if not name.startswith(("timing", "training/trajectories"))
+    }
+    return queue.columns["advantages"], learned
 
 
 def without(queue: Queue, keys: set[str]) -> Queue:

@@ -179,21 +179,39 @@ def batch_of(keys, padding=()):
     return KVBatchMeta(keys=keys, tags=tags, partition_id="train")
 
 
+def started(config) -> Trajectories:
+    """As after the making of verl's trainer."""
+    trainer = SimpleNamespace(config=config)
+    trajectories.after_init(lambda: setattr(trainer, "replay_buffer", SimpleNamespace()), trainer, (), {})
+    assert trainer.replay_buffer.aem_trajectories is trainer.aem_trajectories is Trajectories.of(trainer)
+    return trainer.aem_trajectories
+
+
 def test_a_batch_of_a_samplers_own_is_counted_from_its_keys():
     keys = [*keys_of({"a": [0, 1, 3], "b": [0, 1, 2, 3], "c": [0, 1, 2, 3], "d": [0, 1, 2, 3]}), "padff_0_0"]
-    trainer = SimpleNamespace(config=config_of())
-    counted = Trajectories.of(trainer).count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys))
-    assert counted == {MISSING: 1.0, FAULTS: 0.0} and Trajectories.of(trainer) is trainer.aem_trajectories
+    step = started(config_of())
+    assert step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys)) == {MISSING: 1.0, FAULTS: 0.0}
+    step.expect(["a"], [5])  # `__rollout_n__`
+    with pytest.raises(MissingTrajectories, match="2 of the 17 "):
+        step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys))
+    with pytest.raises(MissingTrajectories, match="2 of the 16 "):
+        step.count(batch_of(keys[1:], {"padff_0_0"}), [{}] * len(keys[1:]))
 
 
 def test_a_lost_group_shows_by_the_number_of_prompts():
     keys = keys_of({uid: [0, 1, 2, 3] for uid in "abc"})
     with pytest.raises(MissingTrajectories, match=r"4 of the 16 .*25%.* a prompt without any trajectory"):
-        Trajectories.from_config(config_of()).count(batch_of(keys), [{}] * len(keys))
+        started(config_of()).count(batch_of(keys), [{}] * len(keys))
     # of two batches a step each has half of the prompts
     modes = {"trainer_mode": "separate_async", "separate_async": {"parameter_sync_step": 2}}
-    half = Trajectories.from_config(config_of(trainer={"v1": modes}))
+    half = started(config_of(trainer={"v1": modes}))
     assert half.count(batch_of(keys[:8]), [{}] * 8)[MISSING] == 0.0
+
+
+def test_a_batch_without_a_run_behind_it_is_counted_and_not_refused(said):
+    part = Trajectories.from_config(config_of())
+    assert part.count(batch_of(["a_0_0"]), [None])[MISSING] == 3.0
+    assert said == [("WARNING", "3 of 4 trajectories of training are missing: a (sessions 1, 2, 3)")]
 
 
 def test_faults_are_counted_a_trajectory_once_and_said_with_the_commonest_reason(said):
