@@ -25,6 +25,7 @@ logger = logging.getLogger(f"verl.{__name__}")
 
 MISSING = "training/trajectories/missing"
 FAULTS = "training/trajectories/faults"
+SHORTENED = "training/trajectories/shortened"
 VALIDATION_MISSING = "validation/trajectories/missing"
 _NAMED = 20  # sessions in one line of the log
 
@@ -252,7 +253,12 @@ class Trajectories:
                 "%d of %d trajectories of this batch ended in a fault and train nothing, %d of them with: %s",
                 *(len(faults), played, times, reason),
             )
-        return {MISSING: float(count.number), FAULTS: float(len(faults))}
+        shortened = {
+            key.rsplit("_", 1)[0]
+            for row, key in zip(live, keys, strict=True)
+            if any((extra_fields[row] or {}).get("prompt_shortened", ()))
+        }
+        return {MISSING: float(count.number), FAULTS: float(len(faults)), SHORTENED: float(len(shortened))}
 
     def validated(self) -> int:
         """How many trajectories of validation were missing since the last call."""
@@ -410,5 +416,5 @@ def before_wait(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
 def add_sums(wrapped: Any, aggregator: Any, args: tuple, kwargs: dict) -> Any:
     """Round `MetricsAggregator._init_aggregation_rules`: a step of several batches lacks what they lack together."""
     rules = wrapped(*args, **kwargs)
-    rules["sum"] += [MISSING, FAULTS]
+    rules["sum"] += [MISSING, FAULTS, SHORTENED]
     return rules

@@ -546,9 +546,9 @@ def test_the_trainer_fits_with_its_manager_and_validates_alone(mode):
 def test_a_step_of_several_batches_sums_what_it_is_asked_to():
     from verl.trainer.ppo.v1.utils import MetricsAggregator
 
-    from recipe.aem.trajectories import FAULTS, MISSING
+    from recipe.aem.trajectories import FAULTS, MISSING, SHORTENED
 
-    assert {MISSING, FAULTS} <= set(MetricsAggregator().aggregation_rules["sum"])
+    assert {MISSING, FAULTS, SHORTENED} <= set(MetricsAggregator().aggregation_rules["sum"])
 
 
 def test_a_session_that_raises_leaves_no_row_and_a_failure():

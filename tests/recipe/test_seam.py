@@ -15,7 +15,7 @@ pytest.importorskip("verl", reason="verl is not installed")
 import verl_aem
 from recipe.aem import seam, updates
 from recipe.aem.settings import SettingsError
-from recipe.aem.trajectories import FAULTS, MISSING
+from recipe.aem.trajectories import FAULTS, MISSING, SHORTENED
 
 verl_aem.load()
 
@@ -161,7 +161,7 @@ def test_rloo_over_trajectories_is_aems_base_with_nothing_of_aem_about_it(monkey
     assert torch.equal(advantage, torch.tensor([[10.0], [10.0], [-10.0], [0.0]]) * live)
     by_rows, _, _ = compute(monkeypatch, "rloo")
     assert by_rows[0, 0] == 5.0
-    assert list(metrics) == [MISSING, FAULTS, "timing_s/rloo_trajectories"]
+    assert list(metrics) == [MISSING, FAULTS, SHORTENED, "timing_s/rloo_trajectories"]
     assert queue.asked[1] == ["extra_fields", "response_mask"]
 
 
@@ -184,7 +184,9 @@ def test_a_batch_without_a_token_gets_zero_advantages_and_a_warning_whatever_the
     assert not advantage.any()
     for column in ("advantages", "returns"):
         assert queue.columns[column].offsets().diff().tolist() == list(LENGTHS)
-    assert metrics == {"global_seqlen/max": 568.0, MISSING: 0.0, FAULTS: 0.0}, "no NaN, and nothing of the estimator's"
+    assert metrics == {"global_seqlen/max": 568.0, MISSING: 0.0, FAULTS: 0.0, SHORTENED: 0.0}, (
+        "no NaN, and nothing of the estimator's"
+    )
     assert "None of the 3 rows of this batch has a token to learn from" in warned.text
     assert "compact_filtering=false" in warned.text
     assert "token_level_rewards" not in queue.columns

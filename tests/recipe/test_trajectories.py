@@ -30,6 +30,7 @@ from recipe.aem.settings import SettingsError  # noqa: E402
 from recipe.aem.trajectories import (  # noqa: E402
     FAULTS,
     MISSING,
+    SHORTENED,
     VALIDATION_MISSING,
     MissingTrajectories,
     RolloutStalled,
@@ -87,7 +88,7 @@ def test_a_batch_that_lacks_no_more_than_the_share_is_taken_and_named(said):
     step.take(["a", "b"], [*keys, "c_0_0"])
     assert said == [("WARNING", "2 of 16 trajectories of training are missing: a (sessions 6); b (sessions 3)")]
     batch = KVBatchMeta(keys=keys, tags=[{}] * len(keys), partition_id="train")
-    assert step.count(batch, [None] * len(keys)) == {MISSING: 2.0, FAULTS: 0.0}
+    assert step.count(batch, [None] * len(keys)) == {MISSING: 2.0, FAULTS: 0.0, SHORTENED: 0.0}
 
 
 def test_a_batch_that_lacks_more_is_refused_with_the_share_the_setting_and_the_cause():
@@ -190,7 +191,7 @@ def started(config) -> Trajectories:
 def test_a_batch_of_a_samplers_own_is_counted_from_its_keys():
     keys = [*keys_of({"a": [0, 1, 3], "b": [0, 1, 2, 3], "c": [0, 1, 2, 3], "d": [0, 1, 2, 3]}), "padff_0_0"]
     step = started(config_of())
-    assert step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys)) == {MISSING: 1.0, FAULTS: 0.0}
+    assert step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys)) == {MISSING: 1.0, FAULTS: 0.0, SHORTENED: 0.0}
     step.expect(["a"], [5])  # `__rollout_n__`
     with pytest.raises(MissingTrajectories, match="2 of the 17 "):
         step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys))
@@ -214,13 +215,25 @@ def test_a_batch_without_a_run_behind_it_is_counted_and_not_refused(said):
     assert said == [("WARNING", "3 of 4 trajectories of training are missing: a (sessions 1, 2, 3)")]
 
 
+def test_shortened_prompts_are_counted_a_trajectory_once():
+    keys = keys_of({"a": [0, 1], "b": [0]}, rows=2)
+    parts = {"a_0_0": ["history"], "a_0_1": ["observation"], "b_0_1": ["", "instruction"], "b_0_0": [""]}
+    extra = [{"prompt_shortened": parts[key]} if key in parts else None for key in keys]
+    step = Trajectories(TrajectorySettings(), n=2, prompts=2)
+    assert step.count(batch_of(keys), extra)[SHORTENED] == 2.0, "a_0 and b_0"
+
+
 def test_faults_are_counted_a_trajectory_once_and_said_with_the_commonest_reason(said):
     keys = keys_of({"a": [0, 1], "b": [0, 1]}, rows=2)
     reasons = {"a_0": "reset: OSError: gone", "b_0": "reset: OSError: gone", "b_1": "turn 3: ValueError: odd"}
     extra = [{"fault": reasons.get(key.rsplit("_", 1)[0], "")} for key in keys]
     step = Trajectories(TrajectorySettings(), n=2, prompts=2)
     padded = [*keys, "padff_0_0"]  # a padding row carries another's extra fields
-    assert step.count(batch_of(padded, {"padff_0_0"}), [*extra, extra[0]]) == {MISSING: 0.0, FAULTS: 3.0}
+    assert step.count(batch_of(padded, {"padff_0_0"}), [*extra, extra[0]]) == {
+        MISSING: 0.0,
+        FAULTS: 3.0,
+        SHORTENED: 0.0,
+    }
     text = "3 of 4 trajectories of this batch ended in a fault and train nothing, 2 of them with: reset: OSError: gone"
     assert said == [("WARNING", text)]
     step.count(batch_of(keys), [{"fault": "reset: OSError: gone"}] * len(keys))
@@ -345,7 +358,7 @@ def test_a_whole_batch_passes_through_unchanged(monkeypatch, said):
     step.expect(["a", "b"], [2, 2])
     batch, _ = make_buffer(monkeypatch, queue, step).sample(global_steps=1, partition_id="train", batch_size=2)
     assert batch.keys == list(rows) and not said
-    assert step.count(batch, [None] * len(rows)) == {MISSING: 0.0, FAULTS: 0.0}
+    assert step.count(batch, [None] * len(rows)) == {MISSING: 0.0, FAULTS: 0.0, SHORTENED: 0.0}
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])
