@@ -26,6 +26,8 @@ from recipe.aem.trajectories import TrajectorySettings
 logger = logging.getLogger(__name__)
 
 _ULYSSES = "ulysses_sequence_parallel_size"
+_EXECUTOR = "distributed_executor_backend"
+_ENGINE_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
 _MICRO_BATCH = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
 _LOG_PROB_BATCH = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
 _COPIES = "actor_rollout_ref.rollout.n"
@@ -68,6 +70,7 @@ def check_run(
     estimator = config["algorithm"]["adv_estimator"]
     check_name(estimator)
     check_critic(config)
+    check_executor(config)
     settings = None
     if estimator in ESTIMATORS:
         settings = check_config(config, registered, verl_version)
@@ -223,6 +226,25 @@ def check_critic(config: Mapping[str, Any]) -> None:
         f"{'there is none without a GPU' if cpu else 'flash-attn is not installed'}. Use an estimator without a "
         "critic, such as grpo, grpo_rows, gigpo or rloo, and critic.enable=null"
     )
+
+
+def check_executor(config: Mapping[str, Any]) -> None:
+    """Refuse vLLM's executor of one process (`machine=cpu`'s) where an engine has several ranks: it starts the first
+    and waits for the others without end.
+
+    Raises:
+        SettingsError: naming the executor and the sizes.
+    """
+    rollout = config["actor_rollout_ref"].get("rollout") or {}
+    executor = str(((rollout.get("engine_kwargs") or {}).get("vllm") or {}).get(_EXECUTOR))
+    sizes = {name: rollout.get(name) or 1 for name in _ENGINE_SIZES}
+    if executor.endswith("UniProcExecutor") and any(size > 1 for size in sizes.values()):
+        said = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        place = f"actor_rollout_ref.rollout.engine_kwargs.vllm.{_EXECUTOR}"
+        raise SettingsError(
+            f"actor_rollout_ref.rollout.{said} with {place}={executor}, which runs one rank only. Set the size to 1, "
+            f"or {place}=mp"
+        )
 
 
 def check_sequence_parallelism(config: Mapping[str, Any]) -> None:

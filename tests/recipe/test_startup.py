@@ -200,3 +200,17 @@ def test_a_row_has_to_fit_a_micro_batch():
     assert "log_prob_max_token_len_per_gpu=2000" in found()[0].detail
     config["actor_rollout_ref"]["rollout"]["max_model_len"] = 3000
     assert not found(), "no row is longer than what the engine takes"
+
+
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+@pytest.mark.parametrize("size", ["tensor_model_parallel_size", "pipeline_model_parallel_size"])
+def test_an_executor_of_one_process_is_refused_for_several_ranks(size: str):
+    """`machine=cpu`'s executor with a size that the user raised: vLLM would wait for the other ranks without end."""
+    several = {size: 2, "engine_kwargs": {"vllm": {"distributed_executor_backend": ONE_PROCESS}}}
+    with pytest.raises(SettingsError, match=rf"rollout\.{size}=2 .*UniProcExecutor.*backend=mp"):
+        run_with(rollout=several)
+    run_with(rollout={**several, size: 1})
+    run_with(rollout={**several, "engine_kwargs": {"vllm": {"distributed_executor_backend": "mp"}}})
+    run_with(rollout={size: 2})
