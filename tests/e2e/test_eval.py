@@ -57,4 +57,5 @@ def test_it_says_what_the_training_said(trained: dict[str, float], folder: Path,
     assert 0 < summary["score"]["mean"] < 1, "a score that says something"
     assert summary["faults"] == summary["lost"] == 0
     said = run.log.read_text()
-    assert "32 of 500 of the split validation" in said and "playing" in said and "95 % interval" in said
+    # `playing`, its progress, is said only where episodes outlast verl's interval between two lines about them
+    assert "32 of 500 of the split validation" in said and "95 % interval" in said
