@@ -392,3 +392,23 @@ def test_what_is_no_report(text, said, tmp_path):
         read_report(tmp_path / "a.json")
     with pytest.raises(EvaluationError, match="No such file"):
         read_report(tmp_path / "b.json")
+
+
+def test_the_progress_is_read_from_verls_log_as_it_grows(tmp_path):
+    """The lines are those of verl's trainer and replay buffer; half a line waits for its end."""
+    from recipe.aem.evaluate.run import Progress, _watch
+
+    log = tmp_path / "verl.log"
+    look = _watch(log)
+    assert look() == Progress("starting", 0), "no log yet"
+    log.write_text("dataloader initialized\n")
+    assert look().phase == "loading the model and vLLM"
+    with log.open("a") as file:
+        file.write("pending: 20, running: 5, finished: 6, fail")
+        file.flush()
+        assert look().phase == "loading the model and vLLM"
+        file.write("ure: 1\n")
+    assert look() == Progress("playing", 7), "failures are over too"
+    with log.open("a") as file:
+        file.write("Initial validation metrics: {}\n")
+    assert look() == Progress("ending", 7)
