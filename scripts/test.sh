@@ -10,7 +10,7 @@
 #   bash scripts/test.sh tests/packaging      # these alone, in one process
 #
 # Knobs, from the environment: those of scripts/setup.sh (AEM_VENV, PYTHON, …), and
-#   AEM_TEST_WORKERS   how many processes run tests (default: one a core, at most 4)
+#   AEM_TEST_WORKERS   how many processes run tests (default: one more than there are cores, at most 4)
 # The last line counts the tests; the table of stages stands before it.
 # The exit status is 0 only where every stage passed.
 set -euo pipefail
@@ -41,7 +41,7 @@ run_pytest() {
         case $argument in tests | tests/*) paths=(given) ;; esac
     done
     if [ ${#paths[@]} = 0 ]; then
-        workers=$(nproc)
+        workers=$(($(nproc) + 1)) # the one that has the engine's runs waits for them most of the time
         workers=${AEM_TEST_WORKERS:-$((workers < 4 ? workers : 4))}
         options+=(-n "$workers" --dist loadscope -q --durations=20 tests) # tests/conftest.py says what goes where
         case $HOW in

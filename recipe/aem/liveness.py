@@ -7,8 +7,9 @@ dead engine does not return. Here a thread of the trainer's process asks every f
 that every actor answers, and vLLM's engine, a process below its server, by the server's own `GET /health`, whose 503
 means `EngineDeadError` and nothing else. No answer, which a busy process gives too, means nothing.
 
-The trainer raises `RolloutDied` where it waits for trajectories (`recipe.aem.trajectories`). Where it is caught in
-another wait it gets `GRACE_SECONDS` to come out, then a signal that interrupts it, and at last its process is ended.
+The trainer raises `RolloutDied` where it waits for trajectories (`recipe.aem.trajectories`), and where it calls what is
+dead. Where it is caught in another wait it gets `GRACE_SECONDS` to come out, then a signal that interrupts it, and at
+last its process is ended.
 """
 
 from __future__ import annotations
@@ -144,6 +145,15 @@ def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
     return bound(*args, **kwargs)
 
 
+def _is_rays(error: BaseException | None) -> bool:
+    """Whether it is Ray's: what a call of something dead raises, which does not say whose actor that was."""
+    if error is None or type(error).__module__.partition(".")[0] != "ray":
+        return False
+    from ray.exceptions import RayError
+
+    return isinstance(error, RayError)
+
+
 class Guard:
     """While it is entered, a dead process ends what this thread does, wherever it waits.
 
@@ -181,6 +191,8 @@ class Guard:
             signal.signal(_SIGNAL, self._previous)
         if self._interrupted and kind is KeyboardInterrupt:
             raise RolloutDied(f"{self._watch.dead}. The trainer waited for it, so the run ends here") from error
+        if _is_rays(error) and (dead := self._watch.look()):
+            raise RolloutDied(f"{dead}. The trainer called it, so the run ends here") from error
 
     def _guard(self) -> None:
         try:

@@ -173,6 +173,27 @@ def test_a_trainer_that_ends_in_time_is_left_alone():
     assert not guard._thread.is_alive()
 
 
+def test_a_trainer_that_calls_what_is_dead_says_whose_process_it_was(cluster):
+    """The call may come before the next look: then Ray's own error, which knows a class and an id, ends the trainer."""
+    worker = make_worker()
+    ray.get(worker.__ray_ready__.remote())
+    watch = Watch(lambda: {"agent loop worker 2": worker})
+    with pytest.raises(RolloutDied, match="agent loop worker 2 has died: ") as raised, Guard(watch, every=600):
+        ray.kill(worker)
+        ray.get(worker.play.remote())
+    assert isinstance(raised.value.__cause__, ray.exceptions.RayActorError)
+
+
+def test_an_error_of_ray_while_everything_lives_stays_as_it_is(cluster):
+    worker = make_worker()
+    ray.get(worker.__ray_ready__.remote())
+    with (
+        pytest.raises(ray.exceptions.GetTimeoutError),
+        Guard(Watch(lambda: {"agent loop worker 2": worker}), every=600),
+    ):
+        ray.get(worker.play.remote(), timeout=0.1)
+
+
 def test_a_trainer_beyond_a_signals_reach_is_ended():
     """verl's trainer may run in another thread than the main one."""
     ended, over = [], threading.Event()
