@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,16 +21,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agent_loops.swe.patches import glob_escaped, is_protected, patched_paths
+from agent_loops.swe.applying import NotApplied, add_tests, apply_patch
 from agent_loops.swe.sandbox import Executed, Sandbox, SandboxSettings, open_sandbox
 from agent_loops.swe.slots import core_slot
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
 
-# The tree's own git configuration is the data set's; a tree that another user made is one all the same.
-GIT = "git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.quotePath=true"
 # The same order of sets and the same day everywhere; no bytecode that outlives a change within one second.
 _ENVIRONMENT = "export PYTHONHASHSEED=0 TZ=UTC PYTHONDONTWRITEBYTECODE=1"
-_GIT_SECONDS = 60.0
 _KB = 1024
 
 
@@ -84,10 +80,6 @@ class Grade:
     seconds: float = 0.0
 
 
-class _NotApplied(Exception):
-    """Why a patch is not one that tests can run on."""
-
-
 def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> Grade:
     """Apply a patch to a fresh copy of the task's repository and run the tests.
 
@@ -119,8 +111,8 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
         source = Path(task.source) if task.source else None
         with open_sandbox(settings.sandbox, source=source, image=task.image) as sandbox:
             try:
-                dropped = _apply(sandbox, task, patch)
-            except _NotApplied as error:
+                dropped = apply_patch(sandbox, task, patch)
+            except NotApplied as error:
                 return Grade(False, False, str(error), *counts, dropped=tuple(error.args[1:]))
             began = time.monotonic()
             log, executed = run_tests(sandbox, task, settings)
@@ -167,12 +159,7 @@ def _script(task: SweTask) -> str:
         return "\n".join(["set -uxo pipefail", _ENVIRONMENT, *lines]) + "\n"
     lines = [_ENVIRONMENT]
     if task.test_patch:
-        files = " ".join(shlex.quote(path) for path in sorted(patched_paths(task.test_patch)))
-        apply = f"printf %s {shlex.quote(task.test_patch)} | {GIT} apply --whitespace=nowarn -"
-        lines += [
-            f"for f in {files}; do {GIT} checkout -q HEAD -- $f 2> /dev/null || rm -rf -- $f; done",
-            f"{apply} || {{ echo '{marks.RESET_FAILED}'; exit 1; }}",
-        ]
+        lines += [f"{{ {add_tests(task.test_patch)}\n}} || {{ echo '{marks.RESET_FAILED}'; exit 1; }}"]
     lines += [
         f"echo '{marks.START_TEST_OUTPUT}'",
         f"( {task.test_command}\n) 2>&1",
@@ -181,48 +168,6 @@ def _script(task: SweTask) -> str:
         f'echo "{marks.TEST_EXIT_CODE}: $code"',
     ]
     return "\n".join(lines) + "\n"
-
-
-def _apply(sandbox: Sandbox, task: SweTask, patch: str) -> tuple[str, ...]:
-    """Applies what counts of a patch, puts the tests back, and returns the files that did not count."""
-    stdin = patch.encode(errors="replace")
-    # git's own reading of the patch decides, so that no other reading of it can be played off against git's
-    listed = sandbox.execute(f"{GIT} apply --numstat -z -", seconds=_GIT_SECONDS, stdin=stdin, output_kb=8 * _KB)
-    if listed.returncode or listed.cut:
-        raise _NotApplied(f"the patch does not apply: {_first_line(listed)}")
-    paths = [entry.split("\t", 2)[-1] for entry in listed.output.split("\0") if entry]
-    exempt = patched_paths(task.patch)
-    guarded = patched_paths(task.test_patch)
-
-    def left_out(path: str) -> bool:
-        return path in guarded or (is_protected(path) and path not in exempt)
-
-    dropped = tuple(sorted({path for path in paths if left_out(path)}))
-    if len(dropped) == len(set(paths)):
-        raise _NotApplied("the patch only edits tests and what configures them, which does not count", *dropped)
-    excluded = " ".join(f"--exclude={shlex.quote(glob_escaped(path))}" for path in dropped)
-    if len(excluded) > 100 * _KB:  # the longest argument of a command
-        raise _NotApplied(f"the patch edits {len(dropped)} tests and files that configure them, too many", *dropped)
-    done = sandbox.execute(f"{GIT} apply --whitespace=nowarn {excluded} -", seconds=_GIT_SECONDS, stdin=stdin)
-    if done.returncode:
-        raise _NotApplied(f"the patch does not apply: {_first_line(done)}", *dropped)
-    # a rename away from a test counts as an edit of its new name: the test comes back here
-    tracked = sandbox.execute(f"{GIT} ls-files -z", seconds=_GIT_SECONDS, output_kb=64 * _KB)
-    kept = [path for path in tracked.output.split("\0") if path and left_out(path) and "�" not in path]
-    if kept and not tracked.returncode:
-        restore = f"{GIT} --literal-pathspecs checkout -q HEAD --pathspec-from-file=- --pathspec-file-nul"
-        done = sandbox.execute(restore, seconds=_GIT_SECONDS, stdin="\0".join(kept).encode())
-    if tracked.returncode or tracked.cut or done.returncode:
-        raise _NotApplied(f"the tests could not be put back: {_first_line(tracked if tracked.returncode else done)}")
-    return dropped
-
-
-def _first_line(executed: Executed) -> str:
-    if executed.timed_out:
-        return "git did not end in time"
-    lines = [line for line in executed.output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("error:", "fatal:"))]
-    return (errors or lines or [f"git ended with {executed.returncode}"])[0][:300]
 
 
 def _judge(
