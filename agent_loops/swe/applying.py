@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Container
 
 from agent_loops.swe.patches import glob_escaped, is_protected, patched_paths
 from agent_loops.swe.sandbox import Executed, Sandbox
@@ -27,13 +28,14 @@ def add_tests(test_patch: str) -> str:
     )
 
 
-def apply_patch(sandbox: Sandbox, task: SweTask, patch: str) -> tuple[str, ...]:
+def apply_patch(sandbox: Sandbox, task: SweTask, patch: str, shadows: Container[str] = ()) -> tuple[str, ...]:
     """Apply what counts of an agent's patch to the tree, and put the tests back.
 
     Args:
         sandbox: with a fresh copy of the task's tree.
         task: whose tests are guarded.
         patch: untrusted.
+        shadows: new files that would stand in the place of a module of the tests' Python.
 
     Returns:
         The files whose edits did not count.
@@ -51,7 +53,7 @@ def apply_patch(sandbox: Sandbox, task: SweTask, patch: str) -> tuple[str, ...]:
     guarded = patched_paths(task.test_patch)
 
     def left_out(path: str) -> bool:
-        return path in guarded or (is_protected(path) and path not in exempt)
+        return path in guarded or ((is_protected(path) or path in shadows) and path not in exempt)
 
     dropped = tuple(sorted({path for path in paths if left_out(path)}))
     if len(dropped) == len(set(paths)):

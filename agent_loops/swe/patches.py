@@ -13,29 +13,34 @@ CONFIGURATION = frozenset(
     {"conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "pyproject.toml", "setup.cfg"}
     | {"tox.ini", "noxfile.py", "sitecustomize.py", "usercustomize.py", ".gitattributes", ".coveragerc", "run_tests.sh"}
 )
-_SHADOWS = frozenset({"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"})  # instead of the real ones
+_STEMS = frozenset({"conftest", "sitecustomize", "usercustomize"})  # as a module, a package, or compiled
+_COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link")  # nobody reads what these do
+_METADATA = (".dist-info", ".egg-info", ".egg")  # entry points, by which pytest finds plugins
 
 
 def is_protected(path: str) -> bool:
     """Whether an agent's edit of a file is left out when its patch is graded.
 
-    So are tests (by the names of the file and of its directories), files that configure the test run, and modules
-    at the top that would take the place of the test runner's own.
+    So are tests (by the names of the file and of its directories), files that configure the test run or that Python
+    reads first, compiled code, and the metadata of installed packages.
 
     Args:
         path: the file, from the top of the repository.
 
     Example:
-        >>> [is_protected(path) for path in ("src/a.py", "tests/data.json", "src/test_a.py", "setup.cfg", "pytest.py")]
+        >>> [is_protected(path) for path in ("src/a.py", "tests/data.json", "src/test_a.py", "setup.cfg", "src/a.so")]
         [False, True, True, True, True]
     """
     parts = PurePosixPath(path).parts
     name = parts[-1] if parts else ""
     stem = name.split(".")[0]
     is_test = name.endswith(".py") and (stem.startswith("test_") or stem.endswith("_test") or stem in ("test", "tests"))
-    shadows = bool(parts) and (parts[0].split(".")[0] if parts[0].endswith(".py") else parts[0]) in _SHADOWS
     return (
-        is_test or shadows or name in CONFIGURATION or name.endswith(".pth") or not TEST_DIRECTORIES.isdisjoint(parts)
+        is_test
+        or name in CONFIGURATION
+        or name.endswith(_COMPILED)
+        or any(part.endswith(_METADATA) or part == "EGG-INFO" or part.split(".")[0] in _STEMS for part in parts)
+        or not TEST_DIRECTORIES.isdisjoint(parts)
     )
 
 

@@ -220,7 +220,10 @@ def test_hidden_tests_are_added_over_whatever_the_agent_left_there(task):
     assert found.resolved and found.dropped == ("data/it's new.txt",)
     assert not grade(hard, _with(CODE.replace("a + b", "a + b if a < 5 else 0")), SETTINGS).resolved
     broken = grade(replace(hard, test_patch=text_patch("tests/none.py", "a\n", "b\n")), FIXED, SETTINGS)
-    assert not broken.resolved and broken.reason.startswith("the tests did not run to their end")
+    assert (
+        not broken.resolved
+        and "the hidden tests cannot be added (exit status 1): error: tests/none.py" in broken.reason
+    )
 
 
 def test_a_whole_evaluation_script_is_run_as_it_is(task):
