@@ -13,6 +13,7 @@ CONFIGURATION = frozenset(
     {"conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "pyproject.toml", "setup.cfg"}
     | {"tox.ini", "noxfile.py", "sitecustomize.py", "usercustomize.py", ".gitattributes", ".coveragerc", "run_tests.sh"}
 )
+_RUNNERS = frozenset({"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"})  # at the top, in their place
 _STEMS = frozenset({"conftest", "sitecustomize", "usercustomize"})  # as a module, a package, or compiled
 _COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link")  # nobody reads what these do
 _METADATA = (".dist-info", ".egg-info", ".egg")  # entry points, by which pytest finds plugins
@@ -37,6 +38,7 @@ def is_protected(path: str) -> bool:
     is_test = name.endswith(".py") and (stem.startswith("test_") or stem.endswith("_test") or stem in ("test", "tests"))
     return (
         is_test
+        or (bool(parts) and (parts[0].split(".")[0] if name.endswith(".py") else parts[0]) in _RUNNERS)
         or name in CONFIGURATION
         or name.endswith(_COMPILED)
         or any(part.endswith(_METADATA) or part == "EGG-INFO" or part.split(".")[0] in _STEMS for part in parts)

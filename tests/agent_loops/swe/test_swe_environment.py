@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import threading
+import venv
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from host_tree import HostTree
 from agent_loops.environment import Benchmark, Environment
 from agent_loops.swe.benchmark import Swe
 from agent_loops.swe.environment import SweEnvironment
+from agent_loops.swe.patches import text_patch
 from agent_loops.swe.readers import task_row
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
@@ -324,10 +326,11 @@ def data(tmp_path_factory):
     tree = make_tree(directory / "tree")
     with tarfile.open(directory / "sums.tar.gz", "w:gz") as archive:
         archive.add(tree, arcname=".")
+    wrong = (tree / "sums.py").read_text()
+    solution = text_patch("sums.py", wrong, wrong.replace("a - b", "a + b"))
     shutil.rmtree(tree)
-    tasks = [
-        dataclasses.replace(TASK, source="sums.tar.gz", instance_id=f"{name}-1", repo=name) for name in ("sums", "more")
-    ]
+    task = dataclasses.replace(TASK, source="sums.tar.gz", patch=solution)
+    tasks = [dataclasses.replace(task, instance_id=f"{name}-1", repo=name) for name in ("sums", "more")]
     (directory / "tasks.jsonl").write_text("".join(json.dumps(task_row(task)) + "\n" for task in tasks))
     return directory
 
@@ -362,6 +365,17 @@ def swe(data):
     benchmark = Swe(data, held_out=0.5, sandbox={"tree_mb": 64, "memory_mb": 1024})
     assert isinstance(benchmark, Benchmark)
     return benchmark
+
+
+def test_a_run_does_not_start_where_no_reward_could_be_had(data, swe, tmp_path):
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    sandbox = {"tree_mb": 64, "memory_mb": 1024, "python": str(bare)}
+    with pytest.raises(
+        SandboxError, match=r"the known solution of .* is not resolved .*No module named pytest"
+    ) as said:
+        Swe(data, held_out=0.5, sandbox=sandbox).make()
+    assert "every reward would be 0" in str(said.value) and "sandbox.python" in str(said.value)
 
 
 def test_a_task_is_solved_in_the_sandbox_and_graded_in_another(swe):

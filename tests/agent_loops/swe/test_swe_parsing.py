@@ -89,7 +89,10 @@ def test_parsers_are_known_by_name():
 
 
 def test_r2e_gyms_statuses():
-    log = "PASSED x::no\n== short test summary info ==\nPASSED a/t.py::one\nFAILED a/t.py::C::two - x\n\x1b[31mERROR\x1b[0m b\n"
+    log = (
+        "PASSED x::no\n== short test summary info ==\nPASSED a/t.py::one\nFAILED a/t.py::C::two - x\n"
+        "\x1b[31mERROR\x1b[0m b\n"
+    )
     assert r2e_statuses(log) == ({"one": "PASSED", "C.two": "FAILED", "": "ERROR"}, [])
     statuses, doubts = r2e_statuses(log + "== short test summary info ==\nPASSED a/t.py::C::two\n")
     assert doubts == ["C.two has two statuses"] and statuses["one"] == "PASSED"
