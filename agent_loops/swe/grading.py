@@ -118,10 +118,12 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
         with open_sandbox(settings.sandbox, source=source, image=task.image) as sandbox:
             before, tracked = changed_files(sandbox), tracked_files(sandbox)
             try:
-                dropped = apply_patch(sandbox, task, patch, shadows_of(sandbox, tracked))
+                dropped = apply_patch(
+                    sandbox, task, patch, shadows_of(sandbox, tracked, f"{task.image} {settings.sandbox}")
+                )
             except NotApplied as error:
                 return Grade(False, False, str(error), *counts, dropped=tuple(error.args[1:]))
-            added = added_lines(sandbox, task, patch, before)
+            added = added_lines(sandbox, task, patch, tracked, before)
             began = time.monotonic()
             run = run_tests(sandbox, task, seconds=settings.seconds, log_kb=settings.log_kb, added=added)
             seconds = time.monotonic() - began

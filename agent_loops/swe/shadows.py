@@ -52,20 +52,29 @@ class Shadows:
         return place in self.tracked or f"{place}/__init__.py" in self.tracked
 
 
-def shadows_of(sandbox: Sandbox, tracked: Collection[str]) -> Shadows:
+_names_of: dict[str, frozenset[str]] = {}
+
+
+def shadows_of(sandbox: Sandbox, tracked: Collection[str], kind: str) -> Shadows:
     """Return what new files of a tree would stand in the place of, as the sandbox's Python has it.
 
     Args:
         sandbox: where the tests will run.
         tracked: the files of its tree.
+        kind: of which sandboxes have the same Python, asked once.
     """
+    if kind not in _names_of:
+        _names_of[kind] = _ask(sandbox)
+    return Shadows(_names_of[kind] | sys.stdlib_module_names | _OF_TEST_RUNNERS, frozenset(tracked))
+
+
+def _ask(sandbox: Sandbox) -> frozenset[str]:
     code = (
         "import json, pkgutil, sys; n = set(getattr(sys, 'stdlib_module_names', ())) | set(sys.builtin_module_names); "
         "n |= {m.name for m in pkgutil.iter_modules()}; print(json.dumps(sorted(n)))"
     )
     done = sandbox.execute(f"cd / && python3 -I -c {shlex.quote(code)}", seconds=_SECONDS, output_kb=4096)
     try:
-        found = set(json.loads(done.output.strip().splitlines()[-1]))
+        return frozenset(json.loads(done.output.strip().splitlines()[-1]))
     except (ValueError, IndexError):  # no Python of that name: an image may have another for its tests
-        found = set()
-    return Shadows(found | sys.stdlib_module_names | _OF_TEST_RUNNERS, frozenset(tracked))
+        return frozenset()

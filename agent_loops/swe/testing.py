@@ -42,10 +42,12 @@ class Added:
     """What a patch has brought, as the tree shows it.
 
     Attributes:
-        lines: the numbers of its lines, by the file's path in the tree.
+        tracked: the files of the tree.
+        lines: the numbers of the patch's lines, by the file's path in the tree.
         allowed: what it may import though it is of a test runner, for the known solution does too.
     """
 
+    tracked: Sequence[str] = ()
     lines: Mapping[str, Sequence[int]] = field(default_factory=dict)
     allowed: tuple[str, ...] = ()
 
@@ -75,13 +77,14 @@ class TestRun:
     recorded: bool = False
 
 
-def added_lines(sandbox: Sandbox, task: SweTask, patch: str, before: Sequence[str]) -> Added:
+def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[str], before: Sequence[str]) -> Added:
     """Return the lines that a patch has brought into a tree.
 
     Args:
         sandbox: whose tree the patch was applied to.
         task: whose known solution says what is usual.
         patch: for the names of files that were changed before already.
+        tracked: the files of the tree.
         before: what `changed_files` said before it was applied.
     """
     names = set(changed_files(sandbox)) - (set(before) - patched_paths(patch))
@@ -104,7 +107,7 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, before: Sequence[st
             hunks = re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", diff, re.MULTILINE)
             lines[name] = [int(a) + n for a, b in hunks for n in range(int(b or 1))]
     allowed = [name for name in ("pytest", "_pytest", "pluggy", "unittest", "mock") if name in task.patch]
-    return Added(lines, tuple(allowed))
+    return Added(tracked, lines, tuple(allowed))
 
 
 def changed_files(sandbox: Sandbox) -> list[str]:
@@ -140,8 +143,8 @@ def run_tests(
         SandboxError: the sandbox failed.
         ValueError: swebench has no parser of the task's name.
     """
-    guarded = [] if added is None else [name for name in tracked_files(sandbox) if is_protected(name)]
     added = added or Added()
+    guarded = [name for name in added.tracked if is_protected(name)]
     whole = START in task.test_command  # an evaluation script of swebench's
     hidden = patched_paths(task.test_patch) if task.test_patch and not whole else set()
     mark = f"aem-{secrets.token_hex(16)}:"
