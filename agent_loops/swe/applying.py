@@ -15,7 +15,7 @@ import shlex
 
 from agent_loops.swe.patches import glob_escaped, is_protected, patch_bytes, patched_paths
 from agent_loops.swe.sandbox import Executed, Sandbox
-from agent_loops.swe.sandbox.changes import OWN_REPOSITORY
+from agent_loops.swe.sandbox.changes import OWN_PLACES, OWN_REPOSITORY
 from agent_loops.swe.tasks import SweTask
 from agent_loops.texts import clean
 
@@ -25,23 +25,24 @@ _GIT_SECONDS = 60.0
 _KB = 1024
 
 _OWN = rf"""
-places=("${{TMPDIR:-/tmp}}" "$HOME")
 {OWN_REPOSITORY}
 failed() {{ head -c 2000 "$own/said"; exit "$1"; }}
 cat >"$own/patch"
 """
-_LIST = f"""{_OWN}
+_LIST = f"""{OWN_PLACES}{_OWN}
 git apply --numstat -z "$own/patch" >"$own/names" 2>"$own/said" || failed 1
 base64 -w 0 "$own/names"
 """
 # $excluded: git's options, an array
-_APPLY = f"""{_OWN}
+_APPLY = f"""{OWN_PLACES}{_OWN}
 apply=(apply --whitespace=nowarn "${{excluded[@]}}" "$own/patch")
 git "${{apply[@]}}" >"$own/said" 2>&1 || there -c core.hooksPath=/dev/null "${{apply[@]}}" >"$own/also" 2>&1 || failed 1
 """
 # Prints what a lenient application changes, as an exact patch. There is no .git in the copy, which `patch` might write
 # to; read as a unified diff, a patch holds no commands for an editor.
-_EXACT = rf"""{_OWN}
+_EXACT = rf"""
+places=("${{TMPDIR:-/tmp}}" "$HOME")  # with room for a copy of the tree
+{_OWN}
 set -o pipefail
 git add --all . >"$own/said" 2>&1 || git add --all --ignore-errors .
 there ls-files -z | git update-index -z --add --remove --stdin
@@ -50,7 +51,7 @@ cd "$own/copy" || exit 1
 export GIT_WORK_TREE=$own/copy
 git update-index -q --refresh
 git apply --3way --whitespace=nowarn "$own/patch" >"$own/said" 2>&1 || {{
-    git read-tree --reset -u "$base" && git clean -ffdxq &&
+    git read-tree --reset -u "$base" && git clean -ffdxq && grep -aq '^@@ -' "$own/patch" &&
         patch --batch --forward --unified --fuzz=5 -p1 --no-backup-if-mismatch --reject-file=- \
             --input="$own/patch" >"$own/said" 2>&1
 }} || failed 1

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _PREPARE_SECONDS = 120.0
 # A history of one commit: the one that the tree came with may hold the answer. Ignored files stay ignored, but for
 # those that were tracked there. What cannot be added (a repository within the tree) is not part of it.
-_FRESH_HISTORY = rf"""
+FRESH_HISTORY = rf"""
 tracked=$(mktemp) && git -c safe.directory='*' ls-files -z --stage 2>/dev/null |
     sed -z -e '/^160000/d' -e 's/^[^\t]*\t//' >"$tracked"
 rm -rf .git && git init -q && mkdir -p .git/info && echo '{BYTES_ONLY}' >>.git/info/attributes && {{
@@ -170,7 +170,7 @@ class SweEnvironment:
             done = sandbox.execute(task.hidden, seconds=_PREPARE_SECONDS)
             if done.returncode:
                 raise SandboxError(f"what the agent must not see could not be taken away: {done.output[-500:]}")
-        done = sandbox.execute(_FRESH_HISTORY, seconds=_PREPARE_SECONDS)
+        done = sandbox.execute(FRESH_HISTORY, seconds=_PREPARE_SECONDS)
         if done.returncode:
             raise SandboxError(f"no git history can be made in the sandbox (it needs git): {done.output[-500:]}")
         return done.output.split()[-1]

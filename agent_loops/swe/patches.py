@@ -46,6 +46,7 @@ class Outline:
 
     Attributes:
         paths: the files that it touches, by every name that its headers give; bytes that are no UTF-8 are surrogates.
+        after: those that are there afterwards and have lines that changed or another name, in the patch's order.
         files: how many parts it has, one a file.
         added: how many lines its hunks add.
         removed: how many lines they take away.
@@ -53,6 +54,7 @@ class Outline:
     """
 
     paths: frozenset[str]
+    after: tuple[str, ...]
     files: int
     added: int
     removed: int
@@ -74,6 +76,7 @@ def read_outline(patch: str) -> Outline:
         (['x.py'], 1, 1, 1)
     """
     paths: set[str] = set()
+    after: dict[str, None] = {}
     files = added = removed = old = new = 0
     of_git = False
     for line in (patch[:-1] if patch.endswith("\n") else patch).split("\n"):
@@ -94,14 +97,21 @@ def read_outline(patch: str) -> Outline:
             of_git, files = True, files + 1
             paths.add(_of_both(line[len(_GIT_PART) :]))
         elif line.startswith(_NAMING):
-            paths.add(_name(line.split(" ", 2)[2]))
+            name = _name(line.split(" ", 2)[2])
+            paths.add(name)
+            if " to " in line[:10]:
+                after[name] = None
         elif line.startswith(("--- ", "+++ ")):
-            files += line.startswith("+++ ") and not of_git
             name = _name(line[4:])
-            paths.add("" if name == "/dev/null" else name.partition("/")[2] or name)
+            name = "" if name == "/dev/null" else name.partition("/")[2] or name
+            paths.add(name)
+            if line.startswith("+"):
+                files += not of_git
+                after[name] = None
         elif hunk := _HUNK.match(line):
             old, new = (1 if count is None else int(count) for count in hunk.groups())
-    return Outline(frozenset(paths - {""}), files, added, removed, (old, new))
+    after.pop("", None)
+    return Outline(frozenset(paths - {""}), tuple(after), files, added, removed, (old, new))
 
 
 def patched_paths(patch: str) -> set[str]:

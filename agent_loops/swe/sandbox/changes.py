@@ -22,7 +22,11 @@ BYTES_ONLY = "* -text !eol !filter -ident !working-tree-encoding !diff"
 _NO_BASE, _LARGE = 3, 4  # exit statuses
 _NAMES_KB = 64
 _PACK_KB = 32 * 1024
+_NEW_FILES = 2000  # a fresh sandbox has room for them, when the agent's is full of files
 _LARGER = "the patch would be too large with it"
+
+OWN_PLACES = 'places=(/dev/shm "${TMPDIR:-/tmp}" "$HOME")'
+"""Each command has a /dev/shm of its own in bubblewrap, while the agent may have filled the rest."""
 
 # Makes a directory for a while, $own, in one of $places, and a repository without a commit there, over the tree in
 # which the command began. What goes wrong is said in the output.
@@ -48,14 +52,16 @@ printf '[core]\nquotePath = true\nautocrlf = false\nfileMode = true\nsymlinks = 
 
 # $base; $kb, how large the patch may be; $pack, where objects come from standard input. Prints the patch, then what is
 # left out as WHY\0NAME\0…, both in base64, since the output of a command is text.
-_CHANGES = rf"""
-# each command has a /dev/shm of its own in bubblewrap, while the agent may have filled the rest
-places=(/dev/shm "${{TMPDIR:-/tmp}}" "$HOME")
+_CHANGES = f"""
+{OWN_PLACES}
 {OWN_REPOSITORY}
 """ + (
     r"""
 set -o pipefail
-[ -z "$pack" ] || git index-pack --stdin >"$own/said" 2>&1 || failed 1
+if [ -n "$pack" ]; then  # the others may be damaged
+    unset GIT_ALTERNATE_OBJECT_DIRECTORIES
+    git index-pack --stdin >"$own/said" 2>&1 || failed 1
+fi
 # what cannot be read is read all the same, where its owner may: git does so for root
 find . -type d ! -perm -u=rwx -exec chmod u+rwx {} \;
 find . -type f ! -perm -u=r -exec chmod u+r {} +
@@ -76,13 +82,15 @@ while IFS= read -r -d '' path; do
     esac
 done <"$own/others" 4>>"$own/left" >"$own/new"
 # the largest of the new files are left out, where all would be too much: a file takes 4/3 of its size at most
-room=$((kb * 1024))
+room=$((kb * 1024)) count=0
 xargs -0 -r -a "$own/new" stat --printf='%s\t%n\0' -- | sort -z -n >"$own/sized"
 while IFS= read -r -d '' line; do
     size=${line%%$'\t'*} path=${line#*$'\t'} mode=100644
     if [ -L "./$path" ]; then mode=120000; elif ! [ -f "./$path" -a -r "./$path" ]; then continue; fi
     if ((size * 4 / 3 + 300 > room)); then
         printf '@LARGER@\0%s\0' "$path" >&4
+    elif ((++count > @MOST@)); then
+        printf 'there are more than @MOST@ new files\0%s\0' "$path" >&4
     else
         room=$((room - size * 4 / 3 - 300))
         # an empty file, for git to find another one in its place
@@ -102,7 +110,9 @@ status=$?
 (($(stat -c %s "$own/patch") <= kb * 1024)) || exit 4
 [ "$status" = 0 ] || failed 3  # objects may be gone or damaged
 base64 -w 0 "$own/patch" && echo && head -c @NAMES@k "$own/left" | base64 -w 0 && echo
-""".replace("@LARGER@", _LARGER).replace("@NAMES@", str(_NAMES_KB))
+""".replace("@LARGER@", _LARGER)
+    .replace("@NAMES@", str(_NAMES_KB))
+    .replace("@MOST@", str(_NEW_FILES))
 )
 
 
@@ -131,8 +141,9 @@ def read_changes(
     """Return what changed in the tree since a commit, new files that are not ignored included.
 
     What cannot be part of a patch is left out of it: repositories within the tree, pipes, sockets, what cannot be
-    read even by its owner (a file that can be made readable is), and, where the new files are more than `max_kb`, the
-    largest of them. Git's ignore files in the tree hold; other lists of the agent's (`info/exclude`) do not.
+    read even by its owner (a file that can be made readable is), and, where the new files are more than 2,000 or
+    `max_kb`, the largest of them. Git's ignore files in the tree hold; other lists of the agent's (`info/exclude`) do
+    not.
 
     Args:
         sandbox: the sandbox, with a git repository in its tree.

@@ -309,7 +309,7 @@ def test_an_episode_that_is_closed_while_it_opens_leaves_no_sandbox(place):
 def test_a_reset_that_fails_is_cleaned_up_by_close(place, broken, monkeypatch):
     place.tasks["sums-1"] = dataclasses.replace(TASK, hidden="false" if broken == "hidden" else "")
     if broken == "history":
-        monkeypatch.setattr("agent_loops.swe.environment._FRESH_HISTORY", "echo no git here; false")
+        monkeypatch.setattr("agent_loops.swe.environment.FRESH_HISTORY", "echo no git here; false")
     with pytest.raises(SandboxError, match="no git here" if broken == "history" else "taken away"):
         place.environment.reset({"task": "sums-1"})
     place.environment.close()
