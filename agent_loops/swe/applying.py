@@ -60,7 +60,10 @@ git add --all --force . && git diff --cached --binary --no-renames --no-ext-diff
 
 
 class NotApplied(Exception):
-    """Why a patch is not one that tests can run on."""
+    """Why a patch is not one that tests can run on; its further arguments are files whose edits do not count."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def add_tests(test_patch: str) -> str:

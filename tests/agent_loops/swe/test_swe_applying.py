@@ -43,6 +43,7 @@ def tree(make_sandbox, tmp_path):
     source = tmp_path / "source"
     (source / "tests").mkdir(parents=True)
     (source / "calc.py").write_text(MODULE)
+    (source / "crlf.py").write_bytes(MODULE.replace("\n", "\r\n").encode())
     (source / "x.pyc").write_bytes(b"\0")
     (source / "tests" / "test_calc.py").write_text(TEST)
     sandbox = make_sandbox(source)
@@ -89,6 +90,7 @@ def test_a_patch_is_read_as_swebench_reads_it(tree, name):
         text_patch("calc.py", FIXED, MODULE),  # the other way round
         text_patch("../outside.py", None, "b\n"),
         text_patch(".git/hooks/post-checkout", None, "b\n"),
+        PATCH.replace("calc.py", "crlf.py"),
         "--- a/calc.py\n+++ b/calc.py\n1d\n",
         "1i\n!touch /tmp/caught\n.\n",
     ],
@@ -118,8 +120,9 @@ def test_a_lenient_patch_of_tests_alone_does_not_count(tree):
     cheat = text_patch("tests/test_calc.py", TEST, TEST.replace("1", "0")).replace(
         "@@ -1,2 +1,2 @@\n def test_add", "@@ -1,2 +1,2 @@\n def test_x"
     )
-    with pytest.raises(NotApplied, match="only edits tests"):
+    with pytest.raises(NotApplied, match="only edits tests") as error:
         apply_patch(tree, TASK, cheat)
+    assert str(error.value) == error.value.args[0] and error.value.args[1:] == ("tests/test_calc.py",)
 
 
 def test_a_guarded_file_with_an_odd_name_is_guarded(tree, tmp_path):
