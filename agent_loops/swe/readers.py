@@ -7,13 +7,13 @@ here is a file of theirs, or a directory of such files, as JSONL, JSON or Parque
 from __future__ import annotations
 
 import json
-import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_loops.swe.patches import is_protected, text_patch
+from agent_loops.swe.patches import is_protected, read_outline, text_patch
 from agent_loops.swe.tasks import PYTEST_PARSER, R2E_PARSER, SweTask
 
 TASKS_FILE = "tasks.jsonl"
@@ -124,15 +124,17 @@ def _rows(file: Path) -> Iterator[Any]:
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{file} is no Parquet file, or damaged: {error}") from error
     elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8", newline="\n") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
-                    yield json.loads(line)
+                    yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except ValueError as error:
                     raise ValueError(f"{file}, row {number}: no JSON ({error})") from error
     else:
         try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
+            rows = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{file}: no JSON ({error})") from error
         if not isinstance(rows, list):
@@ -232,12 +234,12 @@ def _first_release(row: _Row, repo: str, test_patch: str) -> tuple[str, str]:
             "eval_script", f"is missing, and no test command is known for {repo}: take the data set that has it"
         )
     command, parser = _SWE_BENCH[repo]
-    files = [path for path in re.findall(r"^\+\+\+ b/([^\t\n]+)", test_patch, re.MULTILINE) if path.endswith(".py")]
+    files = [path for path in read_outline(test_patch).after if path.endswith(".py")]
     if not files:
         raise row.wrong("test_patch", "names no test file to run")
     if repo == "django/django":  # runtests.py takes modules
         files = [path.removeprefix("tests/").removesuffix(".py").replace("/", ".") for path in files]
-    return f"{_ACTIVATE} && {command} {' '.join(files)}", parser
+    return f"{_ACTIVATE} && {command} {shlex.join(files)}", parser
 
 
 def _r2e(row: _Row) -> SweTask:

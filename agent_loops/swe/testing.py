@@ -19,7 +19,7 @@ from importlib.resources import files
 from typing import Any
 
 from agent_loops.swe import parsing
-from agent_loops.swe.applying import GIT, add_tests
+from agent_loops.swe.applying import GIT, add_tests, entries, printed_bytes
 from agent_loops.swe.patches import is_protected, patched_paths
 from agent_loops.swe.sandbox import Executed, Sandbox, SandboxError
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
@@ -89,16 +89,17 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[s
     """
     names = set(changed_files(sandbox)) - (set(before) - patched_paths(patch))
     each = (
-        "while IFS= read -r -d '' f; do printf '\\001%s\\002' \"$f\"; if "
+        "set -o pipefail; while IFS= read -r -d '' f; do printf '\\001%s\\002' \"$f\"; if "
         f'{GIT} ls-files --error-unmatch -- ":(literal)$f" > /dev/null 2>&1; then {GIT} diff --no-color --no-ext-diff '
-        '--no-textconv --no-renames -U0 HEAD -- ":(literal)$f"; else echo new; wc -l < "$f"; fi; done'
+        '--no-textconv --no-renames -U0 HEAD -- ":(literal)$f"; else echo new; wc -l < "./$f"; fi; done | base64 -w 0'
     )
     stdin = "".join(f"{name}\0" for name in sorted(names) if not is_protected(name))
     done = sandbox.execute(each, seconds=_GIT_SECONDS, stdin=stdin.encode(errors="surrogateescape"), output_kb=16 * _KB)
-    if done.returncode or done.cut:
+    said = printed_bytes(done)
+    if said is None:
         raise SandboxError(f"git cannot say what a patch has changed: {done.output[-300:]}")
     lines: dict[str, list[int]] = {}
-    for part in done.output.split("\1")[1:]:
+    for part in said.decode("utf-8", "surrogateescape").split("\1")[1:]:
         name, _, diff = part.partition("\2")
         if diff.startswith("new\n"):
             count = re.search(r"\d+", diff)
@@ -112,19 +113,20 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[s
 
 def changed_files(sandbox: Sandbox) -> list[str]:
     """Return the files in which a tree differs from its commit, new ones included."""
-    command = f"{GIT} diff --no-renames --name-only -z HEAD && {GIT} ls-files -z --others"
-    done = sandbox.execute(command, seconds=_GIT_SECONDS, output_kb=16 * _KB)
-    if done.returncode or done.cut:
-        raise SandboxError(f"git cannot say what has changed in the tree: {done.output[-300:]}")
-    return [name for name in done.output.split("\0") if name]
+    return _listed(sandbox, f"{GIT} diff --no-renames --name-only -z HEAD && {GIT} ls-files -z --others")
 
 
 def tracked_files(sandbox: Sandbox) -> list[str]:
     """Return the files of a tree that git knows."""
-    done = sandbox.execute(f"{GIT} ls-files -z", seconds=_GIT_SECONDS, output_kb=64 * _KB)
-    if done.returncode or done.cut:
+    return _listed(sandbox, f"{GIT} ls-files -z")
+
+
+def _listed(sandbox: Sandbox, command: str) -> list[str]:
+    done = sandbox.execute(f"set -o pipefail; {{ {command}; }} | base64 -w 0", seconds=_GIT_SECONDS, output_kb=64 * _KB)
+    names = printed_bytes(done)
+    if names is None:
         raise SandboxError(f"git cannot list the tree: {done.output[-300:]}")
-    return [name for name in done.output.split("\0") if name]
+    return entries(names)
 
 
 def run_tests(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +18,10 @@ _SYSTEM |= {"tmp", "usr", "var"}
 
 class SandboxError(RuntimeError):
     """A sandbox could not be had, or failed by itself; a command that fails is no such error."""
+
+
+class SandboxClosedError(SandboxError):
+    """A sandbox was used that had been closed, or was closed meanwhile: no doing of what runs in it."""
 
 
 @dataclass(frozen=True)
@@ -139,38 +140,3 @@ class SandboxSettings:
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
             raise ValueError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
         object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list
-
-
-def read_patch(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, max_kb: int = 4096) -> str:
-    """Return what changed in the tree since a commit, new files included, as git's patch.
-
-    Git runs in the sandbox, so that neither a link out of the tree nor a hook or filter that the agent has configured
-    reaches the host. The patch is whatever the tree's git says: apply it to a fresh tree, and trust nothing else.
-
-    Args:
-        sandbox: the sandbox, with a git repository in its tree.
-        base: the commit to compare with; its own, not a branch, where the agent may have committed.
-        seconds: how long git may take.
-        max_kb: the largest patch.
-
-    Returns:
-        The patch; empty where nothing changed. Bytes that are no UTF-8 are replaced.
-
-    Raises:
-        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's own words.
-    """
-    # base64, because the output of a command is text; git's warnings would mix with it
-    options = "--binary --no-color --no-ext-diff --no-textconv --src-prefix=a/ --dst-prefix=b/"
-    diff = f"git -c core.quotePath=true diff {options} {shlex.quote(base)} --"
-    command = f"set -o pipefail; git add --all --intent-to-add && {diff} | base64 -w 0"
-    done = sandbox.execute(f"({command}) 2>/dev/null", seconds=seconds, output_kb=max_kb * 4 // 3 + 1)
-    if done.returncode or done.cut:
-        reason = f"larger than {max_kb} kB"
-        if done.returncode:
-            said = sandbox.execute(f"({command}) 2>&1 >/dev/null", seconds=seconds).output
-            reason = f"git ended with {done.returncode}: {said.strip()[-500:]}"
-        raise SandboxError(f"no patch of {sandbox.tree} against {base}: {reason}")
-    try:
-        return base64.b64decode(done.output, validate=True).decode(errors="replace")
-    except binascii.Error as error:
-        raise SandboxError(f"no patch of {sandbox.tree} against {base}: git printed {done.output[:500]!r}") from error

@@ -18,7 +18,7 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxClosedError, SandboxError, SandboxSettings
 from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES, STORE, Keeper, find_program
 from agent_loops.swe.sandbox.run import Ended, Process
 from agent_loops.swe.sandbox.seccomp import forbidding_filter
@@ -131,7 +131,7 @@ class BubblewrapSandbox(Sandbox):
         limit = (output_kb or self._settings.output_kb) * 1024
         ended = self._run(words, seconds, stdin=stdin, limit=limit)
         if ended.reason == "closed":
-            raise SandboxError("the sandbox was closed while a command ran in it")
+            raise SandboxClosedError("the sandbox was closed while a command ran in it")
         if ended.reason == "time":
             return Executed(ended.output, 124, timed_out=True, cut=ended.cut)
         if ended.reason is not None:
@@ -159,7 +159,7 @@ class BubblewrapSandbox(Sandbox):
         with self._lock:
             try:
                 if self._closed:
-                    raise SandboxError("the sandbox is closed")
+                    raise SandboxClosedError("the sandbox is closed")
                 popen = subprocess.Popen(
                     argv,
                     stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL,

@@ -232,11 +232,13 @@ def test_however_the_agent_uses_git_the_patch_is_the_trees(started, command):
 
 
 @pytest.mark.parametrize("command", ["rm -rf .git", "rm -rf .git; git init -q", "chmod 644 .git; rm -rf .git/objects"])
-def test_whoever_breaks_git_has_lost_and_nothing_more(started, command):
+def test_whoever_breaks_git_has_lost_that_and_nothing_more(started, command):
+    """What the tree began with is had again from a fresh sandbox."""
     started.environment.step(MEND)
     started.environment.step(bash(command))
     step = started.environment.step(FINISH)
-    assert step.terminated and not step.info["won"] and "no patch of" in step.info["reason"]
+    assert step.terminated and step.info["won"], step.info
+    assert step.info["patch_files"] == 1 and [one.closed for one in started.sandboxes] == [False, True]
 
 
 def test_a_sandbox_that_is_gone_is_a_fault_and_not_a_loss(started):
@@ -309,7 +311,7 @@ def test_an_episode_that_is_closed_while_it_opens_leaves_no_sandbox(place):
 def test_a_reset_that_fails_is_cleaned_up_by_close(place, broken, monkeypatch):
     place.tasks["sums-1"] = dataclasses.replace(TASK, hidden="false" if broken == "hidden" else "")
     if broken == "history":
-        monkeypatch.setattr("agent_loops.swe.environment._FRESH_HISTORY", "echo no git here; false")
+        monkeypatch.setattr("agent_loops.swe.environment.FRESH_HISTORY", "echo no git here; false")
     with pytest.raises(SandboxError, match="no git here" if broken == "history" else "taken away"):
         place.environment.reset({"task": "sums-1"})
     place.environment.close()

@@ -71,10 +71,6 @@ def test_an_empty_patch(task, patch):
         (text_patch("../outside.py", None, "b\n"), "does not apply: error: invalid path"),
         (text_patch(".git/info/attributes", None, "* filter=x\n"), "does not apply: error: invalid path"),
         (text_patch(".git/HEAD", "ref: refs/heads/main\n", "ref: x\n"), "does not apply: error: invalid path"),
-        (
-            "diff --git a/x.bin b/x.bin\nnew file mode 100644\nBinary files /dev/null and b/x.bin differ\n",
-            "binary patch",
-        ),
         ("\0\ud800", "does not apply: error:"),
     ],
 )

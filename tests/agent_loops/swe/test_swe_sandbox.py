@@ -333,8 +333,9 @@ COMMIT = "git init -q; git add -A; git -c user.name=a -c user.email=a@b commit -
 def test_the_patch_of_a_tree(make_sandbox, repository):
     sandbox = make_sandbox(repository)
     assert run(sandbox, COMMIT).returncode == 0
-    run(sandbox, "git config core.autocrlf input; printf 'x = 1\\r\\n' >package/code.py")  # git warns
     assert read_patch(sandbox) == ""
+    run(sandbox, "git config core.autocrlf input; printf 'x = 1\\r\\n' >package/code.py")
+    assert "+x = 1\r\n" in read_patch(sandbox), "a byte is a byte, whatever the agent's settings make of it"
     run(sandbox, "git config --unset core.autocrlf; git checkout package/code.py")
     run(sandbox, "echo y = 2 >>package/code.py; echo new >'new file'; head -c 500000 /dev/urandom >blob; rm run.sh")
     patch = read_patch(sandbox)
