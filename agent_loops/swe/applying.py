@@ -73,7 +73,7 @@ def add_tests(test_patch: str) -> str:
     They are ASCII, for bash, whatever the patch holds.
     """
     files = " ".join(_word(path) for path in sorted(patched_paths(test_patch)))
-    patch = base64.b64encode(patchprinted_bytes(test_patch)).decode()
+    patch = base64.b64encode(patch_bytes(test_patch)).decode()
     return (
         f'for f in {files}; do {GIT} --literal-pathspecs checkout -q HEAD -- "$f" 2> /dev/null || rm -rf -- "./$f"; '
         f"done\nprintf %s {patch} | base64 -d | {GIT} apply --whitespace=nowarn -"
@@ -95,7 +95,7 @@ def apply_patch(sandbox: Sandbox, task: SweTask, patch: str, shadows: Container[
     Raises:
         NotApplied: it cannot be applied, with the reason and those files.
     """
-    given = patchprinted_bytes(patch)
+    given = patch_bytes(patch)
     try:
         return _apply_exactly(sandbox, task, given, shadows)
     except _DoesNotApply as error:
