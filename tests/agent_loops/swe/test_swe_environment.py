@@ -17,6 +17,7 @@ from host_tree import HostTree
 from agent_loops.environment import Benchmark, Environment
 from agent_loops.swe.benchmark import Swe
 from agent_loops.swe.environment import SweEnvironment
+from agent_loops.swe.grading import Grade
 from agent_loops.swe.patches import text_patch
 from agent_loops.swe.readers import task_row
 from agent_loops.swe.sandbox import SandboxError
@@ -81,7 +82,7 @@ class Grader:
     def __call__(self, task, patch):
         self.patches.append(patch)
         right = "+    return a + b" in patch
-        return self.grade or SimpleNamespace(
+        return self.grade or Grade(
             resolved=right, applied=True, reason="" if right else "one test fails",
             fail_to_pass=(int(right), 1), pass_to_pass=(1, 1),
         )  # fmt: skip
@@ -142,7 +143,7 @@ def test_a_problem_is_solved(started):
     step = started.environment.step(FINISH)
     assert (step.reward, step.terminated, step.truncated) == (1.0, True, False)
     assert step.info == {
-        "won": True, "score": 1.0, "applied": True, "reason": "",
+        "won": True, "score": 1.0, "applied": True, "counts": {"suspicious": 0.0}, "reason": "",
         "patch_files": 1, "patch_added": 1, "patch_removed": 1,
     }  # fmt: skip
     (patch,) = started.grader.patches
@@ -153,7 +154,7 @@ def test_a_problem_is_solved(started):
 
 
 def test_a_wrong_patch_has_no_reward_but_may_have_a_score(started):
-    started.grader.grade = SimpleNamespace(
+    started.grader.grade = Grade(
         resolved=False, applied=True, reason="too little", fail_to_pass=(3, 4), pass_to_pass=(1, 2)
     )
     started.environment.step(bash("echo '# here' >> sums.py"))

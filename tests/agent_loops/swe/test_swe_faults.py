@@ -10,6 +10,7 @@ from host_tree import HostTree
 
 from agent_loops.swe.applying import NotApplied, apply_patch
 from agent_loops.swe.environment import SweEnvironment
+from agent_loops.swe.grading import Grade
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
 from agent_loops.texts import clean
@@ -66,13 +67,11 @@ def place(make_sandbox, tmp_path):
         try:
             apply_patch(fresh, TASK, patch)
         except NotApplied as error:
-            return SimpleNamespace(
-                resolved=False, applied=False, reason=str(error), fail_to_pass=(0, 1), pass_to_pass=(1, 1)
-            )
+            return Grade(resolved=False, applied=False, reason=str(error), fail_to_pass=(0, 1), pass_to_pass=(1, 1))
         right = fresh.execute("cat calc.py", seconds=60).output == RIGHT
         here.fresh = fresh
         passed = {"fail_to_pass": (int(right), 1), "pass_to_pass": (1, 1)}
-        return SimpleNamespace(resolved=right, applied=True, reason="" if right else "wrong", **passed)
+        return Grade(resolved=right, applied=True, reason="" if right else "wrong", **passed)
 
     here.environment = SweEnvironment(lambda _: TASK, open_sandbox, grade, command_seconds=20, characters=4000)
     here.environment.reset({"task": "t"})
