@@ -93,8 +93,10 @@ def read_study(path: Path) -> Study:
         raise StudyError(f"{path} cannot be read: {reason(error)}") from None
     except RecursionError:
         raise StudyError(f"{path} is nested too deeply") from None
-    # of the last three the loaders of YAML and OmegaConf make use where a value cannot be converted
-    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError) as error:
+    except AssertionError:  # OmegaConf's, of a file that is one number
+        raise StudyError(f"{path}: names with values are expected, `name: value`") from None
+    # the last two come from the loaders of YAML and OmegaConf, for values that cannot be converted
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise StudyError(f"{path}: {reason(error)}") from None
     try:
         return _study(path, raw)
