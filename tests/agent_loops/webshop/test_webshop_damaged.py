@@ -134,7 +134,7 @@ def test_prepared_data_whose_checksums_fit_what_makes_no_sense(directory: Path, 
         _ = open_prepared(place).goals[0]
     lines.write_bytes(goals)
     sealed(n_goals=7)
-    with pytest.raises(CatalogueError, match="30 goals, and [0-9]+ and 7 were written"):
+    with pytest.raises(CatalogueError, match=r"30 goals, and [0-9]+ and 7 were written"):
         open_prepared(place)
     sealed(format=2)
     with pytest.raises(CatalogueError, match="is of format 2, not 3"):
