@@ -303,11 +303,14 @@ def _ask(session: requests.Session, url: str, headers: Mapping[str, str]) -> req
         response = _within(
             lambda url=url: session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
         )
-        target = session.get_redirect_target(response)
-        if target is None:
-            return response
+        try:
+            target = session.get_redirect_target(response)
+            if target is None:
+                return response
+            before, url = url, urljoin(url, target)
+        except ValueError as error:  # no UTF-8, an address that is none
+            raise _Refusal(f"leads on to what is no address ({why(error)})") from None
         response.close()
-        before, url = url, urljoin(url, target)
         allowed = ("https",) if urlsplit(before).scheme == "https" else ("http", "https")
         if urlsplit(url).scheme not in allowed:
             raise _Refusal(f"leads on to {shown(url, 100)}, which is not {' or '.join(allowed)}")
@@ -328,6 +331,8 @@ def _within(ask: Callable[[], requests.Response]) -> requests.Response:
     thread.join(WINDOW)
     if not answer:
         raise _Refusal(f"did not begin its answer within {WINDOW:g} s")
+    if isinstance(answer[0], ValueError) and not isinstance(answer[0], requests.RequestException):
+        raise _Refusal(f"cannot be asked ({why(answer[0])})")  # headers or an address that cannot be read
     if isinstance(answer[0], BaseException):
         raise answer[0]
     return answer[0]
