@@ -24,9 +24,9 @@ class Shaky:
         faults: by name, what the next requests meet instead of good service, in order. A number is how many bytes pass
             before the connection breaks; an HTTP status; "quota" (a page, here after a byte order mark) and "typeless
             quota" (a page that is not named as one); "no ranges"; "shifted" and "short" (another range than asked for,
-            only the beginning of it); "silent" (nothing comes, for a long time); "endless" (no size, and no end); "more"
-            (one byte more than the file has); "drip" (a byte now and then); "dripping headers"; "packed" (with gzip, a few
-            bytes that unpack to many); ("to", address) redirects; ("as", headers) sends these besides.
+            only the beginning of it); "silent" (nothing comes, for a long time); "endless" (no size, and no end);
+            "more" (one byte more than the file has); "drip" (a byte now and then); "dripping headers"; "packed" (with
+            gzip, a few bytes that unpack to many); ("to", address) redirects; ("as", headers) sends these besides.
         requests: name and Range header of each request.
         sent: bytes of endless files.
     """
@@ -71,10 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, gzip.compress(bytes(50 << 20)), "application/json", {"Content-Encoding": "gzip"})
         if fault in ("endless", "drip", "dripping headers"):
             return self.go_on(fault, content)
-        if fault == "more":
-            content += b"!"
         if content is None:
             return self.send(404, b"no")
+        if fault == "more":
+            content += b"!"
         start, end, status, extra = 0, len(content), 200, {}
         if asked and fault != "no ranges":
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])

@@ -133,7 +133,7 @@ def test_parquet_files(parquet, shop):
             ],
             "have no task in extra_info, e.g. None",
         ),
-        (lambda rows: [{**row, "extra_info": "a text"} for row in rows], "have no task in extra_info, e.g. a text"),
+        (lambda rows: [{**row, "extra_info": "a text"} for row in rows], "have no task in extra_info, e.g. 'a text'"),
         (
             lambda rows: [{**row, "agent_name": None if not n else row["agent_name"]} for n, row in enumerate(rows)],
             "'None', not 'environment'",
