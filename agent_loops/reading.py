@@ -116,6 +116,8 @@ def parse_json(text: str | bytes, not_a_number: bool = False) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
+        if text.startswith("\ufeff"):
+            raise ValueError("it begins with a byte order mark: save it as UTF-8 without one")
         return (_LOOSE if not_a_number else _STRICT).decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
