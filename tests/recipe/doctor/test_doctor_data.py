@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import damage
 import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
@@ -110,6 +111,23 @@ def test_parquet_files(parquet, shop):
     assert other.level == "failure" and "are not in webshop's train" in other.detail
     fewer = parquet(lambda rows: rows[:50])
     assert fewer.level == "warning" and "50 tasks" in fewer.detail
+
+
+def test_a_damaged_parquet_file_is_a_finding_that_names_it(parquet):
+    path = parquet.path
+    whole, good = path.read_bytes(), parquet()
+    failures = 0
+    for label, content in damage.contents(whole, "parquet", damage.count(60)):
+        path.write_bytes(content)
+        found = parquet()
+        assert str(path) in found.detail or found == good, label
+        assert found.detail.isprintable(), label
+        failures += found.level == "failure"
+    assert failures > 20
+    path.write_bytes(whole)
+    for label in damage.in_place_of(path):
+        found = parquet()
+        assert found.level == "failure" and str(path) in found.detail, label
 
 
 @pytest.mark.parametrize(
