@@ -190,9 +190,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise CatalogueError(f"{path} holds {shown(facts)}, not a mapping: {AGAIN}")
     if facts.get("format") != FORMAT:
-        raise CatalogueError(
-            f"{path} is of format {shown(facts.get('format'))}, not {FORMAT}: prepare the data again"
-        )
+        raise CatalogueError(f"{path} is of format {shown(facts.get('format'))}, not {FORMAT}: prepare the data again")
     if facts.pop("digest", None) != _digest(facts):
         raise CatalogueError(f"{path} is damaged (it is not what was written, by its digest): {AGAIN}")
     return facts
