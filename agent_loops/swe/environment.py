@@ -57,8 +57,8 @@ class SweEnvironment:
     `Observation.info` holds `instruction` (the problem) and `kind` (the repository). `Step.info` holds `invalid` (what
     was wrong with a call that no tool takes) and, at the end, `won`, `score` (the share of the failing tests that pass
     now, times the share of the others that still do), `applied` (whether the patch could be applied), `patch_files`,
-    `patch_added`, `patch_removed`, `reason` (why it is not solved) and `counts` (a metric); also `left_out`, where there are such: files
-    that could not be part of the patch, with the reasons.
+    `patch_added`, `patch_removed`, `reason` (why it is not solved) and `counts` (a metric); also `left_out`, where
+    there are any: files that could not be part of the patch, with the reasons.
 
     What the agent does is its own loss: where its sandbox no longer works but a fresh one does, or the grader fails
     over its patch but not over another one, the episode is lost. Only what fails with a fresh one too is an error.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
+from agent_loops.reading import parse_json, read_bytes, reason
 from recipe.aem.rows import number_labels, responses_of_rows, trained_rows
 from recipe.aem.settings import TESTED_VERL, AemSettings, Block, SettingsError
 
@@ -269,7 +270,7 @@ def _write(path: Path, history: EntropyHistory) -> None:
 
 def _read(path: Path, allow_missing: bool) -> EntropyHistory:
     try:
-        return EntropyHistory.from_dict(json.loads(path.read_text()))
+        return EntropyHistory.from_dict(parse_json(read_bytes(path)))
     except FileNotFoundError:
         if allow_missing:
             return EntropyHistory()
@@ -277,5 +278,5 @@ def _read(path: Path, allow_missing: bool) -> EntropyHistory:
             f"{path.absolute()} is missing: the checkpoint was saved without EPO, whose history of entropies is not in "
             "it. Set algorithm.epo.allow_missing_history=True to start the history anew from this step"
         ) from None
-    except ValueError as error:  # broken JSON, or no history (AEMValueError)
-        raise SettingsError(f"{path.absolute()} holds no history of EPO: {error}") from error
+    except (OSError, ValueError, OverflowError) as error:  # broken JSON, or no history (AEMValueError)
+        raise SettingsError(f"{path.absolute()} holds no history of EPO: {reason(error)}") from error

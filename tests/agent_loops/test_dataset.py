@@ -98,7 +98,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     dataset.write_parquet(Benchmark(train=[1]), tmp_path)
     seen: list[str] = []
 
-    def broken(table, where):
+    def broken(table, where, **settings):
         where.write_bytes(b"half")
         seen.append(where.name)
         raise OSError("no space left on device")

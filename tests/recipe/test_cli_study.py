@@ -29,6 +29,7 @@ from study_files import write_study
 from typer.testing import CliRunner
 
 from recipe.aem import cli, trainer_process
+from recipe.aem.study import state
 from recipe.aem.study.cells import SEEDS, cells
 from recipe.aem.study.file import read_study
 
@@ -206,7 +207,7 @@ def test_cells_of_two_versions_of_the_code_are_named(aem, tmp_path):
     path = tmp_path / "out/shop/aem/seed0/command.json"
     command = json.loads(path.read_text())
     command["fingerprint"]["code"]["aem_core/aem.py"] = "0123"
-    path.write_text(json.dumps(command))
+    state.write_json(path, command)
     assert "code of aem_core/aem.py" in aem("plan", "-q")
     assert "! shop: its cells were made with 2 versions of this package's code (1 and 1 cells)" in aem("table")
     path.write_text("{")
@@ -219,7 +220,7 @@ def test_limit_only_and_time(aem, tmp_path):
     aem("run", "--limit", 1, "--only", "method=aem")
     assert aem.said.count("begins") == 1 and "the limit of 1 is reached" in aem.said
     done = tmp_path / "out/shop/aem/seed0/done.json"
-    done.write_text(json.dumps(json.loads(done.read_text()) | {"seconds": 600}))
+    state.write_json(done, json.loads(done.read_text()) | {"seconds": 600})
     text = aem("run", "--minutes", 5)
     assert "shop/grpo/seed0 is left out: 5 minutes are left, and a cell took 10.0" in aem.said
     assert "1 of 3" in text and "begins" not in aem.said

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dumps import Shelf, advance, dump, make_batch, make_trainer
 
-from recipe.aem.dump import capture, schema, writer
+from recipe.aem.dump import capture, digest, schema, writer
 from recipe.aem.dump.reader import find_files, read_metas, read_step
 from recipe.aem.dump.step import DumpError, Ragged, Step
 from recipe.aem.dump.writer import Writer, write_step
@@ -142,7 +142,7 @@ def test_what_the_file_says_about_itself(tmp_path):
     assert meta.packages["torch"] == capture.versions()["torch"] and meta.machine["threads"] >= 1
     assert meta.width == max(len(mask) for mask in queue.columns["response_mask"].values())
     assert (meta.groups, meta.rows, meta.rows_left_out) == (3, len(queue.batch.keys) - 1, 0)
-    assert json.loads(pq.read_metadata(path).metadata[schema.METADATA_KEY])["schema"] == 1
+    assert json.loads(pq.read_metadata(path).metadata[schema.METADATA_KEY])["schema"] == 2
 
 
 def test_rows_without_what_the_loop_leaves(tmp_path):
@@ -190,7 +190,7 @@ def test_what_is_read_is_what_was_collected(seed, layout, recorded, empg):
     advance(trainer, make_batch(seed, layout, recorded=recorded, masked=0.3))
     (given,) = shelf.steps
     read = schema.from_table(schema.to_table(given), "file")
-    assert dataclasses.asdict(read.meta) == dataclasses.asdict(given.meta)
+    assert read.meta == given.meta and read.meta.digest
     assert (read.keys, read.groups, read.is_padding) == (given.keys, given.groups, given.is_padding)
     assert set(read.tokens) == set(given.tokens)
     for name, column in given.tokens.items():
@@ -531,11 +531,13 @@ def path(step, tmp_path) -> Path:
 
 
 def rewritten(path: Path, change) -> Path:
-    """The file with other metadata."""
+    """The file with other metadata, and the digests that go with them."""
     table = pq.read_table(path)
     meta = json.loads(table.schema.metadata[schema.METADATA_KEY])
     change(meta)
-    pq.write_table(table.replace_schema_metadata({schema.METADATA_KEY: json.dumps(meta).encode()}), path)
+    written = json.dumps(meta).encode()
+    digests = digest.digest_of(table, written)
+    pq.write_table(table.replace_schema_metadata({schema.METADATA_KEY: written, digest.METADATA_KEY: digests}), path)
     return path
 
 
@@ -560,8 +562,8 @@ def test_bad_files_are_one_line_that_names_them(path, tmp_path):
     assert "is a Parquet file but not a dump" in said(path)
 
     path.write_bytes(whole)
-    assert "has version 2 of the format, this verl-aem reads 1" in said(
-        rewritten(path, lambda meta: meta.update(schema=2))
+    assert "has version 3 of the format, this verl-aem reads 1 and 2" in said(
+        rewritten(path, lambda meta: meta.update(schema=3))
     )
     path.write_bytes(whole)
     assert "is a damaged dump: its metadata" in said(rewritten(path, lambda meta: meta.pop("width")))

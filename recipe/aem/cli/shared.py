@@ -8,16 +8,28 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-out = Console(highlight=False)
+from agent_loops.reading import harmless
+
+
+class SafeConsole(Console):
+    """A console on which texts from outside can do nothing: what does not print is shown as Python escapes it."""
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(harmless(text), **settings)
+
+
+out = SafeConsole(highlight=False)
 if not out.is_terminal:
     out.width = 100  # a log: no narrower than the widest table
 AGAIN = "interrupted; run the same command again to go on"
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+err = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def files_table(title: str, counted: str) -> Table:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_loops.reading import parse_json, read_bytes
 from recipe.aem.evaluate import EvaluationError
 from recipe.aem.evaluate.episodes import Episode, read_episodes
 from recipe.aem.evaluate.plan import Plan
@@ -68,14 +69,14 @@ def check_folder(plan: Plan, folder: Path) -> None:
         EvaluationError: it does.
     """
     file = folder / "plan.json"
-    if not file.is_file():
+    if not file.exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise EvaluationError(f"{folder} is not empty, and not of `aem eval`: name another --out")
         return
     try:
-        known = json.loads(file.read_text())
+        known = parse_json(read_bytes(file), not_a_number=True)
         differs = [key for key, value in _plain(plan.identity).items() if known["identity"].get(key) != value]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise EvaluationError(f"{file} cannot be read: remove {folder}, or name another --out") from None
     if differs:
         what = ", ".join(key.replace("_", " ") for key in differs)
@@ -88,13 +89,18 @@ def finished(plan: Plan, folder: Path, seed: int) -> SeedRun | None:
     """What is kept of a seed; None where it has to run."""
     place = folder / f"seed_{seed}"
     try:
-        done = json.loads((place / _DONE).read_text())
-    except (FileNotFoundError, ValueError):
+        done = parse_json(read_bytes(place / _DONE))
+    except (OSError, ValueError):
+        return None  # it runs again
+    if not isinstance(done, dict) or done.get("fingerprint") != plan.fingerprint:
         return None
-    if done.get("fingerprint") != plan.fingerprint:
+    dump, metrics, seconds = done.get("dump"), done.get("metrics"), done.get("seconds")
+    if not isinstance(dump, str) or not isinstance(metrics, dict) or not isinstance(seconds, int | float):
         return None
-    episodes = read_episodes(place / done["dump"], plan.tasks.indices, plan.repetitions, seed)
-    return SeedRun(seed, episodes, done["metrics"], done["seconds"], kept=True)
+    if not (place / dump).resolve().is_relative_to(place.resolve()):
+        return None
+    episodes = read_episodes(place / dump, plan.tasks.indices, plan.repetitions, seed)
+    return SeedRun(seed, episodes, metrics, seconds, kept=True)
 
 
 def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None]) -> SeedRun:

@@ -19,7 +19,6 @@ from recipe.aem.study.file import StudyError
 from recipe.aem.study.fingerprint import Fingerprint, fingerprint
 from recipe.aem.study.state import State
 
-SCHEMA = 1
 MOST_FAILURES = 3
 """So many failures one after the other end a run: what is wrong is then hardly one cell's."""
 
@@ -157,7 +156,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
     state.write_json(
         cell.folder / state.COMMAND,
         {
-            "schema": SCHEMA,
+            "schema": state.SCHEMA,
             "cell": {"study": cell.study, "benchmark": cell.benchmark, "method": cell.method, **cell.identity},
             "command": trainer_command(config, overrides),
             "environment": dict(cell.env),
@@ -184,7 +183,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
     if not error and reached < cell.last_step:
         error = f"the trainer ended well at step {reached} of {cell.last_step}"
     result = {
-        "schema": SCHEMA,
+        "schema": state.SCHEMA,
         "status": "failed" if error else "done",
         "last_step": reached,
         "steps": cell.last_step,
@@ -193,6 +192,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
         "peak_memory_gb": peak and round(peak, 2),
         "resumed": resumed,
         "error": error,
+        "logged": state.digests(cell.folder),
     }
     state.write_json(cell.folder / state.DONE, result)
     return result
