@@ -159,7 +159,7 @@ def _judge(task: SweTask, run: TestRun) -> tuple[tuple[tuple[int, int], tuple[in
         agree = sum(statuses.get(name) == status for name, status in expected.items())
         # as upstream: a test too many is a difference, too
         differ = max(len(expected) - agree, len(statuses) - agree)
-        reason = f"{differ} of {len(expected)} tests differ from what is expected" if differ else ""
+        reason = f"{differ} of {len(expected)} tests differ from what is expected ({run.ended})" if differ else ""
         return ((agree, len(expected)), (0, 0)), run.reason or reason
     f2p, p2p = len(run.reading.fail_to_pass), len(run.reading.pass_to_pass)
     total = (len(task.fail_to_pass), len(task.pass_to_pass))
@@ -167,7 +167,7 @@ def _judge(task: SweTask, run: TestRun) -> tuple[tuple[tuple[int, int], tuple[in
     if (f2p, p2p) != total:
         reason = (
             f"{total[0] - f2p} of {total[0]} tests that must begin to pass still fail, and {total[1] - p2p} of "
-            f"{total[1]} that passed before fail now"
+            f"{total[1]} that passed before fail now ({run.ended})"
         )
     return ((f2p, total[0]), (p2p, total[1])), run.reason or reason
 

@@ -64,6 +64,7 @@ class TestRun:
         cut: it printed more than was kept.
         reason: why its statuses are not to be believed, or there are none; empty where all is well.
         recorded: the statuses are a record's.
+        ended: the command's exit status and its last line, in words.
     """
 
     __test__ = False  # pytest takes it for a test
@@ -75,6 +76,7 @@ class TestRun:
     cut: bool = False
     reason: str = ""
     recorded: bool = False
+    ended: str = ""
 
 
 def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[str], before: Sequence[str]) -> Added:
@@ -209,7 +211,7 @@ def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, sec
     elif cut:
         reason = f"the tests printed more than log_kb={log_kb}"
     if reason:
-        return TestRun(_NOTHING, log, status, timed_out, cut, reason, recorded)
+        return TestRun(_NOTHING, log, status, timed_out, cut, reason, recorded, ended)
     if recorded:
         tests = [values for kind, values in result["records"] if kind == "test"]
         lines = [f"{test['status']} {test['name']}" for test in tests]
@@ -219,12 +221,12 @@ def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, sec
     try:
         reading = parsing.read_log(task, text, recorded=recorded)
     except parsing.TooSlow as error:
-        return TestRun(_NOTHING, log, status, timed_out, cut, str(error), recorded)
+        return TestRun(_NOTHING, log, status, timed_out, cut, str(error), recorded, ended)
     if not reading.valid:
         reason = reason or f"no test ran ({ended})"
     if reading.doubts and task.log_parser == R2E_PARSER:
         reason = reason or f"the log contradicts itself: {reading.doubts[0]}"
-    return TestRun(reading, log, status, timed_out, cut, reason, recorded)
+    return TestRun(reading, log, status, timed_out, cut, reason, recorded, ended)
 
 
 _NOTHING = parsing.Reading({}, False)

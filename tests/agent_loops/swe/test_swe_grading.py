@@ -48,6 +48,7 @@ def test_a_patch_that_changes_nothing_does_not(task):
     assert not found.resolved and found.applied
     assert (found.fail_to_pass, found.pass_to_pass) == ((0, 2), (5, 5))
     assert found.reason.startswith("2 of 2 tests that must begin to pass still fail")
+    assert "(exit status 1; last line: 2 failed, 5 passed in " in found.reason
 
 
 def test_a_patch_that_mends_one_thing_and_breaks_another_does_not(task):
@@ -239,7 +240,9 @@ def test_r2e_gym_compares_every_status(task):
     found = grade(r2e, FIXED, SETTINGS)
     assert found.resolved and found.fail_to_pass == (7, 7) and found.pass_to_pass == (0, 0)
     found = grade(r2e, _with(FAULTY + "# idle\n"), SETTINGS)
-    assert not found.resolved and found.reason == "2 of 7 tests differ from what is expected"
+    assert not found.resolved and found.reason.startswith(
+        "2 of 7 tests differ from what is expected (exit status 1; last line: 2 failed"
+    )
     fewer = replace(r2e, expected={name: "PASSED" for name in names[1:]})
     assert not grade(fewer, FIXED, SETTINGS).resolved  # a test too many
     colours = {f"\x1b[1m{name}\x1b[0m - note": "PASSED" for name in names}
