@@ -117,9 +117,10 @@ class Keeper:
         if self._process.stdout.readline() != line:
             with contextlib.suppress(OSError):
                 self._process.kill()
-            reason = self._process.stderr.read().decode(errors="replace").strip() or "it said nothing"
+            said = self._process.stderr.read().decode(errors="replace").strip()
+            reason = said.rpartition("\n")[2] or "it said nothing"  # the last line of a traceback
             remedy = NAMESPACES if "unshare" in reason else "no file system for the episode"
-            raise SandboxError(f"{remedy}: {reason[-500:]}")
+            raise SandboxError(f"{remedy}: {reason[:500]}")
 
 
 def _maps_all_users() -> bool:

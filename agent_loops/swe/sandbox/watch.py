@@ -10,9 +10,10 @@ from pathlib import Path
 # What the kernel may hold for one of these at most, in kB; no file of /proc says what it does hold.
 SOCKET_KB = 212  # the buffers' default; seccomp.py and the keeper see to it that they do not grow
 _PIPE_KB, _PIPES_KB, _SMALL_PIPE_KB = 64, 64 * 1024, 8  # a pipe's, until its user has 64 MB in pipes, and from then on
-_MAPPING_BYTES = 400
+_MAPPING_BYTES, _COUNTED = 256, 2000
 _MAPPINGS = 65_530  # Linux' own limit of one process
-LOCKS = 10_000
+LOCKS = 5_000
+_LOCK_BYTES = 1 << 20
 _DESCRIPTORS = 1024  # fewer are not looked at one by one
 
 
@@ -73,11 +74,16 @@ class ResourceWatch:
         # the smallest mapping has 4 kB, so that those of a process with less are a tenth of the limit at most
         if sum(reserved.values()) > self._memory_kb:
             kernel += sum(_mapping_kb(one, size) for one, size in reserved.items())
+        if kernel > self._memory_kb:
+            return self._too_much()
         if sum(resident.values()) + kernel <= self._memory_kb:
             return None
         # a second time, because shares grow from one reading to the next while some of the processes end
         if min(_shares(resident), _shares(resident)) + kernel <= self._memory_kb:
             return None
+        return self._too_much()
+
+    def _too_much(self) -> str:
         return f"it held more than {self._memory_kb // 1024} MB of memory"
 
     def _socket_kb(self) -> int:
@@ -89,16 +95,16 @@ class ResourceWatch:
 
 
 def _locks(processes: Iterable[int]) -> int:
-    """How many locks on files the processes hold."""
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
+    """How many locks on files the processes hold, among the newest of the machine: the kernel lists many slowly."""
+    lines = b""
+    with contextlib.suppress(OSError), open("/proc/locks", "rb", buffering=0) as file:
+        while len(lines) < _LOCK_BYTES and (chunk := file.read(1 << 16)):
+            lines += chunk
+    if lines.count(b"\n") <= LOCKS:
         return 0
-    if len(lines) <= LOCKS:
-        return 0
-    mine = {str(pid) for pid in processes}
+    mine = {b"%d" % pid for pid in processes}
     # "1: POSIX  ADVISORY  WRITE 1234 00:28:9 0 0", and "1: -> POSIX …" for one that waits
-    return sum(not mine.isdisjoint(line.split()[4:6]) for line in lines)
+    return sum(not mine.isdisjoint(line.split()[4:6]) for line in lines.splitlines())
 
 
 def _pipe_kb(processes: Iterable[int]) -> int:
@@ -114,16 +120,18 @@ def _pipe_kb(processes: Iterable[int]) -> int:
 
 
 def _mapping_kb(pid: int, reserved_kb: int) -> int:
+    most = min(_MAPPINGS, reserved_kb // 4)  # none is smaller than 4 kB
     count = 0
     try:
         with open(f"/proc/{pid}/maps", "rb", buffering=0) as maps:
-            while chunk := maps.read(1 << 16):
+            while count <= _COUNTED and (chunk := maps.read(1 << 16)):
                 count += chunk.count(b"\n")
     except PermissionError:
-        count = min(_MAPPINGS, reserved_kb // 4)
+        count = most
     except OSError:
-        pass  # it is gone
-    return count * _MAPPING_BYTES // 1024
+        return 0  # it is gone
+    # to list them all takes longer than to make more of them
+    return (count if count <= _COUNTED else most) * _MAPPING_BYTES // 1024
 
 
 def _shares(resident: dict[int, int]) -> int:

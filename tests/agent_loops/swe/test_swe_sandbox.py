@@ -428,7 +428,10 @@ def test_refused_namespaces_are_explained(bubblewrap, monkeypatch, tmp_path):
     before = children()
     with pytest.raises(SandboxError, match=r"user namespaces are refused.*Operation not permitted"):
         open_sandbox(SandboxSettings())
-    fake.write_text("print('unshared', flush=True); input(); raise OSError(1, 'mount tmpfs on /sys: refused')\n")
+    fake.write_text(
+        "import ctypes; ctypes.CDLL(None).unshare(0x10000000); print('unshared', flush=True); input()\n"
+        "raise OSError(1, 'mount tmpfs on /sys: refused')\n"
+    )
     with pytest.raises(SandboxError, match=r"no file system for the episode.*mount tmpfs on /sys: refused"):
         open_sandbox(SandboxSettings(python=""))
     assert children() <= before
