@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops import arguments
+from agent_loops.swe.copies import refuse_copies
 from agent_loops.swe.environment import SweEnvironment
 from agent_loops.swe.grading import Grade, GradeSettings, grade
 from agent_loops.swe.readers import read_tasks
@@ -90,6 +91,7 @@ class Swe:
 
         Raises:
             SandboxError: they do not.
+            ValueError: the answer of a task lies open in them.
             ImportError: swebench is missing, which grades.
         """
         with self._checking:
@@ -111,6 +113,7 @@ class Swe:
             raise ImportError("grading needs swebench, which is not installed here: pip install 'verl-aem[swe]'")
         if self._sandbox.backend in ("bubblewrap", "host"):  # a container would need its image
             open_sandbox(self._sandbox).close()
+        refuse_copies(self._tasks, self._sandbox)
 
 
 def _known(sandbox: dict[str, Any]) -> dict[str, Any]:

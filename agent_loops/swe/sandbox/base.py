@@ -103,6 +103,7 @@ class SandboxSettings:
         cgroup: a directory of the host's control groups in which one for each sandbox is made, to bound its memory and
             its processes; None for this process's own where that is allowed, "" for none.
         readable: further files and directories that are visible read-only, at their own paths.
+        hidden: files and directories that are not visible although they lie in what is, as a copy of a task's answer.
         options: arguments of the back end's own class, beside those that the settings above make.
 
     Raises:
@@ -124,6 +125,7 @@ class SandboxSettings:
     packages: tuple[str, ...] = ("pytest",)
     cgroup: str | None = None
     readable: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,13 +148,15 @@ class SandboxSettings:
         listed = isinstance(self.packages, list | tuple)
         if not listed or not all(isinstance(one, str) and one for one in self.packages):
             arguments.refuse("sandbox.packages", self.packages, "a list of names, as [pytest, hypothesis]")
-        several = isinstance(self.readable, list | tuple)
-        if not several or not all(isinstance(one, str | Path) for one in self.readable):
-            arguments.refuse("sandbox.readable", self.readable, "a list of paths")
+        for name in ("readable", "hidden"):
+            several = getattr(self, name)
+            if not isinstance(several, list | tuple) or not all(isinstance(one, str | Path) for one in several):
+                arguments.refuse(f"sandbox.{name}", several, "a list of paths")
         parts = arguments.text("sandbox.tree", self.tree).split("/")
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
             raise ValueError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
         object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list
+        object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "packages", tuple(self.packages))
 
 

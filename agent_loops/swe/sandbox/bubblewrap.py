@@ -19,7 +19,8 @@ from functools import cache
 from pathlib import Path
 
 from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings
-from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES, Keeper, find_program
+from agent_loops.swe.sandbox.groups import Group, find_parents
+from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES, SHM_MB, Keeper, find_program
 from agent_loops.swe.sandbox.run import Ended, Process
 from agent_loops.swe.sandbox.seccomp import forbidding_filter
 from agent_loops.swe.sandbox.visible import PATH, STORE, View, make_environment, make_view
@@ -40,9 +41,14 @@ _COMPRESSIONS = {
 }
 
 # Before everything else, with this process's own rights: the kernel's killer takes these processes first, should the
-# machine run out of memory all the same, and where this process is root they cannot lower it again. Inside, /proc cannot
-# be written.
-_FIRST = 'echo 1000 >/proc/self/oom_score_adj; exec "$@"'
+# machine run out of memory all the same. Where this process is root they cannot lower it again, and inside nobody can
+# write to /proc. Then into the sandbox's control group, if there is one.
+_FIRST = """
+echo 1000 >/proc/self/oom_score_adj
+while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done
+shift
+exec "$@"
+"""
 # The limits on processes count in the sandbox's own user namespace, hence are set inside it. Locked memory, pending
 # signals and timers have a limit too.
 _LAUNCH = """
@@ -50,6 +56,7 @@ ulimit -c 0 -u "$1" -f "$2" -d "$3" -v "$4" -n "$5" -t "$6" -l "$7" -i "$8" || e
 exec /bin/bash -c "$0"
 """
 _LOCKED_KB, _SIGNALS = 8192, 4096
+_SLACK_MB = 64  # bubblewrap's own processes, and what the kernel keeps for it all
 
 
 def _capped(kind: int, value: int) -> int:
@@ -93,7 +100,16 @@ class BubblewrapSandbox(Sandbox):
         view = make_view(settings)
         self._keeper = Keeper(settings.tree_mb, settings.files, view)
         self._watch = ResourceWatch(settings.memory_mb, settings.processes + _OWN_PROCESSES, self._keeper.pid)
-        self._command = ["/bin/sh", "-c", _FIRST, "sh", *self._keeper.enter, bwrap, *self._arguments(view)]
+        try:
+            # what is in files belongs to the group, too
+            room = settings.memory_mb + settings.tree_mb + SHM_MB + _SLACK_MB
+            most = 2 * (settings.processes + _OWN_PROCESSES)  # two commands at once
+            self._group = Group(find_parents(settings.cgroup), room, most)
+        except BaseException:
+            self._keeper.close()
+            raise
+        first = ["/bin/sh", "-c", _FIRST, "sh", *self._group.files, "--"]
+        self._command = [*first, *self._keeper.enter, bwrap, *self._arguments(view)]
         try:
             if source is not None:
                 self._copy(Path(source))
@@ -129,11 +145,15 @@ class BubblewrapSandbox(Sandbox):
             message = f"the command has {len(words)} bytes, more than the {LONGEST_COMMAND} that Linux takes\n"
             return Executed(message, 126)
         limit = (output_kb or self._settings.output_kb) * 1024
+        killed = self._group.killed()
         ended = self._run(words, seconds, stdin=stdin, limit=limit)
         if ended.reason == "closed":
             raise SandboxError("the sandbox was closed while a command ran in it")
         if ended.reason == "time":
             return Executed(ended.output, 124, timed_out=True, cut=ended.cut)
+        if ended.reason is None and self._group.killed() > killed:
+            memory = f"it held more than {self._settings.memory_mb} MB of memory, or the kernel more for it"
+            return Executed(f"{ended.output}\n[killed: {memory}]\n", 137, cut=ended.cut)
         if ended.reason is not None:
             return Executed(f"{ended.output}\n[killed: {ended.reason}]\n", 137, cut=ended.cut)
         if ended.exit_code is None:
@@ -231,3 +251,4 @@ class BubblewrapSandbox(Sandbox):
                 process.kill("closed")
             self._idle.wait_for(lambda: not self._running, CLOSE_SECONDS)
         self._keeper.close()
+        self._group.close()

@@ -28,7 +28,9 @@ def _holds(requirement: str) -> bool:
     return marker is None or marker.evaluate({"extra": ""})
 
 
-def find_distributions(names: Sequence[str], path: Sequence[str], *, missing: bool = False) -> list[metadata.Distribution]:
+def find_distributions(
+    names: Sequence[str], path: Sequence[str], *, missing: bool = False
+) -> list[metadata.Distribution]:
     """Return installed distributions and all that they require, each once.
 
     Args:

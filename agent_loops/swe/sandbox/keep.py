@@ -1,8 +1,8 @@
 """The keeper's own process: makes an episode's namespaces and mounts, and ends when its standard input does.
 
-A program, not a module of the package: `keeper.py` runs it by its path with `python -I -S`, so that it starts quickly and
-imports the standard library alone. It says `unshared`, waits for a line of JSON (the user map is written meanwhile), does
-what that says, says `ready`, and becomes `cat`, which waits for the end of its input in a few hundred kilobytes.
+A program, not a module of the package: `keeper.py` runs it by its path with `python -I -S`, so that it starts quickly
+and imports the standard library alone. It says `unshared`, waits for a line of JSON (the user map is written
+meanwhile), does what that says, says `ready`, and becomes `cat`, which waits for the end of its input and is small.
 """
 
 from __future__ import annotations
@@ -88,11 +88,13 @@ def _arrange(plan: dict) -> None:
     store, owner = Path(plan["store"]), plan["owner"]
     size = f"size={plan['size_mb']}m,nr_inodes={plan['inodes']},mode=0755"
     _mount("tmpfs", str(store), "tmpfs", _NOSUID | _NODEV, f"nr_inodes={plan['own_inodes']},size=64m,mode=0755")
-    for name in ("files", "empty", "host", "pts", "shm"):
+    for name in ("files", "empty", "covers", "host", "pts", "shm"):
         (store / name).mkdir()
     _mount("tmpfs", f"{store}/files", "tmpfs", _NOSUID | _NODEV, size)
     _mount("tmpfs", f"{store}/shm", "tmpfs", _NOSUID | _NODEV, f"size={plan['shm_mb']}m,nr_inodes=1024,mode=1777")
-    _mount("devpts", f"{store}/pts", "devpts", _NOSUID | _NOEXEC, f"newinstance,ptmxmode=0666,mode=620,max={plan['ptys']}")
+    _mount(
+        "devpts", f"{store}/pts", "devpts", _NOSUID | _NOEXEC, f"newinstance,ptmxmode=0666,mode=620,max={plan['ptys']}"
+    )
     for name in ("tree", "tmp", "home"):
         (store / "files" / name).mkdir()
         os.chown(store / "files" / name, owner, owner)
@@ -120,10 +122,13 @@ def _arrange(plan: dict) -> None:
         elif kind == "bind":
             _make(target, Path(value))
             _mount(value, target, None, _BIND | _REC)
-        elif kind == "cover" and place.is_dir():
-            if not value:  # a directory of its own, since something may be shown within it
+        elif kind == "cover" and place.exists():
+            if not value:  # something of its own, since something else may be shown within it
                 value = f"{store}/covers/{number}"
-                os.makedirs(value)
+                if place.is_dir():
+                    os.mkdir(value)
+                else:
+                    Path(value).touch()
             _mount(value, target, None, _BIND | _REC)
 
 

@@ -30,7 +30,7 @@ NAMESPACES = (
 _FIRST_UID, _UIDS = 1_900_000_000, 1 << 24  # above those of users, containers and systemd
 _ALL_UIDS = 4_294_967_295
 _OWN_INODES = 16  # more than the tree, /tmp and the home take by themselves
-_SHM_MB, _PTYS = 64, 16
+SHM_MB, _PTYS = 64, 16
 # What a connection over the loopback may hold, in bytes: least, at first, at most. Linux' own limit is 32 MB.
 _RECEIVE, _SEND = "4096 65536 131072", "4096 16384 65536"
 _STORE_INODES = 4096
@@ -73,7 +73,7 @@ class Keeper:
             "size_mb": size_mb,
             "inodes": inodes + _OWN_INODES,
             "own_inodes": _STORE_INODES + len(view.host) + 4 * len(view.entries),
-            "shm_mb": _SHM_MB,
+            "shm_mb": SHM_MB,
             "ptys": _PTYS,
             "host": view.host,
             "entries": view.entries,

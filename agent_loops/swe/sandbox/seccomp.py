@@ -9,7 +9,7 @@ from functools import cache
 
 from agent_loops.swe.sandbox.base import SandboxError
 
-# Numbers from the kernel's tables: x86-64, then AArch64 (None: it has no such call). Repositories' tests need none of them.
+# Numbers from the kernel's tables: x86-64, then AArch64 (None: it has no such call). Tests of repositories need none.
 FORBIDDEN: dict[str, tuple[int, int | None]] = {
     # memory that belongs to no process and no bounded file system, and other objects of the kernel's own without bounds
     "memfd_create": (319, 279),
@@ -36,7 +36,7 @@ FORBIDDEN: dict[str, tuple[int, int | None]] = {
     "io_uring_setup": (425, 425),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
-    # another process's memory and descriptors: bubblewrap's own process can be reached, which says how the command ended
+    # another process's memory and descriptors: bubblewrap's own can be reached, which says how the command ended
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),

@@ -108,7 +108,7 @@ class View:
 
 @lru_cache
 def package_directories(root: Path) -> tuple[Path, ...]:
-    """Return the directories of installed packages and of wheels below a directory, as /usr/lib/python3/dist-packages."""
+    """Return the directories of installed packages and wheels below a directory, as /usr/lib/python3/dist-packages."""
     found, waiting = [], [os.fspath(root)]
     conda = (root / "conda-meta").is_dir()
     while waiting:
@@ -157,7 +157,18 @@ def make_view(settings: SandboxSettings, root: Path = Path("/")) -> View:
             raise SandboxError(f"sandbox.readable: there is no {path}")
         view.show(Path(path), str(path))
         view.roots.append(Path(path))
+    for path in settings.hidden:
+        _hide(view, Path(os.path.realpath(path)))
     return view
+
+
+def _hide(view: View, path: Path) -> None:
+    """Cover a path in every view of the host that holds it, before anything is made of these."""
+    around = [(number, Path(one)) for number, one in enumerate(view.host) if path.is_relative_to(os.path.realpath(one))]
+    for number, one in around:
+        place = f"{STORE}/host/{number}/{path.relative_to(os.path.realpath(one))}"
+        view.entries.insert(0, ("cover", place, ""))
+    view.covered.add(path)
 
 
 def _show_system(view: View, root: Path, named: tuple[Path, ...]) -> None:

@@ -29,15 +29,16 @@ def python(sandbox, code: str, seconds: float = SECONDS) -> Executed:
     return sandbox.execute("python -", seconds=seconds, stdin=code.encode())
 
 
-# ------------------------------------------------------------------------------------- memory that no process is charged
+# ------------------------------------------------------------------------------------ memory that no process is charged
 
-# In several processes. Each says what it has come to, and keeps what it has got until all have and for `wait` seconds more.
+# In several processes. Each says what it has come to, and keeps what it has got till all have, and `wait` seconds more.
 IN_CHILDREN = """
 import ctypes, fcntl, os, socket, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-libc.madvise.argtypes, libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 kept, FAILED = [], ctypes.c_void_p(-1).value
 
 def mapped(size, flags, file=-1, place=None):
@@ -238,7 +239,9 @@ def test_pipes_are_bounded_by_the_kernel(sandbox):
 
 def test_open_files_have_a_limit_of_their_own(make_sandbox):
     code = "import os\nkept = 0\ntry:\n    while True: os.dup(0); kept += 1\nexcept OSError: print(kept)"
-    assert int(python(make_sandbox(), code).output) < 256 <= int(python(make_sandbox(open_files=400), code).output) < 400
+    assert (
+        int(python(make_sandbox(), code).output) < 256 <= int(python(make_sandbox(open_files=400), code).output) < 400
+    )
 
 
 # ------------------------------------------------------------------------------------ what all users of a machine share
@@ -270,7 +273,8 @@ def test_terminals_are_few_and_the_sandboxs_own(sandbox, make_sandbox):
 
 @pytest.mark.parametrize("call", ["inotify_init1(0)", "inotify_init()", "fanotify_init(0, 0)"])
 def test_no_watches_on_files_which_the_host_has_few_of(sandbox, call):
-    code = f"import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.{call}, os.strerror(ctypes.get_errno()))"
+    code = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    code += f"print(libc.{call}, os.strerror(ctypes.get_errno()))"
     assert python(sandbox, code).output == "-1 Function not implemented\n"
 
 
@@ -324,7 +328,7 @@ def test_other_processes_are_neither_read_nor_written(sandbox):
     assert python(sandbox, code) == FINE
 
 
-# ----------------------------------------------------------------------------------------------------------------- locks
+# ---------------------------------------------------------------------------------------------------------------- locks
 
 
 LOCK = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX | fcntl.LOCK_NB); print('fine')"
@@ -383,12 +387,13 @@ if __name__ == '__main__':
     assert sqlite3.connect('a.db').execute('select sum(x) from t').fetchone() == (499500,)
     for method in ('fork', 'spawn', 'forkserver'):
         with multiprocessing.get_context(method).Pool(3) as pool: assert pool.map(double, range(5)) == [0, 2, 4, 6, 8]
-    value = multiprocessing.Value('i', 3); queue = multiprocessing.Queue(); queue.put(value.value); assert queue.get() == 3
+    value = multiprocessing.Value('i', 3); queue = multiprocessing.Queue()
+    queue.put(value.value); assert queue.get() == 3
     block = shared_memory.SharedMemory(create=True, size=1 << 20); block.buf[:2] = b'ab'; block.unlink()
     with multiprocessing.Manager() as manager: assert manager.dict(a=1)['a'] == 1
     with concurrent.futures.ProcessPoolExecutor(2) as pool: assert list(pool.map(double, [1])) == [2]
     with concurrent.futures.ThreadPoolExecutor(20) as pool: assert sum(pool.map(double, range(100))) == 9900
-    assert subprocess.run('head -c 100000 /dev/zero | wc -c', shell=True, capture_output=True).stdout.strip() == b'100000'
+    assert subprocess.getoutput('head -c 100000 /dev/zero | wc -c').strip() == '100000'
     with tempfile.TemporaryFile() as file:
         file.write(b'x' * 8192); file.flush()
         with mmap.mmap(file.fileno(), 8192) as mapped: mapped[0:1] = b'y'
