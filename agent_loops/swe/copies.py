@@ -20,13 +20,13 @@ from pathlib import Path, PurePosixPath
 
 from agent_loops.swe.patches import is_protected
 from agent_loops.swe.sandbox import SandboxSettings
-from agent_loops.swe.sandbox.visible import make_view
+from agent_loops.swe.sandbox.visible import View, make_view
 from agent_loops.swe.tasks import SweTasks
 
 _COMPILED = (".pyc", ".pyo", ".so", ".pyd")
 _ZIPPED, _TARRED = (".whl", ".zip", ".egg", ".pyz"), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _MOST_BYTES, _ARCHIVE_BYTES = 4 << 20, 256 << 20
-_LEAST_LINES, _LEAST_NAMES, _LEAST_SIZE = 4, 4, 64
+_LEAST_LINES, _FEW_LINES, _LEAST_NAMES, _LEAST_SIZE = 3, 6, 4, 64
 _SHARE, _NAMES_SHARE = 0.5, 0.7
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{4,}")
 
@@ -103,12 +103,13 @@ def _tells(line: str) -> bool:
     )
 
 
-def find_copies(wanted: Sequence[Wanted], settings: SandboxSettings) -> dict[Wanted, str]:
+def find_copies(wanted: Sequence[Wanted], settings: SandboxSettings, root: Path = Path("/")) -> dict[Wanted, str]:
     """Search all that a sandbox shows of this machine.
 
     Args:
         wanted: what to look for.
         settings: the sandbox; only bubblewrap's is searched.
+        root: where the system's own directories are.
 
     Returns:
         For each that was found, where a copy of it lies: a path of this machine, with `!` and the
@@ -116,14 +117,14 @@ def find_copies(wanted: Sequence[Wanted], settings: SandboxSettings) -> dict[Wan
     """
     if settings.backend != "bubblewrap" or not wanted:
         return {}
-    view = make_view(settings)
+    view = make_view(settings, root)
     found: dict[Wanted, str] = {}
-    for name, where in _importable({top_name(one.path) for one in wanted} - {""}, view.roots, view.visible).items():
+    for name, where in _importable({top_name(one.path) for one in wanted} - {""}, view).items():
         found.update({one: where for one in wanted if top_name(one.path) == name})
     search = _Search([one for one in wanted if one not in found])
     seen: set[str] = set()
-    for root, _ in view.visible:
-        for path in _files(os.path.realpath(root), view.covered, seen):
+    for shown, _ in view.visible:
+        for path in _files(os.path.realpath(shown), view.covered, seen):
             search.look_at(path)
     return found | search.found
 
@@ -154,13 +155,18 @@ def refuse_copies(tasks: SweTasks, settings: SandboxSettings) -> None:
         )
 
 
-def _importable(names: set[str], roots: Iterable[Path], visible: Iterable[tuple[Path, Path]]) -> dict[str, str]:
+def _importable(names: set[str], view: View) -> dict[str, str]:
     """Which modules the sandbox's Python can import by themselves, whatever is in them."""
-    places = {path for path, _ in visible if path.parent.name in ("site-packages", "dist-packages")}
-    for root in roots:
+    places = {path for path, _ in view.visible if path.parent.name in ("site-packages", "dist-packages")}
+    for root in view.roots:
         if root.is_dir():
             places |= {root / name for name in os.listdir(root)}
-    return {name: str(path) for path in sorted(places) if (name := path.name.partition(".")[0]) in names}
+    return {
+        name: str(path)
+        for path in sorted(places - view.covered)
+        if (name := path.name.partition(".")[0]) in names
+        and (path.is_dir() or path.suffix == ".py" or path.name.endswith(_COMPILED))
+    }
 
 
 def _files(root: str, covered: set[Path], seen: set[str]) -> Iterator[str]:
@@ -236,7 +242,9 @@ class _Search:
                     self.found.setdefault(one, where)
             else:
                 lines = lines or {line.strip() for line in content.decode(errors="replace").splitlines()}
-                if len(one.lines) >= _LEAST_LINES and len(one.lines & lines) >= _SHARE * len(one.lines):
+                # all of a few lines, as of a short patch
+                least = len(one.lines) if len(one.lines) < _FEW_LINES else _SHARE * len(one.lines)
+                if len(one.lines) >= _LEAST_LINES and len(one.lines & lines) >= least:
                     self.found.setdefault(one, where)
 
     def _look_into(self, path: str, name: str) -> None:
