@@ -30,8 +30,9 @@ _OWN_ETC = {
     "hosts": "127.0.0.1 localhost sandbox\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
-# Directories of installed packages, by their name: wheels in ensurepip and Debian's, conda's cache and environments.
-_PACKAGES = frozenset({"site-packages", "dist-packages", "python-wheels"})
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+# and others in which packages lie: Debian's wheels, and what large programs bring along
+_COLLECTIONS = frozenset({"python-wheels", "third_party", "_vendor", "_vendored"})
 _BASE = ("lib", "lib64", "include", "ssl")  # of an installation of Python, beside its programs
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -108,7 +109,10 @@ class View:
 
 @lru_cache
 def package_directories(root: Path) -> tuple[Path, ...]:
-    """Return the directories of installed packages and wheels below a directory, as /usr/lib/python3/dist-packages."""
+    """Return the directories below another in which packages lie, such as /usr/lib/python3/dist-packages.
+
+    Wheels count, too, and what large programs bring along; in an installation of conda its cache and environments.
+    """
     found, waiting = [], [os.fspath(root)]
     conda = (root / "conda-meta").is_dir()
     while waiting:
@@ -123,7 +127,7 @@ def package_directories(root: Path) -> tuple[Path, ...]:
                     continue
                 bundled = entry.name == "_bundled" and directory.endswith("ensurepip")
                 caches = conda and entry.name in ("pkgs", "envs") and directory == os.fspath(root)
-                if entry.name in _PACKAGES or bundled or caches:
+                if entry.name in _PACKAGES | _COLLECTIONS or bundled or caches:
                     found.append(Path(entry.path))
                 else:
                     waiting.append(entry.path)
@@ -262,7 +266,7 @@ def _show_systems_packages(view: View, packages: tuple[str, ...], usr: Path) -> 
 def _show_named(view: View, prefixes: list[Path], base: Path) -> None:
     """A Python that the user chose: its own packages are there because the user wants them."""
     first = prefixes[0]
-    own = package_directories(first)
+    own = [path for path in package_directories(first) if path.name in _PACKAGES]
     view.roots += [*own, *base.glob("lib/python3*")]
     configuration = first / "pyvenv.cfg"
     text = configuration.read_text() if configuration.is_file() else ""

@@ -180,13 +180,13 @@ def test_another_processor_is_refused():
 
 
 def test_older_systems_with_directories_beside_usr(tmp_path):
-    for name in ("bin", "usr/lib/python3/dist-packages/answer", "usr/lib/python3.11"):
+    for name in ("bin", "usr/lib/python3/dist-packages/answer", "usr/lib/python3.11", "usr/lib/tool/third_party"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "lib").symlink_to("usr/lib")
     view = make_view(SandboxSettings(python="", packages=()), tmp_path)
     shown = {target: view.host[int(source.rpartition("/")[2])] for source, target in view.shown if "/host/" in source}
     assert shown == {"/usr": f"{tmp_path}/usr", "/bin": f"{tmp_path}/bin"} and view.links == [("usr/lib", "/lib")]
-    assert view.covered == {tmp_path / "usr/lib/python3/dist-packages"}
+    assert view.covered == {tmp_path / "usr/lib" / name for name in ("python3/dist-packages", "tool/third_party")}
 
 
 # ------------------------------------------------------------------------------------------------------- the bare host
