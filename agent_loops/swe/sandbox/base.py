@@ -82,6 +82,8 @@ class Sandbox(Protocol):
 class SandboxSettings:
     """Where commands run, and what they may use.
 
+    `open_files`, `packages`, `cgroup`, `readable` and `hidden` are for bubblewrap: a container shows its image.
+
     Args:
         backend: `bubblewrap`, `docker`, `swerex_docker`, `swerex_modal`, `swerex_remote`, `swerex_fargate`, or `host`
             (no isolation at all).
