@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops import arguments
+from agent_loops.swe.copies import refuse_copies
 from agent_loops.swe.environment import SweEnvironment
 from agent_loops.swe.grading import Grade, GradeSettings, grade
 from agent_loops.swe.readers import read_tasks
@@ -90,6 +91,7 @@ class Swe:
 
         Raises:
             SandboxError: they do not, for the reason that the grade gives.
+            ValueError: the answer of a task lies open in them.
             ImportError: swebench is missing, which grades.
         """
         with self._checking:
@@ -109,6 +111,7 @@ class Swe:
     def _check(self) -> None:
         if importlib.util.find_spec("swebench") is None:
             raise ImportError("grading needs swebench, which is not installed here: pip install 'verl-aem[swe]'")
+        refuse_copies(self._tasks, self._sandbox)
         named = [one for split in self._tasks.splits for one in self._tasks.tasks(split)]
         task = next((task for task in map(self._tasks.task, named) if task.patch), None)
         if task is None:  # a data set without solutions

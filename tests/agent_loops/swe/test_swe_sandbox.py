@@ -423,13 +423,18 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
 def test_refused_namespaces_are_explained(bubblewrap, monkeypatch, tmp_path):
     from agent_loops.swe.sandbox import keeper
 
-    fake = tmp_path / "unshare"
-    fake.write_text("#!/bin/sh\necho 'unshare: unshare failed: Operation not permitted' >&2; exit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(keeper, "find_program", lambda name: str(fake) if name == "unshare" else name)
+    fake = tmp_path / "keep.py"
+    fake.write_text("raise OSError(1, 'unshare of user, mount and network namespaces: Operation not permitted')\n")
+    monkeypatch.setattr(keeper, "_PROGRAM", fake)
     before = children()
     with pytest.raises(SandboxError, match=r"user namespaces are refused.*Operation not permitted"):
         open_sandbox(SandboxSettings())
+    fake.write_text(
+        "import ctypes; ctypes.CDLL(None).unshare(0x10000000); print('unshared', flush=True); input()\n"
+        "raise OSError(1, 'mount tmpfs on /sys: refused')\n"
+    )
+    with pytest.raises(SandboxError, match=r"no file system for the episode.*mount tmpfs on /sys: refused"):
+        open_sandbox(SandboxSettings(python=""))
     assert children() <= before
 
 
