@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from urllib.parse import urlsplit
 
 import requests
 from tqdm import tqdm
+
+from agent_loops.files import write_json
 
 CHUNK = 1 << 20
 TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
@@ -174,9 +175,7 @@ class Manifest:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"format": 1, "files": self._files}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_json(self.path, {"format": 1, "files": self._files})
 
 
 def _fetch_whole(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> None:

@@ -30,6 +30,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from agent_loops.files import disk_full, sync_tree
 from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.files import (
     DataFiles,
@@ -104,6 +105,7 @@ def prepare(
             _LOGGER.warning("preparing %s in %s: once, about a minute for 100,000 products", files.items, target)
             try:
                 _build(files, building, progress)
+                sync_tree(building)  # a power cut leaves no name without the bytes
                 building.rename(target)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -253,7 +255,7 @@ def _explained(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if disk_full(error, place) is not None:
             advice = "the disk is full: about as much room is needed as the data take"
         elif isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             advice = "it cannot be written"

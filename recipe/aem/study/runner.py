@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent_loops.files import write_json
 from recipe.aem.composition import is_path
 from recipe.aem.study import state
 from recipe.aem.study.cells import Cell
@@ -98,9 +99,9 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
         if policy.limit is not None and started >= policy.limit:
             reporter.skips(cell, f"the limit of {policy.limit} is reached")
             break
-        with state.taken(cell) as ours:
-            if not ours:
-                reporter.skips(cell, "another runner is at it")
+        with state.taken(cell) as (lock, other):
+            if other:
+                reporter.skips(cell, f"another runner is at it: {other}")
                 continue
             standing = state.look(cell, now[cell.name], ours=True)
             if why := _skipped(standing, policy):
@@ -113,7 +114,7 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
                     reporter.skips(cell, f"{left / 60:.0f} minutes are left, and a cell took {longest / 60:.1f}")
                     break
             started += 1
-            result = _run_cell(cell, now[cell.name], standing, policy, reporter)
+            result = _run_cell(cell, now[cell.name], standing, policy, reporter, lock)
             reporter.ends(cell, result)
             in_a_row = in_a_row + 1 if result["status"] == "failed" else 0
             failures += result["status"] == "failed"
@@ -141,7 +142,9 @@ def _longest(cell: Cell, chosen: Sequence[Cell]) -> float | None:
     return max(own or [took for _, took in seconds if took], default=None)
 
 
-def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter) -> dict[str, Any]:
+def _run_cell(
+    cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter, lock: int
+) -> dict[str, Any]:
     from recipe.aem.trainer_process import TrainingFailed, train, trainer_command
 
     resumed, aside = 0, None
@@ -154,7 +157,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
     cell.folder.mkdir(parents=True, exist_ok=True)
     config = str(Path(cell.config).absolute()) if is_path(cell.config) else cell.config
     overrides = cell.overrides(resume=resumed > 0)
-    state.write_json(
+    write_json(
         cell.folder / state.COMMAND,
         {
             "schema": SCHEMA,
@@ -176,6 +179,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
             log=cell.folder / state.LOG,
             metrics=cell.folder / state.METRICS,
             on_metrics=lambda step, _: reporter.step(cell, step),
+            lock=lock,
         )
     except TrainingFailed as failure:
         error = str(failure)
@@ -194,7 +198,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
         "resumed": resumed,
         "error": error,
     }
-    state.write_json(cell.folder / state.DONE, result)
+    write_json(cell.folder / state.DONE, result)
     return result
 
 
