@@ -87,7 +87,10 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"{target} is not to be found: expected a benchmark such as agent_loops.webshop.WebShop")
     given = dict(setting.split("=", 1) for setting in settings)
     benchmark: Any = make(**{name: read_value(value) for name, value in given.items()})
-    counts = write_parquet(benchmark, Path(directory))
+    try:
+        counts = write_parquet(benchmark, Path(directory))
+    except OSError as error:
+        raise SystemExit(f"error: {error}") from None
     print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
 
 

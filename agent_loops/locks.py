@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +26,13 @@ class InUse(BlockingIOError):
 
 
 @contextlib.contextmanager
-def held(directory: Path | str, setting: str) -> Iterator[int]:
+def held(directory: Path | str, setting: str, seconds: float = 0.0) -> Iterator[int]:
     """Hold a directory against other runs, here and on other machines that share it.
 
     Args:
         directory: made if needed.
         setting: what names another directory, for the message.
+        seconds: how long to wait for another process.
 
     Yields:
         The lock's file descriptor. A process that inherits it holds the directory too, until it ends.
@@ -38,7 +40,7 @@ def held(directory: Path | str, setting: str) -> Iterator[int]:
     Raises:
         InUse: another process holds it.
     """
-    descriptor = hold(directory, setting)
+    descriptor = hold(directory, setting, seconds)
     try:
         yield descriptor
     finally:
@@ -47,7 +49,7 @@ def held(directory: Path | str, setting: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def hold(directory: Path | str, setting: str) -> int:
+def hold(directory: Path | str, setting: str, seconds: float = 0.0) -> int:
     """Hold a directory as `held` does, until the returned descriptor is closed or the process ends.
 
     Raises:
@@ -55,15 +57,16 @@ def hold(directory: Path | str, setting: str) -> int:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + seconds
     while True:
         descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         other = take(descriptor, directory)
         if not other and os.fstat(descriptor).st_nlink:
             return descriptor
         os.close(descriptor)
-        if other:
+        if other and time.monotonic() >= until:
             raise _in_use(directory, other, setting)
-        # its former holder was just removing it
+        time.sleep(0.05)  # the other one is at it, or was just removing its lock
 
 
 def take(descriptor: int, directory: Path, pid: int | None = None, command: str | None = None) -> str:
@@ -114,7 +117,7 @@ def _holder(descriptor: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """For a shell: `exec 9>>DIR/.lock; python -m agent_loops.locks 9 DIR SETTING COMMAND`. The shell holds it then."""
+    """For a shell: `exec 9<>DIR/.lock; python -m agent_loops.locks 9 DIR SETTING COMMAND`. The shell holds it then."""
     number, directory, setting, command = arguments
     if other := take(int(number), Path(directory), os.getppid(), command):
         print(_in_use(Path(directory), other, setting), file=sys.stderr)

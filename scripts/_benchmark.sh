@@ -97,7 +97,7 @@ run_benchmark() {
     mkdir -p "$AEM_OUTPUT"
     AEM_OUTPUT=$(cd "$AEM_OUTPUT" && pwd)
     # held by this shell and by whatever it starts, until the last process has ended
-    exec {AEM_LOCK}>>"$AEM_OUTPUT/.lock"
+    exec {AEM_LOCK}<>"$AEM_OUTPUT/.lock"
     python -m agent_loops.locks "$AEM_LOCK" "$AEM_OUTPUT" 'AEM_OUTPUT to another folder' "scripts/$script" || exit 1
     # verl writes this file anew in each run: one that resumes or evaluates would lose what was there
     local metrics=$AEM_OUTPUT/metrics.jsonl number=1

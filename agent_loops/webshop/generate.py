@@ -107,7 +107,7 @@ def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) 
     Raises:
         ValueError: a parameter is out of range, or there are not as many goals as `n_goals` asks for.
         FileExistsError: the directory holds a catalogue that this function did not write.
-        InUse: another process is writing one there.
+        InUse: another process is writing one there, and does not end.
         DiskFull: there is no room.
     """
     directory = Path(directory)
@@ -118,7 +118,7 @@ def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) 
         return directory
     contents = dict(zip(FILES, map(_text, _compose(chosen)), strict=True))
     _refuse_foreign(directory, contents)
-    with held(directory, "another directory"):
+    with held(directory, "another directory", seconds=60.0):
         if _is_whole(directory, written):  # another process was first
             return directory
         _refuse_foreign(directory, contents)

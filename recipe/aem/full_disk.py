@@ -1,4 +1,4 @@
-"""A training whose disk is full: its metrics wait for room, and a checkpoint that does not fit leaves the last one whole.
+"""A training whose disk is full: its metrics wait for room, and a checkpoint that does not fit spares the last one.
 
 The dump has its own way (`dump/writer.py`). `seam.py` puts these functions round verl's.
 """

@@ -55,7 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError, RuntimeError, TypeError) as error:  # a setting of the benchmark, or its data
         print(f"the benchmark of {name} cannot be opened: {error}", file=sys.stderr)
         return 1
-    counts = write_parquet(benchmark, Path(directory))
+    try:
+        counts = write_parquet(benchmark, Path(directory))
+    except OSError as error:
+        print(f"the tasks cannot be written: {error}", file=sys.stderr)
+        return 1
     print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
     return 0
 
