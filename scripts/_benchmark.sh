@@ -96,6 +96,7 @@ run_benchmark() {
     AEM_OUTPUT=${AEM_OUTPUT:-outputs/${config}_$method}
     mkdir -p "$AEM_OUTPUT"
     AEM_OUTPUT=$(cd "$AEM_OUTPUT" && pwd)
+    "${benchmark}_data"
     # held by this shell and by whatever it starts, until the last process has ended
     exec {AEM_LOCK}<>"$AEM_OUTPUT/.lock"
     python -m agent_loops.locks "$AEM_LOCK" "$AEM_OUTPUT" 'AEM_OUTPUT to another folder' "scripts/$script" || exit 1
@@ -106,7 +107,6 @@ run_benchmark() {
         metrics=$AEM_OUTPUT/metrics.$number.jsonl
     done
     export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$metrics}
-    "${benchmark}_data"
     local parquet=${benchmark^^}_PARQUET
     export "$parquet=${!parquet:-$AEM_OUTPUT/tasks}"
     python -m recipe.aem.tasks "$config" "${!parquet}" "$@"
