@@ -26,10 +26,11 @@ _REASONS = {
     errno.EFBIG: "no space left: a file may not grow further (ulimit -f)",
 }
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# How libraries that are not Python's say it: safetensors and tokenizers (Rust), and torch.save, which finds itself at
-# another position than it wrote to.
+# How libraries say it without the system's number: safetensors and tokenizers (Rust), numpy, and torch.save, which
+# finds itself at another position than it wrote to.
 _IN_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|os error (?P<number>28|122|27)\b"
+    r"|\d+ requested and \d+ written"
     r"|PytorchStreamWriter failed writing|file write failed|unexpected pos \d+ vs \d+"
 )
 
@@ -61,7 +62,7 @@ def disk_full(error: BaseException, path: Path | str) -> DiskFull | None:
         return error
     if isinstance(error, OSError) and error.errno in _REASONS:
         return DiskFull(error.filename or path, error.errno)
-    if not isinstance(error, OSError) and (match := _IN_WORDS.search(str(error))):
+    if getattr(error, "errno", None) is None and (match := _IN_WORDS.search(str(error))):
         return DiskFull(path, int(match["number"] or errno.ENOSPC))
     return None
 
@@ -176,23 +177,33 @@ class _Part:
     """What a file is written to until it is whole."""
 
     def __init__(self, path: Path, part: Path | None = None):
-        self.target = Path(os.path.realpath(path))
+        self._named, self.target = str(path), Path(os.path.realpath(path))
         self._plain = not self.target.exists() or self.target.is_file()
         self.path = (part or self.target.with_name(f".{self.target.name}.part")) if self._plain else self.target
         if self._plain:
-            self._file = _hold(self.path, lambda: None, os.O_RDWR | os.O_CREAT)
+            with self._named_errors():
+                self._file = _hold(self.path, lambda: None, os.O_RDWR | os.O_CREAT)
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """An error names the file as the caller does, not the part."""
+        try:
+            with room_for(self._named):
+                yield
+        except OSError as error:
+            if error.errno is not None and error.filename in (None, str(self.path)):
+                error.filename, error.filename2 = self._named, None
+            raise
 
     @contextlib.contextmanager
     def removed_on_error(self) -> Iterator[None]:
         try:
-            with room_for(self.target):
+            with self._named_errors():
                 yield
-        except BaseException as error:
+        except BaseException:
             if self._plain:
                 with contextlib.suppress(OSError):
                     self.path.unlink()
-            if isinstance(error, OSError) and error.filename is None and error.errno is not None:
-                error.filename = str(self.target)
             raise
         finally:
             if self._plain:

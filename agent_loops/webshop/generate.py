@@ -116,7 +116,7 @@ def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) 
     written = json.loads(json.dumps({"format": _FORMAT, **asdict(chosen)}))
     if _is_whole(directory, written):
         return directory
-    contents = dict(zip(FILES, map(_text, _compose(chosen)), strict=True))
+    contents: dict[str, str] = dict(zip(FILES, map(_text, _compose(chosen)), strict=True))
     _refuse_foreign(directory, contents)
     with held(directory, "another directory", seconds=60.0):
         if _is_whole(directory, written):  # another process was first

@@ -256,7 +256,7 @@ def _explained(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if disk_full(error, place) is not None:
-            advice = "the disk is full: about as much room is needed as the data take"
+            advice = "no space left: about as much room is needed as the data take"
         elif isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             advice = "it cannot be written"
         else:

@@ -156,7 +156,7 @@ def _start(command: Sequence[str], heard: set[signal.Signals]) -> int:
         if os.getppid() == us:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as Python found it
             signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
-            os.execvp(command[0], command)
+            os.execvp(command[0], list(command))
     except OSError as error:
         _print(f"{command[0]}: {error.strerror}")
     os._exit(127)

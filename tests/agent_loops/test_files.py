@@ -137,6 +137,7 @@ def test_other_errors_stay_what_they_are(tmp_path):
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         Exception("Disk quota exceeded (os error 122)"),
+        OSError("5000 requested and 1024 written"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
     ],
