@@ -257,6 +257,33 @@ def test_a_command_that_is_not_there():
     assert done.returncode == 127 and done.stderr == "no-such-command: No such file or directory\n"
 
 
+DEMO = """
+import sys
+from pathlib import Path
+import recipe.aem.demo.__main__ as demo
+from recipe.aem import trainer_process
+trainer_process.MAIN = (sys.executable, str(Path(sys.argv.pop(1)) / "tree.py"))
+demo.warm_start = lambda *_: {}
+sys.exit(demo.main())
+"""
+
+
+def test_the_demo_ends_its_trainer_and_is_alone_in_its_folder(run, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("rapidfuzz", reason="the WebShop extra is not installed")
+    words = [sys.executable, "-c", DEMO, str(tmp_path), "--output", str(tmp_path / "demo")]
+    first, tree = run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (tmp_path / "demo" / "seed0" / "dump").mkdir()
+    second = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert second.returncode == 1 and second.stderr.count("\n") == 1
+    assert f"seed0 is in use by process {first.pid} on " in second.stderr and "--output to another" in second.stderr
+    assert (tmp_path / "demo" / "seed0" / "dump").is_dir(), "the first one's dump is not deleted"
+    first.terminate()
+    _, said = first.communicate(timeout=PATIENCE)
+    assert first.returncode == 143 and said.startswith("aem: interrupted; ") and said.count("\n") == 1
+    assert not any(map(alive, tree))
+
+
 def test_rays_folders_of_this_run_alone_are_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     began = "session_2026-05-05_10-00-00"
