@@ -25,10 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-COMMAND_SECONDS = 3.0
-"""For the command to end by itself, once it is asked to."""
-REST_SECONDS = 2.0
-"""For what it started."""
+REST_SECONDS = 1.5
+"""For what the command started: to see that it is gone, and again once it is asked to end."""
 LOOK_SECONDS = 0.3
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PROBLEM = "these processes of the run do not end: %s"
@@ -61,16 +59,14 @@ class _Run:
         self.seen.update(found)
         return found
 
-    def wait(self, seconds: float, done: str) -> bool:
-        """Wait until the command (`done` is "command") or all of the run is over; False where it takes too long."""
+    def wait(self, seconds: float) -> bool:
+        """Wait until all of the run is over; False where it takes too long."""
         until = time.monotonic() + seconds
-        while True:
-            left = self.alive()
-            if not left or (done == "command" and self.status is not None):
-                return True
+        while self.alive():
             if time.monotonic() > until:
                 return False
             time.sleep(0.05)
+        return True
 
 
 def descendants(root: int) -> list[int]:
@@ -137,8 +133,9 @@ def supervise(command: Sequence[str], parent: int, say: str = "") -> int:
     if ended_by:
         if say and os.getppid() == parent:
             _print(say)
-        send(run.pid, signal.SIGTERM)
-        run.wait(COMMAND_SECONDS, "command")
+        # SIGTERM would end Ray's driver as abruptly, but for a stack of its library's on the screen
+        run.alive()
+        send(run.pid, signal.SIGKILL)
     _end_rest(run)
     if ended_by:
         _remove_sessions(run)
@@ -164,11 +161,11 @@ def _start(command: Sequence[str], heard: set[signal.Signals]) -> int:
 
 def _end_rest(run: _Run) -> None:
     """End what the command has left: asked first, then killed, until there is nothing."""
-    if run.wait(REST_SECONDS / 2, "all"):  # helpers see that the command is over, and end by themselves
+    if run.wait(REST_SECONDS):  # helpers see that the command is over, and end by themselves
         return
     for pid in run.alive():
         send(pid, signal.SIGTERM)
-    if run.wait(REST_SECONDS / 2, "all"):
+    if run.wait(REST_SECONDS):
         return
     until = time.monotonic() + 30
     while (left := run.alive()) and time.monotonic() < until:
