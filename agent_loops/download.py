@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
-import os
 import re
 import threading
 import time
@@ -25,6 +23,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from agent_loops.files import write_json
 from agent_loops.reading import harmless, parse_json, read_bytes, require_file, shown
 from agent_loops.reading import reason as why
 
@@ -190,9 +189,7 @@ class Manifest:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"format": 1, "files": self._files}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_json(self.path, {"format": 1, "files": self._files})
 
 
 _MANIFEST_BYTES = 16 << 20
