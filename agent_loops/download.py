@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 import requests
 from tqdm import tqdm
 
-from agent_loops.files import write_json
+from agent_loops.files import room_for, write_json
 
 CHUNK = 1 << 20
 TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
@@ -80,7 +81,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f"{file.name}.part"
     reasons = []
-    with partial.open("ab") as stream:
+    with room_for(partial), partial.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -95,6 +96,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
                 if reason not in reasons:
                     reasons.append(reason)
                 continue
+            os.fsync(stream.fileno())
             partial.replace(directory / file.name)
             return url
         kept = stream.tell()

@@ -30,6 +30,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from agent_loops.download import DownloadError, RemoteFile, fetch, sha256_of
+from agent_loops.files import room_for, sync_tree
 
 ROOT = "json_2.1.1"
 GAME = "game.tw-pddl"
@@ -275,8 +276,9 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                         f"{root / split} holds other games than {archive}: choose another directory with --to, or "
                         "delete it"
                     )
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
+                with room_for(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
             counts[split] += 1
             bar.update()
         if not counts:
@@ -289,6 +291,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     f"incomplete, or another archive. {_WHERE_THEY_ARE}"
                 )
         for name in SPLITS.keys() - whole:
+            sync_tree(_partial(root, name))
             _partial(root, name).replace(root / name)
     return root
 
