@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import re
 import threading
 import time
@@ -23,7 +24,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from agent_loops.files import write_json
+from agent_loops.files import room_for, write_json
 from agent_loops.reading import harmless, parse_json, read_bytes, require_file, shown
 from agent_loops.reading import reason as why
 
@@ -91,7 +92,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f"{file.name}.part"
     reasons = []
-    with partial.open("ab") as stream:
+    with room_for(partial), partial.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -106,6 +107,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
                 if reason not in reasons:
                     reasons.append(reason)
                 continue
+            os.fsync(stream.fileno())
             partial.replace(directory / file.name)
             return url
         kept = stream.tell()
