@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,7 +274,10 @@ def _begin(tmp_path):
     words = ["study", "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
     surroundings.pop("TASKS", None)
-    return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=surroundings)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=surroundings, preexec_fn=hears
+    )
 
 
 def wait_for(path, text):
