@@ -24,13 +24,19 @@ SCRIPTS: dict[str, re.Pattern[str] | None] = {
 """The scripts that `episode.forbid_script` may name."""
 
 _BEGIN, _END = "<action>", "</action>"
-_CALL = re.compile(r"<function=([^<>\n]*)>")
-_PARAMETER = re.compile(r"\s*<parameter=([^<>\n]*)>")
+_CALL = re.compile(r"<function[ \t]*=([^<>\n]*)>")
+_PARAMETER = re.compile(r"(\s*)<parameter[ \t]*=([^<>\n]*)>")
 _CLOSING = re.compile(r"\s*</function>")
 _END_OF_PARAMETER, _END_OF_CALL = "</parameter>", "</function>"
-_VERB = re.compile(r"<function=\s*([\w-]+)|\W*([\w-]+)")
+_VERB = re.compile(r"<function\s*=\s*([\w-]+)|\W*([\w-]+)")
+_IN_JSON = re.compile(r'<tool_call>\s*+\{|\{\s*+"(?:name|function|tool|tool_name)"\s*+:')
 _NOT_CLOSED = "the thought is not closed"
 _NO_THOUGHT = "no <think>...</think>"
+_NO_CALL = "no <function=...>"
+_NO_JSON = (
+    "a call in JSON is not read: write it as <function=NAME>, a <parameter=KEY>VALUE</parameter> for each argument, "
+    "and </function>"
+)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,12 @@ def action_verb(action: str) -> str:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A call as it was written: names without the blanks around them, values with every blank and line break."""
+    """A call as it was written: names without the blanks around them, values with every blank and line break.
+
+    But where a parameter's opening tag stands on a line of its own, as in Qwen3-Coder's and R2E-Gym's templates, the
+    line break behind it belongs to the layout, and so does the one before a closing tag that begins its line, with the
+    same indentation as the opening one.
+    """
 
     name: str
     arguments: Mapping[str, str]
@@ -130,7 +141,8 @@ def parse_function_call(
 
     Where no call follows the last `</think>` and one goes around it, then the tag is part of a value, if that call
     begins outside a thought. A response without a call that can be read is invalid; its action is then what there is
-    of a call, which may be nothing. A call within a thought, closed or not, is none.
+    of a call, which may be nothing. A call within a thought, closed or not, is none; one in JSON (Hermes' form) is
+    invalid, with a reason of its own.
 
     Args:
         response: the decoded response.
@@ -150,7 +162,9 @@ def parse_function_call(
     else:
         match, reasoned = _find_call(split, thought_open)
     if match is None:
-        return ParsedAction("", False, _NOT_CLOSED if split.unclosed else "no <function=...>")
+        if in_json := _IN_JSON.search(response, split.start, split.stop):
+            return ParsedAction(response[in_json.start() : split.stop], False, _NO_JSON)
+        return ParsedAction("", False, _NOT_CLOSED if split.unclosed else _NO_CALL)
     try:
         _, end = _read(response, match)
     except CallError as error:
@@ -170,10 +184,12 @@ def read_call(text: str) -> FunctionCall:
     Example:
         >>> read_call("<function=edit><parameter=path> a.py</parameter>\\n</function>")
         FunctionCall(name='edit', arguments={'path': ' a.py'})
+        >>> read_call("<function=edit>\\n<parameter=path>\\n a.py\\n</parameter>\\n</function>")
+        FunctionCall(name='edit', arguments={'path': ' a.py'})
     """
     match = _CALL.search(text)
     if match is None:
-        raise CallError("no <function=...>")
+        raise CallError(_NO_JSON if _IN_JSON.search(text) else _NO_CALL)
     return _read(text, match)[0]
 
 
@@ -232,15 +248,33 @@ def _walk(text: str, begin: re.Match[str]) -> tuple[dict[str, str], int, str]:
     arguments: dict[str, str] = {}
     place = begin.end()
     while match := _PARAMETER.match(text, place):
-        name = match[1].strip()
+        name = match[2].strip()
         end = text.find(_END_OF_PARAMETER, match.end())
         if end < 0:
             return arguments, len(text), f"<parameter={name}> is not closed"
         if name in arguments:
             return arguments, end, f"<parameter={name}> is given twice"
-        arguments[name] = text[match.end() : end]
+        arguments[name] = _without_layout(text[match.end() : end], match[1])
         place = end + len(_END_OF_PARAMETER)
     return arguments, place, ""
+
+
+def _without_layout(value: str, before: str) -> str:
+    """The value between two tags, without the line breaks of a layout that gives each tag its own line.
+
+    Args:
+        value: all that stands between the tags.
+        before: the blanks and line breaks before the opening tag.
+    """
+    _, alone, indentation = before.rpartition("\n")
+    line_break = next((one for one in ("\r\n", "\n") if value.startswith(one)), "")
+    if not alone or not line_break:
+        return value
+    value = value[len(line_break) :]
+    for end in (line_break + indentation, line_break, "\n"):
+        if value.endswith(end):
+            return value.removesuffix(end)
+    return value
 
 
 def _read(text: str, begin: re.Match[str]) -> tuple[FunctionCall, int]:

@@ -6,7 +6,6 @@ python -m agent_loops.dataset agent_loops.webshop.WebShop DIRECTORY data_dir=…
 from __future__ import annotations
 
 import json
-import os
 import pydoc
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agent_loops.environment import Task, TaskSet
+from agent_loops.files import replacing
+from agent_loops.reading import reason
 
 _ROWS = 1 << 16
 
@@ -42,12 +43,8 @@ def write_parquet(benchmark: NamedTasks, directory: Path) -> dict[str, int]:
     for split in benchmark.task_set.splits:
         tasks = benchmark.task_set.tasks(split)
         table = _table(benchmark.name, split, tasks)
-        partial = directory / f".{split}.{os.getpid()}.parquet"
-        try:
-            pq.write_table(table, partial)
-            partial.replace(directory / f"{split}.parquet")
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(directory / f"{split}.parquet") as part:
+            pq.write_table(table, part, write_page_checksum=True)
         counts[split] = len(tasks)
     return counts
 
@@ -77,7 +74,7 @@ def read_value(text: str) -> Any:
     """A setting of the command line: JSON where it is JSON, and a string otherwise."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -90,8 +87,11 @@ def main(arguments: list[str]) -> None:
     if not callable(make):
         raise SystemExit(f"{target} is not to be found: expected a benchmark such as agent_loops.webshop.WebShop")
     given = dict(setting.split("=", 1) for setting in settings)
-    benchmark: Any = make(**{name: read_value(value) for name, value in given.items()})
-    counts = write_parquet(benchmark, Path(directory))
+    try:
+        benchmark: Any = make(**{name: read_value(value) for name, value in given.items()})
+        counts = write_parquet(benchmark, Path(directory))
+    except (ValueError, OSError, TypeError, RuntimeError) as error:  # a setting of the benchmark, or its data
+        raise SystemExit(f"error: the tasks of {target} cannot be written: {reason(error)}") from None
     print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
 
 

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
+import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
+import urllib3
 from tqdm import tqdm
 
+from agent_loops.files import room_for, write_json
+from agent_loops.reading import harmless, parse_json, read_bytes, require_file, shown
+from agent_loops.reading import reason as why
+
 CHUNK = 1 << 20
+LARGEST = 1 << 36  # bytes of a file whose size nobody publishes
+WINDOW = 120.0  # seconds, in which a server has to send SLOWEST bytes a second, and to begin its answer
+SLOWEST = 1000
+REDIRECTIONS = 10
 TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
 RETRIES = 20  # after a transfer that broke off; a source that never sent a byte gets one more try only
 PAUSE = 1.0  # seconds before a retry
@@ -33,6 +43,9 @@ class DownloadError(Exception):
     """A file could not be had, or is not what it should be. The message says what to do, in several lines perhaps."""
 
     lines = True
+
+    def __init__(self, message: str) -> None:
+        super().__init__(harmless(message))
 
 
 class _Refusal(Exception):
@@ -79,7 +92,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f"{file.name}.part"
     reasons = []
-    with partial.open("ab") as stream:
+    with room_for(partial), partial.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,6 +107,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
                 if reason not in reasons:
                     reasons.append(reason)
                 continue
+            os.fsync(stream.fileno())
             partial.replace(directory / file.name)
             return url
         kept = stream.tell()
@@ -112,8 +126,9 @@ def sha256_of(path: Path, progress: bool = False) -> str:
     Raises:
         OSError: the file cannot be read.
     """
+    size = require_file(path).st_size
     with path.open("rb") as stream:
-        return _digest(stream, path.stat().st_size, f"checking {path.name}", progress)
+        return _digest(stream, size, f"checking {path.name}", progress)
 
 
 class Manifest:
@@ -129,9 +144,11 @@ class Manifest:
         self._files: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             try:
-                self._files = dict(json.loads(self.path.read_text(encoding="utf-8"))["files"])
-            except (ValueError, KeyError, TypeError):
-                raise DownloadError(f"{self.path} is damaged: delete it, and run the same command again") from None
+                self._files = _entries(parse_json(read_bytes(self.path, _MANIFEST_BYTES)))
+            except (OSError, ValueError) as error:
+                raise DownloadError(
+                    f"{self.path} is damaged ({why(error)}): delete it, and run the same command again"
+                ) from None
 
     def source(self, path: Path) -> str | None:
         """Where an entered file came from; None if the file has not been entered."""
@@ -174,9 +191,21 @@ class Manifest:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"format": 1, "files": self._files}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_json(self.path, {"format": 1, "files": self._files})
+
+
+_MANIFEST_BYTES = 16 << 20
+
+
+def _entries(found: Any) -> dict[str, dict[str, Any]]:
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError("it has no files")
+    for name, entry in files.items():
+        texts = [entry.get(part) for part in ("sha256", "source", "arrived")] if isinstance(entry, dict) else [None]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"the entry {shown(name)} is not one of a file")
+    return files
 
 
 def _fetch_whole(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> None:
@@ -214,7 +243,7 @@ def _transfer(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> N
                 if attempt and stream.tell() == began:
                     break
             except requests.RequestException as error:  # a wrong address, too many redirections
-                raise _Refusal(f"cannot be asked ({error})") from error
+                raise _Refusal(f"cannot be asked ({why(error)})") from error
     raise _Refusal(reason)
 
 
@@ -227,13 +256,16 @@ def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
         return  # interrupted between the last byte and the new name
     # the bytes on disk must be the ones that the range counts
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+    with requests.Session() as session, _ask(session, url, headers) as response:
         if response.status_code == 416 and offset:  # the file is shorter than what is here
             _restart(stream)
             raise requests.ConnectionError("the file there is shorter than the part that is here")
         if response.status_code not in (200, 206):
-            raise _Refusal(f"answered {response.status_code} {response.reason}".rstrip())
-        chunks = response.iter_content(CHUNK)
+            raise _Refusal(f"answered {response.status_code} {response.reason or ''}".rstrip()[:100])
+        coding = response.headers.get("Content-Encoding", "identity")
+        if coding.strip().lower() not in ("", "identity"):
+            raise _Refusal(f"sent the file packed ({shown(coding)}), which it was not asked for")
+        chunks = _chunks(response)
         first = next(chunks, b"")
         kind = response.headers.get("Content-Type", "")
         # before anything is thrown away: a refusal is often a page, sent as if it were a success
@@ -246,9 +278,13 @@ def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
             if start:
                 raise _Refusal(f"sent bytes from {start:,} on, not from {offset:,}")
             _restart(stream)  # it knows no ranges
+        end = next(size for size in (file.n_bytes, total, LARGEST) if size is not None)
         bar.reset(total)
         bar.initial = bar.n = start
         while first:
+            if stream.tell() + len(first) > end:
+                _restart(stream)  # what came before is no part of this file either
+                raise _Refusal(f"sends more than the {end:,} bytes that the file has")
             stream.write(first)
             bar.update(len(first))
             first = next(chunks, b"")
@@ -256,15 +292,88 @@ def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
         raise requests.ConnectionError("closed the connection too early")
 
 
+def _ask(session: requests.Session, url: str, headers: Mapping[str, str]) -> requests.Response:
+    """The answer to one request, as soon as its headers are there; redirections are followed to where they may lead.
+
+    `requests` would follow one from https to http. What it does not bound is how long the headers may take: a thread is
+    waited for, and left behind where it has to be.
+    """
+    for _ in range(REDIRECTIONS):
+        response = _within(
+            lambda url=url: session.get(url, headers=headers, stream=True, timeout=TIMEOUT, allow_redirects=False)
+        )
+        try:
+            target = session.get_redirect_target(response)
+            if target is None:
+                return response
+            before, url = url, urljoin(url, target)
+        except ValueError as error:  # no UTF-8, an address that is none
+            raise _Refusal(f"leads on to what is no address ({why(error)})") from None
+        response.close()
+        allowed = ("https",) if urlsplit(before).scheme == "https" else ("http", "https")
+        if urlsplit(url).scheme not in allowed:
+            raise _Refusal(f"leads on to {shown(url, 100)}, which is not {' or '.join(allowed)}")
+    raise _Refusal(f"leads on to another address more than {REDIRECTIONS} times")
+
+
+def _within(ask: Callable[[], requests.Response]) -> requests.Response:
+    answer: list[requests.Response | BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(ask())
+        except BaseException as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=work, name="aem-download", daemon=True)
+    thread.start()
+    thread.join(WINDOW)
+    if not answer:
+        raise _Refusal(f"did not begin its answer within {WINDOW:g} s")
+    if isinstance(answer[0], ValueError) and not isinstance(answer[0], requests.RequestException):
+        raise _Refusal(f"cannot be asked ({why(answer[0])})")  # headers or an address that cannot be read
+    if isinstance(answer[0], BaseException):
+        raise answer[0]
+    return answer[0]
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """The body as it comes, not unpacked: each piece when it is there, so that a slow server is noticed.
+
+    Raises:
+        requests.RequestException: the connection broke.
+        _Refusal: it is too slow.
+    """
+    raw = response.raw
+    read = getattr(raw, "read1", raw.read)  # urllib3 before 2.1 waits for all that it was asked for
+    began, sent = time.monotonic(), 0
+    try:
+        while piece := read(CHUNK):
+            yield piece
+            sent += len(piece)
+            if (passed := time.monotonic() - began) > WINDOW:
+                if sent < SLOWEST * passed:
+                    raise _Refusal(f"sends too slowly ({sent:,} bytes in {passed:.0f} s)")
+                began, sent = time.monotonic(), 0
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise requests.Timeout(error) from error
+    except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        if isinstance(error, requests.RequestException):
+            raise
+        raise requests.ConnectionError(error) from error
+
+
 def _place(response: requests.Response) -> tuple[int, int | None]:
     """Returns the position of the first byte that is sent, and the size of the whole file."""
     if response.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        match = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
+        )
         if match is None:
             raise _Refusal("answered with a part of the file without saying which")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    return 0, int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def _restart(stream: BinaryIO) -> None:
@@ -286,7 +395,7 @@ def _digest(stream: BinaryIO, size: int, title: str, progress: bool) -> str:
 def _title(page: bytes) -> str:
     match = re.search(rb"<title[^>]*>(.*?)</title>", page, re.IGNORECASE | re.DOTALL)
     words = " ".join(match[1].decode(errors="replace").split()) if match else ""
-    return f' ("{words[:80]}")' if words else ""
+    return f' ("{harmless(words[:80])}")' if words else ""
 
 
 def _plain(error: Exception) -> str:

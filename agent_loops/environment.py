@@ -43,7 +43,8 @@ class Step:
         terminated: the task ended (won or lost).
         truncated: the environment cut the episode short (its own step limit).
         info: facts about the outcome. `won`: bool, the task is solved. `score`: float in [0, 1], where it is graded.
-            `invalid`: why the action breaks the format, where only the environment can tell.
+            `invalid`: why the action breaks the format, where only the environment can tell. `counts`: further numbers
+            of the episode by name, which become metrics beside `task_score`.
     """
 
     observation: Observation

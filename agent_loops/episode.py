@@ -192,6 +192,7 @@ class Episode:
     end: End = ""
     won: bool = False
     score: float = 0.0
+    counts: dict[str, float] = field(default_factory=dict)
     instruction: str = ""
     kind: str = ""
 
@@ -268,6 +269,7 @@ class Episode:
     def _record(self, info: Mapping[str, Any]) -> None:
         self.won = bool(info.get("won", False))
         self.score = float(info.get("score", float(self.won)))
+        self.counts |= {str(name): float(number) for name, number in info.get("counts", {}).items()}
 
     def _parse(self, response: str, thought_open: bool = False) -> ParsedAction:
         settings = self.settings

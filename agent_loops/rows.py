@@ -192,6 +192,7 @@ class Rows(ABC):
         turns = [turn for row in self.rows for turn in row.turns]
         success = float(episode.won and not fault)
         info = {
+            **({} if fault else episode.counts),
             "acc": success,
             "task_score": 0.0 if fault else float(episode.score),
             "turns": float(len(turns)),

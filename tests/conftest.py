@@ -25,7 +25,13 @@ SHARED = ("tests/e2e", "tests/packaging", "tests/agent_loops/scienceworld", "tes
 # The long units, with their processor seconds: they are begun first, so that all workers end at about the same time.
 LONG = {
     "tests/e2e": 900,
+    "tests/models": 120,
     "tests/recipe/test_configs.py": 90,
+    "tests/agent_loops/swe/test_swe_deceit.py": 70,
+    "tests/agent_loops/swe/test_swe_faults.py": 60,
+    "tests/agent_loops/swe/test_swe_sandbox_kernel.py": 60,
+    "tests/recipe/test_supervise.py": 60,
+    "tests/recipe/test_cli_study.py": 60,
     "tests/agent_loops/scienceworld": 80,
     "tests/recipe/test_cli_doctor.py": 60,
     "tests/packaging": 60,
@@ -46,10 +52,13 @@ LONG = {
 SLOW = (
     *("tests/packaging", "tests/studies", "tests/docs/test_site.py"),
     *("tests/agent_loops/scienceworld", "tests/agent_loops/textworld_express", "tests/agent_loops/test_workers.py"),
-    *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("generate", "grading", "sandbox")),
+    *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("deceit", "faults", "generate", "grading", "honest")),
+    *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("applying", "changes", "parsing", "sandbox")),
     *(f"tests/recipe/test_{what}.py" for what in ("cli", "cli_doctor", "cli_eval", "cli_report", "cli_study")),
     *(f"tests/recipe/test_{what}.py" for what in ("report_browser", "tiny_model", "cpu", "epo_loss")),
     *("tests/recipe/test_forkserver.py", "tests/recipe/test_liveness.py", "tests/models"),
+    *("tests/recipe/test_supervise.py", "tests/recipe/test_full_disk.py", "tests/recipe/test_run_scripts.py"),
+    "tests/recipe/test_supervise.py",
 )
 
 

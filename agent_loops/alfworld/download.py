@@ -10,26 +10,33 @@ themselves, so that it also holds for a copy that was packed otherwise:
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import errno
 import fcntl
+import gzip
 import hashlib
-import json
 import lzma
 import os
 import re
 import shutil
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from agent_loops.download import DownloadError, RemoteFile, fetch, sha256_of
+from agent_loops.files import room_for, sync_tree
+from agent_loops.reading import parse_json, read_bytes, reason, require_file, shown
 
 ROOT = "json_2.1.1"
 GAME = "game.tw-pddl"
@@ -43,6 +50,12 @@ ARCHIVE_NAMES = ("*.zip", "*.tar", "*.tar.*", "*.tgz")
 _KEYS = ("pddl_domain", "grammar", "pddl_problem", "solvable")  # of a game's JSON
 _UNPACKED_BYTES = 360_000_000
 _MEMBER = re.compile(rf"(?:\./)?{re.escape(ROOT)}/(?P<split>[^/]+)/(?P<below>[^/]+/[^/]+/{re.escape(GAME)})")
+# what an archive may hold: the published one has 4,027 games of at most 140 kB; one packed anew may hold ALFRED's files
+# and pictures too
+_GAME_BYTES = 8 << 20
+_ARCHIVE_BYTES = 16 << 30
+_MOST_FILES = 500_000
+_DIRECTORY_BYTES = 48 << 20  # of a zip file, which `zipfile` reads whole
 _LOOK_AT = 100_000  # files below a directory that is not what it should be
 _OTHER_FILES = {
     "traj_data.json": "ALFRED's annotations, of json_2.1.1_json.zip",
@@ -219,9 +232,12 @@ def check_games(root: Path, progress: bool = True) -> list[SplitFiles]:
         for name, paths in games.items():
             listing, n_bytes = hashlib.sha256(), 0
             for path in paths:
-                content = (root / path).read_bytes()
-                if reason := _fault(content):
-                    broken.append(f"{root / path} {reason}")
+                try:
+                    content = read_bytes(root / path, _GAME_BYTES)
+                except OSError as error:
+                    raise DownloadError(f"{root / path} cannot be read: {reason(error)}") from None
+                if what := _fault(content):
+                    broken.append(f"{root / path} {what}")
                 listing.update(f"{hashlib.sha256(content).hexdigest()}  {path}\n".encode())
                 n_bytes += len(content)
                 bar.update()
@@ -275,8 +291,9 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                         f"{root / split} holds other games than {archive}: choose another directory with --to, or "
                         "delete it"
                     )
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
+                with room_for(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
             counts[split] += 1
             bar.update()
         if not counts:
@@ -289,6 +306,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     f"incomplete, or another archive. {_WHERE_THEY_ARE}"
                 )
         for name in SPLITS.keys() - whole:
+            sync_tree(_partial(root, name))
             _partial(root, name).replace(root / name)
     return root
 
@@ -350,9 +368,9 @@ def _compare_counts(split: Path, games: Sequence[str]) -> str:
 def _fault(content: bytes) -> str:
     """Why this is not a game that can be won; an empty string if it is."""
     try:
-        game = json.loads(content)
-    except ValueError:
-        return "is empty" if not content else "is not JSON: it is cut short or another file"
+        game = parse_json(content)
+    except ValueError as error:
+        return "is empty" if not content else f"is not JSON: it is cut short or another file ({reason(error)})"
     missing = [key for key in _KEYS if not isinstance(game, dict) or key not in game]
     if missing:
         return f"is not a game: {' and '.join(missing)} is missing"
@@ -392,22 +410,133 @@ def _describe(names: Counter[str]) -> str:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes | None]]:
-    """Each plain file of an archive, in the archive's order: its name, and the content of those that are games."""
+    """Each plain file of an archive, in the archive's order: its name, and the content of those that are games.
+
+    Sizes are those that arrive, not those that the archive promises; what is no game is passed over unpacked.
+
+    Raises:
+        DownloadError: it is damaged, or holds more than any archive of games.
+    """
+    seen: set[tuple[str, str]] = set()
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                for name in (info.filename for info in zipped.infolist() if not info.is_dir()):
-                    yield name, zipped.read(name) if _place(name) else None
-        else:
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    if member.isfile() and (stream := tar.extractfile(member)) is not None:
-                        yield member.name, stream.read() if _place(member.name) else None
-    except (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        require_file(archive)
+        found = _zipped(archive) if zipfile.is_zipfile(archive) else _tarred(archive)
+        for number, (name, read) in enumerate(found):
+            if number >= _MOST_FILES:
+                raise _TooMuch(f"more than {_MOST_FILES:,} files")
+            place = _place(name)
+            if place is None:
+                yield name, None
+                continue
+            if place in seen:
+                raise _TooMuch(f"{shown(name, 200)} twice")
+            seen.add(place)
+            content = read(_GAME_BYTES + 1)
+            if len(content) > _GAME_BYTES:
+                raise _TooMuch(f"{shown(name, 200)} of more than {_GAME_BYTES / 1e6:.0f} MB, which no game has")
+            yield name, content
+    except _TooMuch as error:
+        raise DownloadError(f"{archive} holds {error}: it is no archive of ALFWorld's. {_WHERE_THEY_ARE}") from None
+    except _UNPACKING as error:
         raise DownloadError(
-            f"{archive} cannot be unpacked ({str(error) or 'it ends too early'}): it is damaged, incomplete, or no "
-            "archive. Fetch it again"
+            f"{archive} cannot be unpacked ({reason(error) if str(error) else 'it ends too early'}): it is damaged, "
+            "incomplete, or no archive. Fetch it again"
         ) from error
+
+
+class _TooMuch(Exception):
+    """What an archive holds that no archive of games does."""
+
+
+# what the libraries raise of damaged archives, encrypted ones, and methods of packing that this Python has not
+_UNPACKING = (
+    *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, RuntimeError),
+    *(NotImplementedError, struct.error, OverflowError, IndexError, KeyError, TypeError, AttributeError, MemoryError),
+)
+_Read = Callable[[int], bytes]
+
+
+def _zipped(archive: Path) -> Iterator[tuple[str, _Read]]:
+    size = _directory_size(archive)
+    if size > _DIRECTORY_BYTES:
+        raise _TooMuch(f"a list of files of {size / 1e6:,.0f} MB")
+    with zipfile.ZipFile(archive) as zipped:
+        for info in zipped.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir() or kind not in (0, stat.S_IFREG):  # links and devices are no games
+                continue
+
+            def read(count: int, info: zipfile.ZipInfo = info) -> bytes:
+                with zipped.open(info) as stream:
+                    return stream.read(count)  # at its end it compares the checksum
+
+            yield info.filename, read
+
+
+def _directory_size(archive: Path) -> int:
+    """The bytes of a zip file's list of files, as its end says; `zipfile` goes by the same number."""
+    with archive.open("rb") as file:
+        file.seek(max(archive.stat().st_size - (1 << 16) - 22, 0))
+        tail = file.read()
+    end = tail.rfind(b"PK\5\6")
+    if end < 0 or len(tail) - end < 22:
+        return 0  # then it is none, and `zipfile` says so
+    if b"PK\6\7" in tail[:end]:  # zip64: for archives of 65,535 files and more, or beyond 4 GB
+        large = tail.rfind(b"PK\6\6", 0, end)
+        return struct.unpack_from("<Q", tail, large + 40)[0] if 0 <= large <= len(tail) - 48 else _DIRECTORY_BYTES + 1
+    return struct.unpack_from("<L", tail, end + 12)[0]
+
+
+def _tarred(archive: Path) -> Iterator[tuple[str, _Read]]:
+    with archive.open("rb") as file:
+        start = file.read(8)
+        file.seek(0)
+        opened = next((opener for magic, opener in _COMPRESSIONS.items() if start.startswith(magic)), None)
+        with (
+            opened(file) if opened else contextlib.nullcontext(file) as plain,
+            tarfile.open(fileobj=(stream := _Bounded(plain)), mode="r:") as tar,  # type: ignore[call-overload]
+        ):
+            while (member := tar.next()) is not None:
+                tar.members = []  # tarfile keeps all of them
+                if member.isreg() and not member.issparse() and (content := tar.extractfile(member)) is not None:
+                    yield member.name, content.read
+            while stream.read(1 << 20):  # the packing's checksum stands at its end
+                pass
+
+
+_COMPRESSIONS: Mapping[bytes, Callable[[BinaryIO], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+    b"\x5d\0\0": lzma.LZMAFile,
+}
+
+
+class _Bounded:
+    """A stream that only goes forward, unpacking what is passed over, and refuses to give more than an archive of games
+    can hold: in one piece, which may be a name of gigabytes, or in all."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._position = stream, 0
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        if position < self._position:
+            raise tarfile.ReadError("its parts overlap")
+        while self._position < position and self.read(min(position - self._position, 1 << 20)):
+            pass
+        return self._position
+
+    def read(self, count: int) -> bytes:
+        if count > 2 * _GAME_BYTES:
+            raise _TooMuch(f"a header of {count / 1e6:,.0f} MB")
+        piece = self._stream.read(count)
+        self._position += len(piece)
+        if self._position > _ARCHIVE_BYTES:
+            raise _TooMuch(f"more than {_ARCHIVE_BYTES / 1e9:.0f} GB")
+        return piece
 
 
 def _place(member: str) -> tuple[str, str] | None:

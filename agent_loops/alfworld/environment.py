@@ -6,9 +6,10 @@ import functools
 from pathlib import Path
 from typing import ClassVar
 
-from agent_loops.alfworld.game import Game, GameError, Play, load_game
+from agent_loops.alfworld.game import Game, GameError, Play, load_game, playing
 from agent_loops.alfworld.tasks import games_directory, kind_of
 from agent_loops.environment import Observation, Step
+from agent_loops.reading import reason, shown
 
 _TASK = "Your task is to: "
 
@@ -38,6 +39,7 @@ class AlfworldEnvironment:
     def __init__(self, data_dir: str | Path) -> None:
         self._directory = games_directory(data_dir)
         self._play: Play | None = None
+        self._path = self._directory
 
     def reset(self, game: str) -> Observation:
         """Start a game.
@@ -48,10 +50,14 @@ class AlfworldEnvironment:
         Raises:
             GameError: there is no such file, or it is not a game that can be played.
         """
-        path = (self._directory / game).resolve()
+        try:
+            path = (self._directory / game).resolve()
+        except (TypeError, ValueError, OSError, RuntimeError) as error:  # no text, a NUL in it, a link to itself
+            raise GameError(f"{shown(game)} is no game's path ({reason(error)})") from None
         if not path.is_relative_to(self._directory.resolve()):
-            raise GameError(f"{game} lies outside {self._directory}: expected a path below it")
-        self._play = Play(_shared_game(path))
+            raise GameError(f"{shown(game, 200)} lies outside {self._directory}: expected a path below it")
+        with playing(path):
+            self._play, self._path = Play(_shared_game(path)), path
         paragraphs = self._play.text.split("\n\n")
         task = next((one for one in paragraphs if one.startswith(_TASK)), "")
         body = "\n\n".join(one for one in paragraphs if one != task and not one.startswith("-="))
@@ -66,12 +72,14 @@ class AlfworldEnvironment:
 
         Raises:
             RuntimeError: no game is being played, or it has been won.
+            GameError: the game's file leads to what cannot be said or done.
         """
         if self._play is None:
             raise RuntimeError("step() before reset(): no game is being played")
         if self._play.won:
             raise RuntimeError("step() after the game was won: reset() starts the next one")
-        self._play.command(command)
+        with playing(self._path):
+            self._play.command(command)
         won = self._play.won
         observation = Observation(self._play.text, self._play.commands)
         return Step(observation, float(won), terminated=won, info={"won": won, "score": float(won)})

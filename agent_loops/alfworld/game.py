@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from agent_loops.alfworld.facts import Facts, Relation
+from agent_loops.alfworld.facts import DENIED, Facts, Relation
 from agent_loops.alfworld.grammar import GrammarError, Values, Wording, parse_grammar, parse_query
 from agent_loops.alfworld.joins import TYPE, Join, picker
 from agent_loops.alfworld.pddl import (
@@ -22,11 +22,17 @@ from agent_loops.alfworld.pddl import (
     parse_domain,
     parse_problem,
 )
+from agent_loops.reading import FileError, parse_json, read_bytes, reason, shown
 
 _KEYS = ("pddl_domain", "pddl_problem", "grammar")
 
 
-class GameError(ValueError):
+AT_MOST = 8 << 20
+"""Bytes of a game's file; the largest of ALFWorld's has 140 kB."""
+_DAMAGE = (PddlError, GrammarError, RecursionError, LookupError, TypeError, ValueError, AttributeError)
+
+
+class GameError(FileError):
     """A file is not a game that this engine can play. The message names the file."""
 
 
@@ -51,8 +57,13 @@ class Game:
         problem = parse_problem(problem_text)
         _check_problem(problem, self._domain)
         self._grammar = parse_grammar(grammar_text)
-        self.walkthrough: list[str] = list(data.get("walkthrough") or ())  # type: ignore[call-overload]
+        walkthrough = data.get("walkthrough") or []
+        if not isinstance(walkthrough, list) or not all(isinstance(one, str) for one in walkthrough):
+            raise GrammarError(f"the walkthrough is {shown(walkthrough)}, not a list of commands")
+        self.walkthrough: list[str] = walkthrough
         self.changing = {effect.literal.predicate for action in self._domain.actions for effect in action.effects}
+        asked = {name: len(kinds) for name, kinds in self._domain.predicates.items()}
+        self._grammar.check(asked | {DENIED + name: asked[name] for name in self.changing}, self._domain.types)
         self._initial = {predicate: Relation(facts) for predicate, facts in problem.facts.items()}
         for kind in self._domain.types:
             everything = kind == "object"
@@ -146,16 +157,14 @@ def load_game(path: Path) -> Game:
         GameError: there is no such file, or it is not a game of ALFWorld.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = read_bytes(path, AT_MOST)
     except OSError as error:
-        raise GameError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise GameError(f"{path} is not a text file, so it is no game.tw-pddl") from None
+        raise GameError(f"{path}: {reason(error)}") from None
     try:
-        data = json.loads(text)
+        data = parse_json(content)
     except ValueError as error:
         raise GameError(
-            f"{path} is not JSON ({error}): the file is cut off or damaged; fetch it again (aem data alfworld)"
+            f"{path} is not JSON ({reason(error)}): the file is cut off or damaged; fetch it again (aem data alfworld)"
         ) from None
     missing = [key for key in _KEYS if not isinstance(data, dict) or not isinstance(data.get(key), str)]
     if missing:
@@ -163,10 +172,26 @@ def load_game(path: Path) -> Game:
             f"{path} has no {', '.join(missing)}, so it is no game.tw-pddl: expected a file of ALFWorld's "
             "json_2.1.1 with its text games (aem data alfworld)"
         )
-    try:
+    with playing(path):
         return Game(data)
-    except (PddlError, GrammarError) as error:
-        raise GameError(f"{path} cannot be played: {error}") from error
+
+
+@contextmanager
+def playing(path: Path) -> Iterator[None]:
+    """What goes wrong in a game is its file's fault.
+
+    Raises:
+        GameError: names the file.
+    """
+    try:
+        yield
+    except GameError:
+        raise
+    except RecursionError:
+        raise GameError(f"{path} cannot be played: it is nested too deeply, or a rule leads back to itself") from None
+    except _DAMAGE as error:
+        what = "" if isinstance(error, PddlError | GrammarError) else f"{type(error).__name__}: "
+        raise GameError(f"{path} cannot be played: {what}{reason(error)}") from error
 
 
 class _Schema:

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from agent_loops.alfworld.pddl import Conjunction, Literal
+from agent_loops.reading import parse_json, reason, shown
 
 Values = Mapping[str, str]
 """An object for each variable; variables have a question mark, as in PDDL."""
 
-_BLOCK = re.compile(
-    r'^action\s+(?P<action>\w+)\s*\{(?P<body>.*?)^\}|^grammar\s*::\s*"""(?P<rules>.*?)"""\s*;', re.DOTALL | re.MULTILINE
-)
+_BEGIN = re.compile(r'^action\s+(?P<action>\w+)\s*\{|^grammar\s*::\s*"""', re.MULTILINE)
+_ACTION_END = re.compile(r"^\}", re.MULTILINE)
+_RULES_END = re.compile(r'"""\s*;')
 _RULES = re.compile(r'grammar\s*::\s*"""(.*?)"""\s*;', re.DOTALL)
 _TEMPLATE = re.compile(r'template\s*::\s*"([^"]*)"\s*;')
 _FEEDBACK = re.compile(r'feedback\s*::\s*"([^"]*)"\s*;')
@@ -94,6 +94,34 @@ class Grammar:
             piece if isinstance(piece, str) else self._piece(piece, world, values) for piece in _pieces(text)
         )
 
+    def check(self, known: Mapping[str, int], types: Collection[str]) -> None:
+        """Look at every text and query, before a play comes upon one.
+
+        Args:
+            known: the predicates that a query may ask for, and how many terms each takes.
+            types: the types that a variable may have.
+
+        Raises:
+            GrammarError: one is malformed, or names a symbol, a predicate or a type that does not exist.
+        """
+        worded = [text for one in self.wordings.values() for text in (one.template, one.feedback)]
+        ruled = [rule for alternatives in self._rules.values() for rule in alternatives]
+        queries = [rule.condition for rule in ruled if rule.condition is not None]
+        for text in [*worded, *(rule.text for rule in ruled)]:
+            for piece in _pieces(text):
+                inner = piece.inner if isinstance(piece, _Piece) else piece
+                if isinstance(inner, _Symbol) and inner.name not in self._rules:
+                    raise GrammarError(f"there is no rule for #{inner.name}#")
+                if isinstance(piece, _Piece) and piece.query is not None:
+                    queries.append(piece.query)
+        for query in queries:
+            conjunction = parse_query(query)
+            for literal in conjunction.literals:
+                if known.get(literal.predicate) != len(literal.terms):
+                    raise GrammarError(f"the query {shown(query)} asks for no predicate of the domain")
+            if unknown := sorted(set(conjunction.types.values()) - set(types)):
+                raise GrammarError(f"the query {shown(query)} is about the type {unknown[0]}, which does not exist")
+
     def predicates(self, text: str) -> set[str]:
         """The predicates that a text's own queries ask for."""
         queries = (piece.query for piece in _pieces(text) if isinstance(piece, _Piece))
@@ -134,19 +162,34 @@ def parse_grammar(text: str) -> Grammar:
     """
     rules: dict[str, list[_Rule]] = {}
     wordings: dict[str, Wording] = {}
-    for block in _BLOCK.finditer(text):
-        if block["rules"] is not None:
-            rules.update(_rules(block["rules"]))
+    place = 0
+    while begin := _BEGIN.search(text, place):
+        action = begin["action"]
+        stop, place = _end(text, begin.end(), action)
+        inside = text[begin.end() : stop]
+        if action is None:
+            rules.update(_rules(inside))
             continue
-        template, feedback = _TEMPLATE.search(block["body"]), _FEEDBACK.search(block["body"])
+        template, feedback = _TEMPLATE.search(inside), _FEEDBACK.search(inside)
         if template is None or feedback is None:
-            raise GrammarError(f"action {block['action']} has no template or no feedback")
-        wordings[block["action"].lower()] = Wording(template[1], feedback[1])
-        for own in _RULES.finditer(block["body"]):
+            raise GrammarError(f"action {action} has no template or no feedback")
+        if action.lower() in wordings:
+            raise GrammarError(f"action {action} stands twice")
+        wordings[action.lower()] = Wording(template[1], feedback[1])
+        for own in _RULES.finditer(inside):
             rules.update(_rules(own[1]))
     if not rules or not wordings:
         raise GrammarError("no rules or no actions in the grammar")
     return Grammar(rules, wordings)
+
+
+def _end(text: str, place: int, action: str | None) -> tuple[int, int]:
+    """Where a block's inside ends, and the block itself."""
+    end = _ACTION_END if action else _RULES_END
+    found = end.search(text, place)
+    if found is None:
+        raise GrammarError(f"{f'action {action}' if action else 'the rules'} have no end: the text is cut off")
+    return found.start(), found.end()
 
 
 @functools.lru_cache(maxsize=256)
@@ -161,7 +204,7 @@ def parse_query(query: str) -> Conjunction:
     for part in query.split("&"):
         atom = _ATOM.fullmatch(part)
         if atom is None:
-            raise GrammarError(f"not a query: {query!r}")
+            raise GrammarError(f"not a query: {shown(query)}")
         terms = []
         for variable in filter(None, atom[2].split(",")):
             name, _, kind = variable.strip().partition(":")
@@ -193,8 +236,8 @@ def _pieces(text: str) -> tuple[str | _Symbol | _Piece, ...]:
 def _expression(text: str) -> ast.expr:
     try:
         return ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise GrammarError(f"{{{text}}} is not an expression") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise GrammarError(f"{{{shown(text)}}} is not an expression") from error
 
 
 def _value(expression: ast.expr, world: World, values: Values) -> str:
@@ -219,16 +262,22 @@ def _value(expression: ast.expr, world: World, values: Values) -> str:
                     return "a"
                 case "definite":
                     return "the"
-    raise GrammarError(f"{{{ast.unparse(expression)}}} cannot be evaluated with {', '.join(values) or 'no variables'}")
+    written = shown(ast.unparse(expression))
+    raise GrammarError(f"{{{written}}} cannot be evaluated with {', '.join(values) or 'no variables'}")
 
 
 def _rules(text: str) -> dict[str, list[_Rule]]:
     try:
         # TextWorld drops lines that begin with #
-        data = json.loads("\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#")))
-        return {
+        data = parse_json("\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#")))
+        found = {
             name: [_Rule(rule["rhs"], rule.get("condition") or None) for rule in alternatives]
             for name, alternatives in data.items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GrammarError(f"the rules are not as expected ({type(error).__name__}: {error})") from error
+        raise GrammarError(f"the rules are not as expected ({type(error).__name__}: {reason(error)})") from error
+    for name, alternatives in found.items():
+        for rule in alternatives:
+            if not isinstance(rule.text, str) or not isinstance(rule.condition, str | None):
+                raise GrammarError(f"the rule {shown(name)} is not made of texts")
+    return found

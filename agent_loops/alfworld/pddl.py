@@ -7,16 +7,25 @@ and `exists` in conditions, and `when` in effects; costs are read over.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+
+from agent_loops.reading import shown
 
 Tree = str | list["Tree"]
 Fact = tuple[str, ...]
 
 _TOKEN = re.compile(r"[()]|[^\s()]+")
 _COMMENT = re.compile(r";[^\n]*")
+
+
+MOST_LEVELS = 100
+"""Of parentheses within each other; ALFWorld's have a dozen."""
+MOST_CONJUNCTIONS = 10_000
+"""Of a condition in disjunctive normal form, which can be exponentially longer than the condition."""
 
 
 class PddlError(ValueError):
@@ -85,6 +94,8 @@ def parse(text: str) -> Tree:
     for token in _TOKEN.findall(_COMMENT.sub("", text).lower()):
         if token == "(":
             stack.append([])
+            if len(stack) > MOST_LEVELS:
+                raise PddlError(f"more than {MOST_LEVELS} parentheses within each other")
         elif token == ")":
             if len(stack) == 1:
                 raise PddlError("there are more closing parentheses than opening ones")
@@ -104,16 +115,49 @@ def parse_domain(text: str) -> Domain:
     """Read `(define (domain …) …)`.
 
     Raises:
-        PddlError: this is not a domain, or not of the known subset.
+        PddlError: this is not a domain, or not of the known subset, or names what it does not declare.
     """
+    domain = _domain(text)
+    for action in domain.actions:
+        for kind in action.parameters.values():
+            if kind not in domain.types:
+                raise PddlError(f"a parameter of {action.name} is of type {kind}, which the domain does not have")
+        conditions = [*action.precondition, *(one for effect in action.effects for one in effect.condition or ())]
+        for conjunction in conditions:
+            for kind in conjunction.types.values():
+                if kind.removesuffix(",") not in domain.types:  # ALFWorld's domain has a comma between two variables
+                    raise PddlError(f"a variable of {action.name} is of type {kind}, which the domain does not have")
+            for literal in conjunction.literals:
+                _check_declared(literal, conjunction.types, domain, action.name)
+        for effect in action.effects:
+            _check_declared(effect.literal, action.parameters, domain, action.name)
+    return domain
+
+
+def _check_declared(literal: Literal, variables: dict[str, str], domain: Domain, action: str) -> None:
+    """An unknown name would not fail: nothing would ever hold for it, or everything."""
+    if literal.predicate != "=" and literal.predicate not in domain.predicates:
+        raise PddlError(f"{action} is about {literal.predicate}, which is none of the domain's predicates")
+    expected = 2 if literal.predicate == "=" else len(domain.predicates[literal.predicate])
+    if len(literal.terms) != expected:
+        raise PddlError(f"{action} gives {literal.predicate} {len(literal.terms)} terms, and it takes {expected}")
+    for term in literal.terms:
+        if term.partition("#")[0].startswith("?") and term not in variables:
+            raise PddlError(f"{action} names {term}, which is none of its variables")
+
+
+def _domain(text: str) -> Domain:
     sections = _sections(parse(text), "domain")
     # every PDDL domain has the type `object`, declared or not
     types = frozenset(typed(sections[":types"][0][1:])) | {"object"} if ":types" in sections else frozenset({"object"})
     if ":predicates" not in sections:
         raise PddlError("a domain without (:predicates ...)")
-    predicates = {
-        _word(one[0]): tuple(kind for _, kind in _pairs(one[1:])) for one in map(_list, sections[":predicates"][0][1:])
-    }
+    predicates: dict[str, tuple[str, ...]] = {}
+    for one in map(_list, sections[":predicates"][0][1:]):
+        name = _word(_first(one))
+        if name in predicates:
+            raise PddlError(f"the predicate {name} is declared twice")
+        predicates[name] = tuple(kind for _, kind in _pairs(one[1:]))
     return Domain(types, predicates, tuple(map(_action, sections.get(":action", ()))))
 
 
@@ -135,17 +179,22 @@ def parse_problem(text: str) -> Problem:
             case [str(predicate), *terms] if all(isinstance(term, str) for term in terms):
                 facts.setdefault(predicate, set()).add(tuple(map(_word, terms)))
             case _:
-                raise PddlError(f"not a fact: {one}")
+                raise PddlError(f"not a fact: {shown(one)}")
     return Problem(
         objects=typed(sections[":objects"][0][1:]),
         facts=facts,
-        goal=disjuncts(_list(sections[":goal"][0][1]), {}),
+        goal=disjuncts(_list(_entry(sections[":goal"][0], 1)), {}),
     )
 
 
 def typed(words: Iterable[Tree]) -> dict[str, str]:
     """`a b - kind c` as a mapping from name to type; without a type it is `object`."""
-    return dict(_pairs(words))
+    pairs = _pairs(words)
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise PddlError(f"{next(name for name in names if names.count(name) > 1)} is declared twice")
+    return found
 
 
 def disjuncts(tree: Tree, types: dict[str, str]) -> tuple[Conjunction, ...]:
@@ -180,6 +229,8 @@ def _normal(tree: Tree, names: dict[str, str], positive: bool, counter: list[int
             parts = [_normal(part, names, positive, counter) for part in parts]
             if (connective == "and") != positive:
                 return [one for part in parts for one in part]
+            if math.prod(map(len, parts)) > MOST_CONJUNCTIONS:
+                raise PddlError(f"a condition that is more than {MOST_CONJUNCTIONS:,} alternatives")
             return [
                 (
                     [literal for one, _ in chosen for literal in one],
@@ -199,11 +250,11 @@ def _normal(tree: Tree, names: dict[str, str], positive: bool, counter: list[int
                 raise PddlError(f"{predicate} is not supported here")
             words = tuple(names.get(word, word) for word in map(_word, terms))
             return [([Literal(predicate, words, positive)], {})]
-    raise PddlError(f"not a condition: {tree}")
+    raise PddlError(f"not a condition: {shown(tree)}")
 
 
 def _action(section: Sequence[Tree]) -> Action:
-    name = _word(section[1])
+    name = _word(_entry(section, 1))
     parts = {_word(section[place]): _list(section[place + 1]) for place in range(2, len(section) - 1, 2)}
     parameters = typed(parts.get(":parameters", []))
     return Action(
@@ -231,7 +282,7 @@ def _effects(tree: Tree, types: dict[str, str]) -> Iterator[Effect]:
                 case [([literal], quantified)] if not quantified:
                     yield Effect(literal)
                 case _:
-                    raise PddlError(f"not an effect: {tree}")
+                    raise PddlError(f"not an effect: {shown(tree)}")
 
 
 def _sections(tree: Tree, kind: str) -> dict[str, list[list[Tree]]]:
@@ -239,7 +290,9 @@ def _sections(tree: Tree, kind: str) -> dict[str, list[list[Tree]]]:
         case ["define", [name, *_], *sections] if name == kind:
             found: dict[str, list[list[Tree]]] = {}
             for section in map(_list, sections):
-                found.setdefault(_word(section[0]), []).append(section)
+                found.setdefault(_word(_first(section)), []).append(section)
+            if several := [one for one, each in found.items() if len(each) > 1 and one != ":action"]:
+                raise PddlError(f"the section {several[0]} stands twice")
             return found
     raise PddlError(f"not a PDDL {kind}: it does not begin with (define ({kind} ...)")
 
@@ -260,13 +313,23 @@ def _pairs(words: Iterable[Tree]) -> list[tuple[str, str]]:
     return pairs + [(name, "object") for name in waiting]
 
 
+def _first(trees: Sequence[Tree]) -> Tree:
+    return _entry(trees, 0)
+
+
+def _entry(trees: Sequence[Tree], place: int) -> Tree:
+    if len(trees) <= place:
+        raise PddlError(f"({' '.join(map(str, trees))[:40]}) ends too early")
+    return trees[place]
+
+
 def _word(tree: Tree) -> str:
     if not isinstance(tree, str):
-        raise PddlError(f"a name was expected, not {tree}")
+        raise PddlError(f"a name was expected, not {shown(tree)}")
     return tree
 
 
 def _list(tree: Tree) -> list[Tree]:
     if not isinstance(tree, list):
-        raise PddlError(f"an expression in parentheses was expected, not {tree}")
+        raise PddlError(f"an expression in parentheses was expected, not {shown(tree)}")
     return tree

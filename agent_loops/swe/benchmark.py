@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops import arguments
+from agent_loops.swe.copies import refuse_copies
 from agent_loops.swe.environment import SweEnvironment
 from agent_loops.swe.grading import Grade, GradeSettings, grade
 from agent_loops.swe.readers import read_tasks
-from agent_loops.swe.sandbox import Sandbox, SandboxSettings, open_sandbox
+from agent_loops.swe.sandbox import Sandbox, SandboxError, SandboxSettings, open_sandbox
 from agent_loops.swe.tasks import SweTask, SweTasks
 
 
@@ -86,10 +87,11 @@ class Swe:
         return self._tasks
 
     def make(self) -> SweEnvironment:
-        """Returns a new environment. The first one tries whether sandboxes of this machine work here.
+        """Returns a new environment. The first one has a known solution graded: whether sandboxes and tests work here.
 
         Raises:
-            SandboxError: they do not.
+            SandboxError: they do not, for the reason that the grade gives.
+            ValueError: the answer of a task lies open in them.
             ImportError: swebench is missing, which grades.
         """
         with self._checking:
@@ -109,8 +111,18 @@ class Swe:
     def _check(self) -> None:
         if importlib.util.find_spec("swebench") is None:
             raise ImportError("grading needs swebench, which is not installed here: pip install 'verl-aem[swe]'")
-        if self._sandbox.backend in ("bubblewrap", "host"):  # a container would need its image
+        refuse_copies(self._tasks, self._sandbox)
+        named = [one for split in self._tasks.splits for one in self._tasks.tasks(split)]
+        task = next((task for task in map(self._tasks.task, named) if task.patch), None)
+        if task is None:  # a data set without solutions
             open_sandbox(self._sandbox).close()
+            return
+        found = self.grade(task, task.patch)
+        if not found.resolved:
+            raise SandboxError(
+                f"every reward would be 0: the known solution of {task.instance_id} is not resolved ({found.reason}). "
+                "sandbox.python names the Python that runs the tests; it needs pytest, which comes with verl-aem[swe]"
+            )
 
 
 def _known(sandbox: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 `agent_loops.swe.tools` sends this file's text and a request to the sandbox's own Python, which may be as old as 3.6 and
 has nothing but the standard library. An answer is `{"text": what the agent sees, "undo": how to take the edit back, or
 null, "taken_back": whether one was}`.
+
+A file's text is UTF-8, or UTF-16 where it begins with that one's mark. Bytes that are neither are kept as they are, and
+shown as U+FFFD.
 """
 
 import hashlib
@@ -15,6 +18,9 @@ LARGEST = 4000000  # bytes of a file
 LONGEST_LINE = 500
 ENTRIES = 200
 AROUND = 4  # lines shown before and after an edit
+UTF_8 = ("utf-8", "surrogateescape")
+UTF_16 = ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))  # their marks
+UNKNOWN = "\ufffd"
 
 
 class Refused(Exception):
@@ -28,16 +34,16 @@ def answer(request):
         if request["command"] == "view":
             text = view(path, request.get("view_range"), request["characters"])
         elif request["command"] == "undo_edit":
-            text, taken_back = take_back(path, request["undo"]), True
+            text, taken_back = take_back(path, request), True
         else:
             text, undo = EDITS[request["command"]](path, request)
     except Refused as error:
         text = str(error)
     except OSError as error:
         text = f"{path}: {error.strerror or error}"
-    except ValueError as error:  # a path with a null character
+    except ValueError as error:  # a path with a null character, or a text that no file can hold
         text = f"{path!r}: {error}"
-    return {"text": text, "undo": undo, "taken_back": taken_back}
+    return {"text": printable(text), "undo": undo, "taken_back": taken_back}
 
 
 def view(path, lines, characters):
@@ -45,7 +51,7 @@ def view(path, lines, characters):
         if lines:
             raise Refused(f"{path} is a directory: view_range is for files")
         return list_directory(path)
-    all_lines = split(read(path))
+    all_lines = split(read(path)[0])
     first, last = lines or [1, -1]
     last = len(all_lines) if last == -1 else last
     if not all_lines:
@@ -53,17 +59,23 @@ def view(path, lines, characters):
     if not 1 <= first <= last or first > len(all_lines):
         raise Refused(f"view_range={lines}: {path} has the lines 1 to {len(all_lines)}")
     last = min(last, len(all_lines))
-    shown, room = [], characters
-    for number in range(first, last + 1):
-        line = numbered(number, all_lines[number - 1])
-        room -= len(line) + 1
-        if room < 0 and shown:
-            break
-        shown.append(line)
+    shown = excerpt(all_lines, first, last, characters)
     end = first + len(shown) - 1
     head = f"{path}, lines {first} to {end} of {len(all_lines)}"
     more = "\n(cut here: give view_range to see more)" if end < last else ""
     return "{}:\n{}{}".format(head, "\n".join(shown), more)
+
+
+def excerpt(lines, first, last, characters):
+    """The lines with their numbers, as many as there is room for, and one at least."""
+    shown = []
+    for number in range(first, last + 1):
+        line = numbered(number, lines[number - 1])
+        characters -= len(line) + 1
+        if characters < 0 and shown:
+            break
+        shown.append(line)
+    return shown
 
 
 def list_directory(path):
@@ -84,26 +96,29 @@ def create(path, request):
     if os.path.lexists(path):
         raise Refused(f"{path} exists already: create is for new files, use str_replace or insert")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    write(path, request["file_text"])
+    write(path, request["file_text"], UTF_8)
     return f"{path} is created", {"created": digest(request["file_text"])}
 
 
 def str_replace(path, request):
-    text = read(path)
+    text, codec = read(path)
     old, new = (as_in(text, request.get(name, "")) for name in ("old_str", "new_str"))
     if not old:
         raise Refused("old_str is empty")
     count = text.count(old)
     if count != 1:
         found = "not in" if not count else f"{count} times in"
-        raise Refused(f"nothing is replaced: old_str is {found} {path}, and has to be there once, to the letter")
+        why = f"nothing is replaced: old_str is {found} {path}, and has to be there once, to the letter"
+        if not count and UNKNOWN in old and printable(text) != text:
+            why += f". It holds {UNKNOWN}, which is shown for bytes that are no UTF-8: leave them out of old_str"
+        raise Refused(why)
     if old == new:
         raise Refused("nothing is replaced: old_str and new_str are the same")
-    return splice(path, text, text.index(old), old, new)
+    return splice(path, text, codec, text.index(old), old, new, request["characters"])
 
 
 def insert(path, request):
-    text, after = read(path), request["insert_line"]
+    (text, codec), after = read(path), request["insert_line"]
     count = len(split(text))
     if not 0 <= after <= count:
         raise Refused(f"insert_line={after}: {path} has {count} lines; 0 is before the first")
@@ -116,37 +131,37 @@ def insert(path, request):
         new = end + new
     elif not new.endswith(end):
         new += end
-    return splice(path, text, start, "", new)
+    return splice(path, text, codec, start, "", new, request["characters"])
 
 
 EDITS = {"create": create, "str_replace": str_replace, "insert": insert}
 
 
-def splice(path, text, start, old, new):
+def splice(path, text, codec, start, old, new, characters):
     changed = text[:start] + new + text[start + len(old) :]
-    write(path, changed)
+    write(path, changed, codec)
     first = text.count("\n", 0, start) + 1
     last = first + new.count("\n")
     lines = split(changed)
-    around = range(max(first - AROUND, 1), min(last + AROUND, len(lines)) + 1)
-    shown = "\n".join(numbered(number, lines[number - 1]) for number in around)
+    shown = excerpt(lines, max(first - AROUND, 1), min(last + AROUND, len(lines)), characters)
     undo = {"start": start, "old": old, "new": new, "digest": digest(changed)}
-    return f"{path} is changed:\n{shown}", undo
+    return "{} is changed:\n{}".format(path, "\n".join(shown)), undo
 
 
-def take_back(path, undo):
-    text = read(path)
+def take_back(path, request):
+    text, codec = read(path)
+    undo = request["undo"]
     if digest(text) != undo.get("created", undo.get("digest")):
         raise Refused(f"{path} has changed since its last edit here, which is not taken back")
     if "created" in undo:
         os.remove(path)
         return f"{path} is removed: its last edit here created it"
-    start = undo["start"]
-    message, _ = splice(path, text, start, undo["new"], undo["old"])
+    message, _ = splice(path, text, codec, undo["start"], undo["new"], undo["old"], request["characters"])
     return "The last edit is taken back. " + message
 
 
 def read(path):
+    """The text of a file, and what turns it into the same bytes again."""
     kind = os.stat(path)
     if stat.S_ISDIR(kind.st_mode):
         raise Refused(f"{path} is a directory")
@@ -156,16 +171,23 @@ def read(path):
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise Refused(f"{path} has more than {LARGEST} bytes: use execute_bash")
-    return content.decode("utf-8", "surrogateescape")
+    for mark, codec in UTF_16:
+        if content.startswith(mark):
+            try:
+                return content.decode(codec), (codec, "strict")
+            except UnicodeDecodeError:
+                break
+    return content.decode(*UTF_8), UTF_8
 
 
-def write(path, text):
+def write(path, text, codec):
     """The whole text or nothing: a full disk must not cost the file."""
+    content = text.encode(*codec)
     path = os.path.realpath(path)
     part = f"{path}.{os.getpid()}.part"
     try:
         with open(part, "wb") as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
+            file.write(content)
         if os.path.exists(path):
             shutil.copymode(path, part)
         os.replace(part, path)
@@ -175,7 +197,15 @@ def write(path, text):
 
 
 def digest(text):
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(text.encode(*UTF_8)).hexdigest()
+
+
+def printable(text):
+    """The text with U+FFFD for what stands for bytes that are no UTF-8."""
+    try:
+        return text.encode(*UTF_8).decode("utf-8", "replace")
+    except UnicodeEncodeError:  # a surrogate that the agent wrote
+        return "".join(UNKNOWN if "\ud800" <= letter <= "\udfff" else letter for letter in text)
 
 
 def split(text):

@@ -3,27 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from agent_loops.actions import CallError
+from agent_loops.actions import CallError, FunctionCall
 from agent_loops.environment import Observation, Step
-from agent_loops.swe.sandbox import Sandbox, SandboxError, read_patch
-from agent_loops.swe.tools import FORMAT, TOOLS, Toolbox, cut_middle, read_tool_call
+from agent_loops.swe.patches import read_outline, text_patch
+from agent_loops.swe.sandbox import (
+    BaseLostError,
+    Changes,
+    Sandbox,
+    SandboxClosedError,
+    SandboxError,
+    read_changes,
+    read_pack,
+)
+from agent_loops.swe.sandbox.changes import BYTES_ONLY
+from agent_loops.swe.tools import FORMAT, TOOLS, Toolbox, read_tool_call
+from agent_loops.texts import clean, cut_middle
 
 if TYPE_CHECKING:
     from agent_loops.swe.grading import Grade
     from agent_loops.swe.tasks import SweTask
 
+logger = logging.getLogger(__name__)
+
 _PREPARE_SECONDS = 120.0
-# a history of one commit: the one that the tree came with may hold the answer. Ignored files stay ignored.
-_FRESH_HISTORY = (
-    "rm -rf .git && git init -q && git add --all && "
-    "git -c user.name=task -c user.email=task@localhost -c commit.gpgsign=false "
-    "commit -q --allow-empty --no-verify -m 'The task begins' && git rev-parse HEAD"
-)
+# A history of one commit: the one that the tree came with may hold the answer. Ignored files stay ignored, but for
+# those that were tracked there. What cannot be added (a repository within the tree) is not part of it.
+FRESH_HISTORY = rf"""
+tracked=$(mktemp) && git -c safe.directory='*' ls-files -z --stage 2>/dev/null |
+    sed -z -e '/^160000/d' -e 's/^[^\t]*\t//' >"$tracked"
+rm -rf .git && git init -q && mkdir -p .git/info && echo '{BYTES_ONLY}' >>.git/info/attributes && {{
+    git add --all || git add --all --ignore-errors || true
+    git update-index -z --add --remove --stdin <"$tracked" || true
+    rm -f "$tracked"
+}} && git -c user.name=task -c user.email=task@localhost -c commit.gpgsign=false \
+    commit -q --allow-empty --no-verify -m 'The task begins' && git rev-parse HEAD
+"""
 _LISTED = 60
+# a change that does nothing, for telling a grader that fails by itself from one that fails because of a patch
+_HARMLESS = text_patch("aem-harmless.txt", None, "This file does nothing.\n")
 
 
 class SweEnvironment:
@@ -35,7 +58,11 @@ class SweEnvironment:
     `Observation.info` holds `instruction` (the problem) and `kind` (the repository). `Step.info` holds `invalid` (what
     was wrong with a call that no tool takes) and, at the end, `won`, `score` (the share of the failing tests that pass
     now, times the share of the others that still do), `applied` (whether the patch could be applied), `patch_files`,
-    `patch_added`, `patch_removed` and `reason` (why it is not solved).
+    `patch_added`, `patch_removed`, `reason` (why it is not solved) and `counts` (a metric); also `left_out`, where
+    there are any: files that could not be part of the patch, with the reasons.
+
+    What the agent does is its own loss: where its sandbox no longer works but a fresh one does, or the grader fails
+    over its patch but not over another one, the episode is lost. Only what fails with a fresh one too is an error.
 
     Args:
         find: the task that `reset` is given.
@@ -115,12 +142,11 @@ class SweEnvironment:
             call = read_tool_call(action)
             if call.name == "finish":
                 return self._finish()
-            text = self._toolbox.use(call)
+            return self._use(call)
         except CallError as error:
             form = f"Call one of {', '.join(TOOLS)} in this form, with every tag closed:\n{FORMAT}"
             text = f"No call was made: {error}. {form}"
             return Step(Observation(text), 0.0, False, info={"invalid": str(error)})
-        return Step(Observation(text), 0.0, False)
 
     def conclude(self) -> Mapping[str, Any]:
         """Grades the tree as it is: the outcome of an episode that was cut before its agent called `finish`.
@@ -145,31 +171,123 @@ class SweEnvironment:
             done = sandbox.execute(task.hidden, seconds=_PREPARE_SECONDS)
             if done.returncode:
                 raise SandboxError(f"what the agent must not see could not be taken away: {done.output[-500:]}")
-        done = sandbox.execute(_FRESH_HISTORY, seconds=_PREPARE_SECONDS)
+        done = sandbox.execute(FRESH_HISTORY, seconds=_PREPARE_SECONDS)
         if done.returncode:
             raise SandboxError(f"no git history can be made in the sandbox (it needs git): {done.output[-500:]}")
         return done.output.split()[-1]
 
-    def _finish(self) -> Step:
-        task, sandbox = self._task, self._sandbox
-        if task is None or sandbox is None:
-            raise RuntimeError("no task is being played: reset() comes first")
+    def _use(self, call: FunctionCall) -> Step:
+        task, sandbox, toolbox = self._playing()
         try:
-            patch, reason = read_patch(sandbox, self._base), ""
-        except SandboxError as error:
-            # the agent may have taken git's files away, which is its own loss; a sandbox that is gone is not
-            sandbox.execute("true", seconds=self._command_seconds)
-            patch, reason = "", str(error)
+            return Step(Observation(toolbox.use(call)), 0.0, False)
+        except (CallError, SandboxClosedError):
+            raise
+        except Exception as error:
+            self._check_open(sandbox)
+            if self._runs_commands(sandbox):
+                logger.warning("a call of %s failed, and the episode goes on:\n%s", call.name, _traceback(error))
+                return Step(Observation(f"{call.name} failed: {clean(str(error))[-500:]}"), 0.0, False)
+            self._try_fresh(task, error)
+            reason = f"the sandbox runs no commands any more, after what was done in it: {error}"
+        return self._ended({"won": False, "score": 0.0, "applied": False, **_patch_stats("")}, reason)
+
+    def _finish(self) -> Step:
+        task, sandbox, _ = self._playing()
+        changes, reason = Changes(""), ""
+        try:
+            changes = self._changes(task, sandbox)
+        except SandboxClosedError:
+            raise
+        except Exception as error:
+            self._check_open(sandbox)
+            self._try_fresh(task, error)
+            reason = str(error)
+        patch = changes.patch
         info: dict[str, Any] = {"won": False, "score": 0.0, "applied": False, **_patch_stats(patch)}
+        info["counts"] = {"suspicious": 0.0}
+        if changes.left_out:
+            info["left_out"] = {clean(name): why for name, why in list(changes.left_out.items())[:_LISTED]}
         if not patch:
-            info["reason"] = reason or "nothing was changed"
-        else:
-            grade = self._grade(task, patch)
-            score = _share(grade.fail_to_pass) * _share(grade.pass_to_pass)
-            info |= {"won": grade.resolved, "score": score, "applied": grade.applied, "reason": grade.reason}
-        step = Step(Observation("The episode is over."), float(info["won"]), True, info=info)
+            return self._ended(info, reason or f"nothing was changed{' but what is left out' * bool(changes.left_out)}")
+        grade = self._graded(task, patch)
+        if isinstance(grade, str):
+            return self._ended(info, grade)
+        score = _share(grade.fail_to_pass) * _share(grade.pass_to_pass)
+        info |= {"won": grade.resolved, "score": score, "applied": grade.applied}
+        info["counts"] = {"suspicious": float(grade.resolved and bool(grade.suspicious))}
+        return self._ended(info, grade.reason)
+
+    def _playing(self) -> tuple[SweTask, Sandbox, Toolbox]:
+        task, sandbox, toolbox = self._task, self._sandbox, self._toolbox
+        if task is None or sandbox is None or toolbox is None:
+            raise RuntimeError("no task is being played: reset() comes first")
+        return task, sandbox, toolbox
+
+    def _ended(self, info: dict[str, Any], reason: str) -> Step:
+        step = Step(
+            Observation("The episode is over."), float(info["won"]), True, info={**info, "reason": clean(reason)}
+        )
         self._end = dataclasses.replace(step, reward=0.0)
         return step
+
+    def _changes(self, task: SweTask, sandbox: Sandbox) -> Changes:
+        try:
+            return read_changes(sandbox, self._base)
+        except BaseLostError:
+            # its git is gone, its work is not: what it began with can be had again
+            fresh = self._open_sandbox(task)
+            try:
+                base = self._begin_history(fresh, task)
+                pack = read_pack(fresh, base)
+            finally:
+                fresh.close()
+            return read_changes(sandbox, base, pack=pack)
+
+    def _graded(self, task: SweTask, patch: str) -> Grade | str:
+        """The grade, or why there is none, where that is the patch's doing."""
+        try:
+            return self._grade(task, patch)
+        except Exception as error:
+            try:
+                self._grade(task, _HARMLESS)
+            except Exception as again:
+                raise _as_fault(
+                    error, f"grading failed, and does so for a patch that changes nothing ({again})"
+                ) from error
+        try:  # the machine may have been at fault for a moment
+            return self._grade(task, patch)
+        except Exception as error:
+            logger.warning("grading fails for a patch, and not for another one:\n%s", _traceback(error))
+            return f"grading fails for this patch, and not for another one: {error}"
+
+    def _check_open(self, sandbox: Sandbox) -> None:
+        """An episode that was closed meanwhile has no outcome."""
+        if self._sandbox is not sandbox:
+            raise SandboxClosedError("the episode was closed while a call of it was carried out")
+
+    def _runs_commands(self, sandbox: Sandbox) -> bool:
+        try:
+            return sandbox.execute("true", seconds=self._command_seconds).returncode == 0
+        except SandboxClosedError:
+            raise
+        except Exception:
+            return False
+
+    def _try_fresh(self, task: SweTask, error: Exception) -> None:
+        """What a fresh sandbox cannot do either is no doing of the agent."""
+        try:
+            fresh = self._open_sandbox(task)
+        except Exception as again:
+            raise _as_fault(error, f"a sandbox failed, and there is no fresh one ({again})") from error
+        try:
+            if not self._runs_commands(fresh):
+                raise _as_fault(error, "a sandbox failed, and a fresh one runs no commands either") from error
+        finally:
+            fresh.close()
+
+
+def _as_fault(error: Exception, what: str) -> SandboxError:
+    return error if isinstance(error, SandboxError) else SandboxError(f"{what}: {type(error).__name__}: {error}")
 
 
 def _share(passed_of: tuple[int, int]) -> float:
@@ -178,9 +296,10 @@ def _share(passed_of: tuple[int, int]) -> float:
 
 
 def _patch_stats(patch: str) -> dict[str, int]:
-    lines = patch.splitlines()
-    return {
-        "patch_files": sum(line.startswith("diff --git ") for line in lines),
-        "patch_added": sum(line.startswith("+") and not line.startswith("+++ ") for line in lines),
-        "patch_removed": sum(line.startswith("-") and not line.startswith("--- ") for line in lines),
-    }
+    outline = read_outline(patch)
+    return {"patch_files": outline.files, "patch_added": outline.added, "patch_removed": outline.removed}
+
+
+def _traceback(error: BaseException) -> str:
+    """For a log, which takes no lone surrogates."""
+    return clean("".join(traceback.format_exception(error)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from agent_loops.files import write_file
 from agent_loops.swe.grading import Grade, GradeSettings, grade, grade_row
 from agent_loops.swe.readers import read_tasks
 from agent_loops.swe.sandbox import BACKENDS, SandboxError, SandboxSettings
@@ -38,6 +39,8 @@ class Prediction:
 def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> None:
     """Write predictions as swebench reads them: a list (`.json`), or one a line (`.jsonl`).
 
+    The file is ASCII. Bytes of a patch that are no UTF-8 (surrogates in its text) are escapes of JSON, as `\\udce9`.
+
     Args:
         predictions: what to write.
         path: the file; there is nothing, or the whole of it.
@@ -48,35 +51,31 @@ def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> No
     path = Path(path)
     rows = [vars(one) for one in predictions]
     if path.suffix == ".jsonl":
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
     elif path.suffix == ".json":
-        text = json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps(rows, indent=1) + "\n"
     else:
         raise ValueError(f"{path}: expected a name that ends in .json or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_file(path, text)
 
 
 def read_predictions(path: Path | str) -> list[Prediction]:
-    """Read predictions: a JSON list, an object by instance, or JSON lines.
+    """Read predictions: a JSON list, an object by instance, or JSON lines, whatever the file's name ends in.
+
+    A patch is `model_patch`; a null there is no answer. In an object by instance, a text is the patch itself.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no predictions, or two of one task; the message names the file, the row and the field.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            rows: Any = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            rows = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error})") from error
+    text = _decoded(path)
+    if not text.strip():
+        raise ValueError(f"{path} is empty: expected predictions")
+    rows = _json_rows(text, path)
     if isinstance(rows, dict):
-        rows = list(rows.values())
+        rows = [rows] if "instance_id" in rows else [_of_instance(name, row, path) for name, row in rows.items()]
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected predictions, not {type(rows).__name__}")
     predictions = [_prediction(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
@@ -88,15 +87,78 @@ def read_predictions(path: Path | str) -> list[Prediction]:
     return predictions
 
 
+def _decoded(path: Path) -> str:
+    content = path.read_bytes()
+    for magic, what in ((b"\x1f\x8b", "gzip"), (b"PK\3\4", "zip"), (b"\x28\xb5\x2f\xfd", "zstd")):
+        if content.startswith(magic):
+            raise ValueError(f"{path} is compressed ({what}): unpack it first")
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no {encoding.removesuffix('-sig').upper()} text ({error})") from error
+
+
+def _json_rows(text: str, path: Path) -> Any:
+    try:
+        return _loads(text)
+    except ValueError as error:
+        whole = error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = []
+    for number, line in lines:
+        try:
+            rows.append(_loads(line))
+        except ValueError as error:
+            # where not even the first line is JSON, these are no lines of it
+            if path.suffix == ".jsonl" or rows:
+                raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+            raise ValueError(f"{path}: no JSON ({whole})") from whole
+    return rows
+
+
+def _loads(text: str) -> Any:
+    """JSON in which no key is given twice: the first of them would be lost."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise ValueError(f"the key {key!r} is given twice")
+            found[key] = value
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _of_instance(name: str, row: Any, path: Path) -> Any:
+    """A value of an object by instance, with the instance's name in it."""
+    if row is None or isinstance(row, str):
+        return {"instance_id": name, "model_patch": row}
+    if isinstance(row, dict) and row.setdefault("instance_id", name) != name:
+        raise ValueError(f"{path}: under {name!r} is a prediction for {row['instance_id']!r}")
+    return row
+
+
 def _prediction(row: Any, place: str) -> Prediction:
     if not isinstance(row, dict):
         raise ValueError(f"{place}: expected an object, not {type(row).__name__}")
-    values = {"model_name_or_path": "", **row}
-    values["model_patch"] = values.get("model_patch") or ""
-    for name in ("instance_id", "model_name_or_path", "model_patch"):
-        if not isinstance(values.get(name), str):
-            raise ValueError(f"{place}, field {name!r}: expected text, not {type(values.get(name)).__name__}")
-    return Prediction(values["instance_id"], values["model_name_or_path"], values["model_patch"])
+    if not isinstance(row.get("instance_id"), str):
+        raise ValueError(f"{place}, field 'instance_id': expected text, not {type(row.get('instance_id')).__name__}")
+    if "model_patch" not in row:
+        others = ", ".join(repr(str(key)[:50]) for key in list(row)[:10])
+        raise ValueError(
+            f"{place}, field 'model_patch' is missing; there are {others}. The patch has to be under 'model_patch', "
+            "or null there where there is none"
+        )
+    values = {name: "" if row.get(name) is None else row[name] for name in ("model_name_or_path", "model_patch")}
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{place}, field {name!r}: expected text, not {type(value).__name__}")
+    return Prediction(row["instance_id"], **values)
 
 
 def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -214,7 +276,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        try:
+            write_file(given.out, json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     if result["errors"]:
         print(f"{result['errors']} tasks have no grade: their sandbox failed", file=sys.stderr)
     return 1 if result["errors"] else 0

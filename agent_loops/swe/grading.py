@@ -1,38 +1,39 @@
-"""Does a patch mend a task's repository? Graded by swebench's own functions, in a fresh sandbox.
+"""Does a patch mend a task's repository? The tests run in a fresh sandbox, and swebench's own functions judge.
 
 What the agent did to its own sandbox is of no account: only its patch is, applied by git to a fresh copy of the
 repository. Of the patch, edits that could fool the grader are left out (`patches.is_protected`: tests, the
-configuration of the test run, modules in the test runner's place), except in files that the known solution edits too.
-The code under test still runs in the tests' own process, as it does in SWE-bench: product code that sets out to deceive
-pytest from within can.
+configuration of the test run; `shadowing`: modules in the place of others), except in files that the known solution
+edits too. The code under test runs in the tests' own process, as it does in SWE-bench; what it does there to deceive
+is looked for (`testing.py`, docs/swe_tasks.md).
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import shlex
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from agent_loops.swe.patches import glob_escaped, is_protected, patched_paths
-from agent_loops.swe.sandbox import Executed, Sandbox, SandboxSettings, open_sandbox
-from agent_loops.swe.slots import core_slot
+from agent_loops.swe import parsing
+from agent_loops.swe.applying import NotApplied, apply_patch
+from agent_loops.swe.sandbox import SandboxSettings, open_sandbox
+from agent_loops.swe.shadows import shadows_of
+from agent_loops.swe.slots import PATIENCE, core_slot
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
+from agent_loops.swe.testing import TestRun, added_lines, changed_files, run_tests, tracked_files
 
-# The tree's own git configuration is the data set's; a tree that another user made is one all the same.
-GIT = "git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.quotePath=true"
-# The same order of sets and the same day everywhere; no bytecode that outlives a change within one second.
-_ENVIRONMENT = "export PYTHONHASHSEED=0 TZ=UTC PYTHONDONTWRITEBYTECODE=1"
-_GIT_SECONDS = 60.0
 _KB = 1024
+# What a fix seldom needs, and what sets out to deceive often touches.
+_SUSPICIOUS = {
+    "pytest": r"\b_?pytest\b",
+    "gc": r"\bgc\b",
+    "frames": r"_getframe|current_?frame|\bf_(back|locals|globals|code)\b|\b(tb|gi|cr)_frame\b|settrace|setprofile",
+    "exit": r"\batexit\b|\b_exit\b|weakref\.finalize",
+    "/proc": r"/proc\b",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Grade:
             the expected status.
         pass_to_pass: the same of these.
         dropped: the files whose edits were left out.
+        suspicious: what the patch touches that a fix seldom needs: pytest, gc, frames, exit, /proc.
         log: the tests' output.
         seconds: how long the tests took.
     """
@@ -80,12 +82,9 @@ class Grade:
     fail_to_pass: tuple[int, int]
     pass_to_pass: tuple[int, int]
     dropped: tuple[str, ...] = ()
+    suspicious: tuple[str, ...] = ()
     log: str = field(default="", repr=False)
     seconds: float = 0.0
-
-
-class _NotApplied(Exception):
-    """Why a patch is not one that tests can run on."""
 
 
 def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> Grade:
@@ -106,8 +105,7 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
         ValueError: the task's source is damaged, or swebench does not know its log parser.
     """
     settings = settings or GradeSettings()
-    if task.log_parser != R2E_PARSER:
-        _parser(task)
+    parsing.check_parser(task)
     counts = ((0, len(task.fail_to_pass or task.expected)), (0, len(task.pass_to_pass)))
     n_kb = len(patch) // _KB
     if not patch.strip():
@@ -115,227 +113,67 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
     if n_kb > settings.patch_kb:
         return Grade(False, False, f"the patch has {n_kb} kB; patch_kb allows {settings.patch_kb}", *counts)
     dropped: tuple[str, ...] = ()
-    with core_slot(settings.slots):
+    with core_slot(settings.slots, patience=2 * settings.seconds + PATIENCE):
         source = Path(task.source) if task.source else None
         with open_sandbox(settings.sandbox, source=source, image=task.image) as sandbox:
+            before, tracked = changed_files(sandbox), tracked_files(sandbox)
             try:
-                dropped = _apply(sandbox, task, patch)
-            except _NotApplied as error:
+                dropped = apply_patch(
+                    sandbox, task, patch, shadows_of(sandbox, tracked, f"{task.image} {settings.sandbox}")
+                )
+            except NotApplied as error:
                 return Grade(False, False, str(error), *counts, dropped=tuple(error.args[1:]))
+            added = added_lines(sandbox, task, patch, tracked, before)
             began = time.monotonic()
-            log, executed = run_tests(sandbox, task, settings)
+            run = run_tests(sandbox, task, seconds=settings.seconds, log_kb=settings.log_kb, added=added)
             seconds = time.monotonic() - began
-    return _judge(task, log, executed, dropped, seconds, settings)
-
-
-def run_tests(sandbox: Sandbox, task: SweTask, settings: GradeSettings) -> tuple[str, Executed]:
-    """Run a task's tests in a sandbox as it is.
-
-    Args:
-        sandbox: holds the repository.
-        task: the task; its `test_patch` is applied first, where its command does not do so by itself.
-        settings: the limits.
-
-    Returns:
-        The log, with swebench's marks around the tests' output, and what the command left.
-    """
-    script = _script(task)
-    # Through a file: an evaluation script may be longer than a command's argument can be.
-    command = 'cat > "${TMPDIR:-/tmp}/aem-tests.sh" && bash "${TMPDIR:-/tmp}/aem-tests.sh" < /dev/null'
-    executed = sandbox.execute(command, seconds=settings.seconds, stdin=script.encode(), output_kb=settings.log_kb)
-    marks = _swebench().constants
-    log = executed.output
-    if executed.timed_out:
-        log += f"\n{marks.TESTS_TIMEOUT}\nTimeout error: {settings.seconds:g} seconds exceeded.\n"
-    return log, executed
-
-
-def read_statuses(task: SweTask, log: str) -> dict[str, str]:
-    """Return the status of each test (swebench's words) by its name, as the task's parser reads a log."""
-    marks = _swebench().constants
-    log = log.partition(marks.START_TEST_OUTPUT)[2].partition(marks.END_TEST_OUTPUT)[0]
-    if task.log_parser == R2E_PARSER:
-        return _r2e_statuses(log)
-    return _parser(task)(log, _spec(task))
-
-
-def _script(task: SweTask) -> str:
-    marks = _swebench().constants
-    if marks.START_TEST_OUTPUT in task.test_command:
-        utils = _swebench().utils
-        lines = utils.record_test_exit_code(utils.parse_eval_script(task.test_command))
-        return "\n".join(["set -uxo pipefail", _ENVIRONMENT, *lines]) + "\n"
-    lines = [_ENVIRONMENT]
-    if task.test_patch:
-        files = " ".join(shlex.quote(path) for path in sorted(patched_paths(task.test_patch)))
-        apply = f"printf %s {shlex.quote(task.test_patch)} | {GIT} apply --whitespace=nowarn -"
-        lines += [
-            f"for f in {files}; do {GIT} checkout -q HEAD -- $f 2> /dev/null || rm -rf -- $f; done",
-            f"{apply} || {{ echo '{marks.RESET_FAILED}'; exit 1; }}",
-        ]
-    lines += [
-        f"echo '{marks.START_TEST_OUTPUT}'",
-        f"( {task.test_command}\n) 2>&1",
-        "code=$?",
-        f"echo; echo '{marks.END_TEST_OUTPUT}'",
-        f'echo "{marks.TEST_EXIT_CODE}: $code"',
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _apply(sandbox: Sandbox, task: SweTask, patch: str) -> tuple[str, ...]:
-    """Applies what counts of a patch, puts the tests back, and returns the files that did not count."""
-    stdin = patch.encode(errors="replace")
-    # git's own reading of the patch decides, so that no other reading of it can be played off against git's
-    listed = sandbox.execute(f"{GIT} apply --numstat -z -", seconds=_GIT_SECONDS, stdin=stdin, output_kb=8 * _KB)
-    if listed.returncode or listed.cut:
-        raise _NotApplied(f"the patch does not apply: {_first_line(listed)}")
-    paths = [entry.split("\t", 2)[-1] for entry in listed.output.split("\0") if entry]
-    exempt = patched_paths(task.patch)
-    guarded = patched_paths(task.test_patch)
-
-    def left_out(path: str) -> bool:
-        return path in guarded or (is_protected(path) and path not in exempt)
-
-    dropped = tuple(sorted({path for path in paths if left_out(path)}))
-    if len(dropped) == len(set(paths)):
-        raise _NotApplied("the patch only edits tests and what configures them, which does not count", *dropped)
-    excluded = " ".join(f"--exclude={shlex.quote(glob_escaped(path))}" for path in dropped)
-    if len(excluded) > 100 * _KB:  # the longest argument of a command
-        raise _NotApplied(f"the patch edits {len(dropped)} tests and files that configure them, too many", *dropped)
-    done = sandbox.execute(f"{GIT} apply --whitespace=nowarn {excluded} -", seconds=_GIT_SECONDS, stdin=stdin)
-    if done.returncode:
-        raise _NotApplied(f"the patch does not apply: {_first_line(done)}", *dropped)
-    # a rename away from a test counts as an edit of its new name: the test comes back here
-    tracked = sandbox.execute(f"{GIT} ls-files -z", seconds=_GIT_SECONDS, output_kb=64 * _KB)
-    kept = [path for path in tracked.output.split("\0") if path and left_out(path) and "�" not in path]
-    if kept and not tracked.returncode:
-        restore = f"{GIT} --literal-pathspecs checkout -q HEAD --pathspec-from-file=- --pathspec-file-nul"
-        done = sandbox.execute(restore, seconds=_GIT_SECONDS, stdin="\0".join(kept).encode())
-    if tracked.returncode or tracked.cut or done.returncode:
-        raise _NotApplied(f"the tests could not be put back: {_first_line(tracked if tracked.returncode else done)}")
-    return dropped
-
-
-def _first_line(executed: Executed) -> str:
-    if executed.timed_out:
-        return "git did not end in time"
-    lines = [line for line in executed.output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("error:", "fatal:"))]
-    return (errors or lines or [f"git ended with {executed.returncode}"])[0][:300]
-
-
-def _judge(
-    task: SweTask, log: str, executed: Executed, dropped: tuple[str, ...], seconds: float, settings: GradeSettings
-) -> Grade:
-    total = (len(task.fail_to_pass), len(task.pass_to_pass))
-    reason = _no_result(executed, settings)
-    if task.log_parser == R2E_PARSER:
-        statuses = read_statuses(task, log)
-        expected = _r2e_names(task.expected)
-        agree = sum(statuses.get(name) == status for name, status in expected.items())
-        # as upstream: a test too many is a difference, too
-        resolved = agree == len(expected) == len(statuses) and not executed.timed_out
-        if not resolved and statuses:
-            reason = reason or f"{len(expected) - agree} of {len(expected)} tests differ from what is expected"
-        passed = ((agree, len(expected)), (0, 0))
-        applied = bool(statuses)
-    else:
-        report = _report(task, log)
-        applied, resolved = report["patch_successfully_applied"], report["resolved"]
-        tests = report.get("tests_status", {})
-        f2p, p2p = (len(tests.get(kind, {}).get("success", ())) for kind in ("FAIL_TO_PASS", "PASS_TO_PASS"))
-        passed = ((f2p, total[0]), (p2p, total[1]))
-        if applied and not resolved:
-            reason = reason or (
-                f"{total[0] - f2p} of {total[0]} tests that must begin to pass still fail, and {total[1] - p2p} of "
-                f"{total[1]} that passed before fail now"
-            )
-    if not resolved:
-        reason = reason or f"the tests did not run to their end (exit status {executed.returncode})"
-    return Grade(resolved, applied, "" if resolved else reason, *passed, dropped=dropped, log=log, seconds=seconds)
-
-
-def _no_result(executed: Executed, settings: GradeSettings) -> str:
-    if executed.timed_out:
-        return f"the tests took longer than {settings.seconds:g} seconds"
-    if executed.cut:
-        return f"the tests printed more than log_kb={settings.log_kb}"
-    return ""
-
-
-def _report(task: SweTask, log: str) -> dict[str, Any]:
-    prediction = {"instance_id": task.instance_id, "model_name_or_path": "", "model_patch": "-"}
-    with tempfile.TemporaryDirectory(prefix="aem-swe-") as directory:
-        file = Path(directory) / "test_output.txt"
-        file.write_text(log, encoding="utf-8", newline="\n")
-        return _swebench().grading.get_eval_report(_spec(task), prediction, str(file), True)[task.instance_id]
-
-
-def _spec(task: SweTask) -> Any:
-    return _swebench().types.TestSpec(
-        instance_id=task.instance_id,
-        image=task.image or "",
-        eval_script_list=[],
-        repo=task.repo,
-        version=task.version,
-        FAIL_TO_PASS=list(task.fail_to_pass),
-        PASS_TO_PASS=list(task.pass_to_pass),
-        log_parser=task.log_parser,
-        eval_type=task.eval_type,
+    passed, reason = _judge(task, run)
+    return Grade(
+        resolved=not reason,
+        applied=run.reading.valid,
+        reason=reason,
+        fail_to_pass=passed[0],
+        pass_to_pass=passed[1],
+        dropped=dropped,
+        suspicious=suspicious(patch),
+        log=run.log,
+        seconds=seconds,
     )
 
 
-def _parser(task: SweTask) -> Any:
-    parsers = _swebench().log_parsers.PARSER_REGISTRY
-    if task.log_parser not in parsers:
-        raise ValueError(f"task {task.instance_id}: swebench has no log parser {task.log_parser!r}")
-    return parsers[task.log_parser]
+def suspicious(patch: str) -> tuple[str, ...]:
+    """Return what the lines that a patch adds touch, of what a fix seldom needs.
+
+    Example:
+        >>> suspicious("+import atexit\\n-import gc\\n+text = 'PASSED'\\n")
+        ('exit',)
+    """
+    added = "\n".join(line for line in patch.split("\n") if line.startswith("+"))
+    return tuple(name for name, words in _SUSPICIOUS.items() if re.search(words, added))
 
 
-def _r2e_statuses(log: str) -> dict[str, str]:
-    """As R2E-Gym reads a log: names without their file, the last status of three words in the summary."""
-    statuses = {}
-    for line in re.sub(r"\x1b\[[0-9;]*m|\r", "", log).partition("short test summary info")[2].splitlines():
-        for status in ("PASSED", "FAILED", "ERROR"):
-            if status in line:
-                name = ".".join(line.split("::")[1:])
-                statuses[name.split(" - ")[0]] = status
-                break
-    return statuses
+def _judge(task: SweTask, run: TestRun) -> tuple[tuple[tuple[int, int], tuple[int, int]], str]:
+    """How many tests are as they should be, and why the task is not resolved; empty where it is."""
+    if task.log_parser == R2E_PARSER:
+        expected, statuses = _r2e_names(task.expected), run.reading.statuses
+        agree = sum(statuses.get(name) == status for name, status in expected.items())
+        # as upstream: a test too many is a difference, too
+        differ = max(len(expected) - agree, len(statuses) - agree)
+        reason = f"{differ} of {len(expected)} tests differ from what is expected ({run.ended})" if differ else ""
+        return ((agree, len(expected)), (0, 0)), run.reason or reason
+    f2p, p2p = len(run.reading.fail_to_pass), len(run.reading.pass_to_pass)
+    total = (len(task.fail_to_pass), len(task.pass_to_pass))
+    reason = ""
+    if (f2p, p2p) != total:
+        reason = (
+            f"{total[0] - f2p} of {total[0]} tests that must begin to pass still fail, and {total[1] - p2p} of "
+            f"{total[1]} that passed before fail now ({run.ended})"
+        )
+    return ((f2p, total[0]), (p2p, total[1])), run.reason or reason
 
 
 def _r2e_names(expected: Mapping[str, str]) -> dict[str, str]:
     return {re.sub(r"\x1b\[\d+m", "", name).split(" - ")[0]: status for name, status in sorted(expected.items())}
-
-
-@lru_cache(maxsize=1)
-def _swebench() -> Any:
-    """swebench, imported late: it takes seconds, reads a `.env` file of the working directory, and logs."""
-    before = os.environ.get("PYTHON_DOTENV_DISABLED")
-    os.environ["PYTHON_DOTENV_DISABLED"] = "1"
-    level = logging.root.level
-    try:
-        import swebench.harness as harness
-        import swebench.types as types
-    except ImportError as error:
-        raise ImportError(f"grading needs swebench: install the extra swe ({error})") from error
-    finally:
-        logging.root.setLevel(level)
-        if before is None:
-            del os.environ["PYTHON_DOTENV_DISABLED"]
-        else:
-            os.environ["PYTHON_DOTENV_DISABLED"] = before
-    return _Modules(harness.constants, harness.grading, harness.log_parsers, harness.utils, types)
-
-
-@dataclass(frozen=True)
-class _Modules:
-    constants: Any
-    grading: Any
-    log_parsers: Any
-    utils: Any
-    types: Any
 
 
 def grade_row(grade: Grade) -> dict[str, Any]:

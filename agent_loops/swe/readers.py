@@ -7,13 +7,15 @@ here is a file of theirs, or a directory of such files, as JSONL, JSON or Parque
 from __future__ import annotations
 
 import json
-import re
+import shlex
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_loops.swe.patches import is_protected, text_patch
+from agent_loops.reading import FileError, parse_json, read_bytes, reason, require_file, shown
+from agent_loops.swe.patches import is_protected, read_outline, text_patch
 from agent_loops.swe.tasks import PYTEST_PARSER, R2E_PARSER, SweTask
 
 TASKS_FILE = "tasks.jsonl"
@@ -61,13 +63,16 @@ def read_tasks(path: Path | str) -> list[SweTask]:
         ValueError: a row is no task; the message names the file, the row and the field.
     """
     path = Path(path)
-    tasks = []
+    tasks: dict[str, SweTask] = {}
     for file in _files(path):
         for number, row in enumerate(_rows(file), 1):
-            tasks.append(_task(_Row(row, file, number)))
+            task = _task(_Row(row, file, number))
+            if task.instance_id in tasks:
+                raise FileError(f"{file}, row {number}: the task {shown(task.instance_id, 100)} stands twice")
+            tasks[task.instance_id] = task
     if not tasks:
-        raise ValueError(f"{path} holds no tasks")
-    return tasks
+        raise FileError(f"{path} holds no tasks")
+    return list(tasks.values())
 
 
 def task_row(task: SweTask) -> dict[str, Any]:
@@ -105,39 +110,49 @@ def _files(path: Path) -> list[Path]:
         if not files:
             raise FileNotFoundError(f"{path} holds neither {TASKS_FILE} nor another {', '.join(_SUFFIXES)} file")
         return files
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a file of tasks or a directory of them")
     if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
+        raise FileError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
     return [path]
 
 
 def _rows(file: Path) -> Iterator[Any]:
+    try:
+        require_file(file)
+    except OSError as error:
+        raise FileError(f"{file} cannot be read: {reason(error)}") from None
     if file.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for batch in parquet.iter_batches(batch_size=64):
                     yield from batch.to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{file} is no Parquet file, or damaged: {error}") from error
+        # what pyarrow says of pages that do not fit their headers
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            raise FileError(f"{file} is no Parquet file, or damaged: {reason(error)}") from error
     elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8", newline="\n") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line.removeprefix(BOM_UTF8) if number == 1 else line)
                 except ValueError as error:
-                    raise ValueError(f"{file}, row {number}: no JSON ({error})") from error
+                    raise FileError(f"{file}, row {number}: no JSON ({reason(error)})") from error
     else:
         try:
-            rows = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{file}: no JSON ({error})") from error
+            rows = parse_json(read_bytes(file, _MOST_BYTES).removeprefix(BOM_UTF8))
+        except (OSError, ValueError) as error:
+            raise FileError(f"{file}: no JSON ({reason(error)})") from error
         if not isinstance(rows, list):
-            raise ValueError(f"{file}: expected a list of tasks, not {type(rows).__name__}")
+            raise FileError(f"{file}: expected a list of tasks, not {type(rows).__name__}")
         yield from rows
+
+
+_MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -148,8 +163,8 @@ class _Row:
     file: Path
     number: int
 
-    def wrong(self, field: str, what: str) -> ValueError:
-        return ValueError(f"{self.file}, row {self.number}, field {field!r}: {what}")
+    def wrong(self, field: str, what: str) -> FileError:
+        return FileError(f"{self.file}, row {self.number}, field {field!r}: {what}")
 
     def has(self, field: str) -> bool:
         return self.values.get(field) is not None
@@ -160,6 +175,8 @@ class _Row:
             return default
         if not isinstance(value, str) or (default is None and not value.strip()):
             raise self.wrong(field, f"expected text, not {'an empty one' if value == '' else type(value).__name__}")
+        if "\0" in value or any("\ud800" <= one <= "\udfff" for one in value):
+            raise self.wrong(field, "holds NUL or half a character, which no text of a task has")
         return value
 
     def decoded(self, field: str) -> Any:
@@ -168,20 +185,20 @@ class _Row:
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError as error:
-            raise self.wrong(field, f"no JSON ({error})") from error
+            raise self.wrong(field, f"no JSON ({reason(error)})") from error
 
     def names(self, field: str) -> tuple[str, ...]:
         value = self.decoded(field)
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-            raise self.wrong(field, f"expected a list of test names, not {str(value)[:80]!r}")
+            raise self.wrong(field, f"expected a list of test names, not {shown(value, 80)}")
         return tuple(value)
 
 
 def _task(row: _Row) -> SweTask:
     if not isinstance(row.values, Mapping):
-        raise ValueError(f"{row.file}, row {row.number}: expected an object, not {type(row.values).__name__}")
+        raise FileError(f"{row.file}, row {row.number}: expected an object, not {type(row.values).__name__}")
     return _r2e(row) if row.has("expected_output_json") else _swe_bench(row)
 
 
@@ -190,7 +207,11 @@ def _swe_bench(row: _Row) -> SweTask:
     source = None
     if row.has("source"):
         path = row.file.parent / row.text("source")
-        if not path.resolve().is_relative_to(row.file.parent.resolve()) or not path.is_file():
+        try:
+            inside = path.resolve().is_relative_to(row.file.parent.resolve()) and path.is_file()
+        except (OSError, RuntimeError, ValueError):  # a name beyond all limits, a link to itself
+            inside = False
+        if not inside:
             raise row.wrong("source", f"{path} is no file below {row.file.parent}")
         source = str(path)
     log_parser = row.text("log_parser", "")
@@ -232,12 +253,12 @@ def _first_release(row: _Row, repo: str, test_patch: str) -> tuple[str, str]:
             "eval_script", f"is missing, and no test command is known for {repo}: take the data set that has it"
         )
     command, parser = _SWE_BENCH[repo]
-    files = [path for path in re.findall(r"^\+\+\+ b/([^\t\n]+)", test_patch, re.MULTILINE) if path.endswith(".py")]
+    files = [path for path in read_outline(test_patch).after if path.endswith(".py")]
     if not files:
         raise row.wrong("test_patch", "names no test file to run")
     if repo == "django/django":  # runtests.py takes modules
         files = [path.removeprefix("tests/").removesuffix(".py").replace("/", ".") for path in files]
-    return f"{_ACTIVATE} && {command} {' '.join(files)}", parser
+    return f"{_ACTIVATE} && {command} {shlex.join(files)}", parser
 
 
 def _r2e(row: _Row) -> SweTask:
@@ -254,9 +275,9 @@ def _r2e(row: _Row) -> SweTask:
             if not is_protected(path) and not diff.get("is_binary_file"):
                 # a file that is not there has no content in the data set
                 patches.append(text_patch(path, old or None, new or None))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise row.wrong(
-            "parsed_commit_content", f"expected file_diffs with header, old and new content ({error!r})"
+            "parsed_commit_content", f"expected file_diffs with header, old and new content ({shown(error)})"
         ) from None
     return SweTask(
         instance_id=f"{repo}__{commit}",

@@ -8,6 +8,7 @@ Whatever touches a file runs inside the sandbox.
 
 from __future__ import annotations
 
+import base64
 import json
 import posixpath
 import re
@@ -34,26 +35,39 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the agent may call. `other_names`: what R2E-Gym's models may call a parameter."""
+    """A function that the agent may call.
+
+    Attributes:
+        other_names: what R2E-Gym's models may call a parameter.
+        ignored: parameters of other scaffolds' functions of this kind (R2E-Gym, SWE-agent, OpenHands) that change
+            nothing here.
+    """
 
     name: str
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     other_names: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 TOOLS = {
     tool.name: tool
     for tool in (
-        Tool("execute_bash", ("command",), other_names={"cmd": "command"}),
+        Tool(
+            "execute_bash",
+            ("command",),
+            other_names={"cmd": "command"},
+            ignored=("timeout", "is_input", "security_risk", "description"),
+        ),
         Tool(
             "file_editor",
             ("command", "path"),
             ("file_text", "old_str", "new_str", "insert_line", "view_range"),
+            ignored=("concise", "python_only", "enable_linting", "security_risk"),
         ),
-        Tool("search", ("term",), ("path",), {"search_term": "term"}),
+        Tool("search", ("term",), ("path",), {"search_term": "term"}, ("python_only", "security_risk")),
         # R2E-Gym's has a `command`, which is always "submit"
-        Tool("finish", (), ("result", "command")),
+        Tool("finish", (), ("result", "command"), ignored=("message", "submit", "task_completed", "security_risk")),
     )
 }
 _EDITOR_NEEDS = {"create": ("file_text",), "str_replace": ("old_str",), "insert": ("insert_line", "new_str")}
@@ -75,6 +89,10 @@ def read_tool_call(text: str) -> FunctionCall:
         raise CallError(f"there is no function {call.name[:50]!r}; there are {', '.join(TOOLS)}")
     arguments: dict[str, str] = {}
     for given, value in call.arguments.items():
+        if given in tool.ignored:
+            if given == "is_input" and value.strip().lower() not in ("", "false", "no", "0"):
+                raise CallError("no process is left running that could take input: every command starts afresh")
+            continue
         name = tool.other_names.get(given, given)
         if name not in (*tool.required, *tool.optional):
             takes = ", ".join((*tool.required, *tool.optional))
@@ -150,7 +168,9 @@ class Toolbox:
             request["undo"] = past[-1]
         # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
         script = f"{self._editor}\n\nmain({json.dumps(request)!r})\n"
-        done = self._sandbox.execute("python3 -I -", seconds=self._seconds, stdin=script.encode(), output_kb=_EDITOR_KB)
+        stdin = script.encode()
+        output_kb = _EDITOR_KB + 2 * len(stdin) // 1024  # what takes the edit back comes with the answer
+        done = self._sandbox.execute("python3 -I -", seconds=self._seconds, stdin=stdin, output_kb=output_kb)
         try:
             answer = json.loads(done.output.rstrip("\n").rpartition("\n")[2])
             text, undo, taken_back = str(answer["text"]), answer["undo"], answer["taken_back"]
@@ -163,12 +183,20 @@ class Toolbox:
         return text
 
     def _search(self, arguments: Mapping[str, str]) -> str:
-        term, path = arguments["term"], arguments.get("path", "").strip() or "."
+        term, path = arguments["term"].strip("\r\n"), arguments.get("path", "").strip() or "."
         if not term or "\n" in term:
             raise CallError("term is one line of text, and not empty")
+        # In the locale C every byte is a character: only a file with a NUL is binary, and then named without the line.
+        # -D: a pipe would never end. Text in UTF-16 is such a file; there the term is looked for in both its forms.
+        grep, where = "LC_ALL=C grep -D skip --exclude-dir=.git", f"-- {shlex.quote(path)}"
+        forms = [term.encode(codec, "replace") for codec in ("utf-16-le", "utf-16-be")]
+        wide = "".join(
+            f"printf %s {base64.b64encode(form).decode()} | base64 -d | {grep} -rlaF -f - {where} 2>/dev/null; "
+            for form in forms
+            if b"\n" not in form  # would make two patterns of it
+        )
         done = self._sandbox.execute(
-            # -D: a pipe would never end
-            f"grep -rnHIF -D skip --exclude-dir=.git -e {shlex.quote(term)} -- {shlex.quote(path)} 2>&1"
+            f"{{ {grep} -rnHF -e {shlex.quote(term)} {where} 2>&1; {{ {wide}:; }} | sed 's/$/: in UTF-16/'; }}"
             f" | cut -b 1-{_MATCH_CHARACTERS} | head -n {_MATCHES + 1}",
             seconds=self._seconds,
         )
@@ -179,15 +207,18 @@ class Toolbox:
         return "\n".join(lines[:_MATCHES]) + more
 
 
+_DIGITS = 18  # Python refuses to read numbers of some thousands
+
+
 def _number(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise CallError(f"{name} is a whole number, not {text[:50]!r}") from None
+    if not re.fullmatch(rf"\s*[+-]?\d{{1,{_DIGITS}}}\s*", text):
+        raise CallError(f"{name} is a whole number, not {text[:50]!r}")
+    return int(text)
 
 
 def _range(text: str) -> list[int]:
-    numbers = re.fullmatch(r"\s*[\[(]?\s*(-?\d+)\s*,\s*(-?\d+)\s*[\])]?\s*", text)
+    number = rf"(-?\d{{1,{_DIGITS}}})"
+    numbers = re.fullmatch(rf"\s*[\[(]?\s*{number}\s*,\s*{number}\s*[\])]?\s*", text)
     if numbers is None:
         raise CallError(f"view_range is [first line, last line], not {text[:50]!r}")
     return [int(number) for number in numbers.groups()]

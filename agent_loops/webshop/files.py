@@ -7,6 +7,7 @@ and one of: `goals.json` (goals in their final order, prices frozen), nothing (g
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def find_files(directory: str | Path, goals: GoalSource = "auto") -> DataFiles:
     return DataFiles(
         items=_only_file(directory, "items_shuffle*.json"),
         attributes=_only_file(directory, "items_ins_v2*.json"),
-        goals=frozen if goals == "auto" and frozen.is_file() else None,
+        # whatever is of that name: reading it says what is wrong with it
+        goals=frozen if goals == "auto" and os.path.lexists(frozen) else None,
         human=_only_file(directory, "items_human_ins*.json") if goals == "human" else None,
     )
 

@@ -152,6 +152,8 @@ def goal_places(counts: Sequence[int] | NDArray[np.int32]) -> tuple[NDArray[np.i
     Args:
         counts: each product's number of goals (`count_goals`), in the catalogue's order.
     """
+    if (total := sum(map(int, counts))) > np.iinfo(np.int32).max:
+        raise CatalogueError(f"the products' options make {total:,} goals, more than can be numbered")
     count_P = np.asarray(counts, dtype=np.int64)
     product_G = np.repeat(np.arange(len(count_P), dtype=np.int32), count_P)
     first_P = np.cumsum(count_P) - count_P

@@ -23,7 +23,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from agent_loops.reading import reason, require_file
 from agent_loops.webshop.analysis import terms
+from agent_loops.webshop.records import CatalogueError
+from agent_loops.webshop.seal import AGAIN, Seal, check_ends, load_array
 from agent_loops.webshop.search import Posting, Ranking, containing_terms, inverse_norms, rarity
 
 BLOCK = 4_000_000
@@ -31,7 +34,7 @@ BLOCK = 4_000_000
 _STEP = 1 << 22
 
 _TERMS, _TERM_ENDS = "terms.bin", "term_ends.npy"
-_POSTING_ENDS, _DOCUMENTS, _SATURATION, _LENGTHS = "posting_ends.npy", "documents.npy", "saturation.npy", "lengths.npy"
+_POSTING_ENDS, DOCUMENTS, SATURATION, _LENGTHS = "posting_ends.npy", "documents.npy", "saturation.npy", "lengths.npy"
 
 
 class IndexWriter:
@@ -102,7 +105,7 @@ class IndexWriter:
         runs = [self._runs / str(number) for number in range(self._n_runs)]
         documents = [_mapped(Path(f"{run}.documents.npy")) for run in runs]
         counts = [_mapped(Path(f"{run}.counts.npy")) for run in runs]
-        merged = _new_array(self._directory / _DOCUMENTS, np.int32, self._n_postings)
+        merged = _new_array(self._directory / DOCUMENTS, np.int32, self._n_postings)
         frequency = _new_array(self._runs / "counts.npy", np.int32, self._n_postings)
         ends = array("q")
 
@@ -124,7 +127,7 @@ class IndexWriter:
         length_D = np.asarray(self._lengths, dtype=np.int32)
         np.save(self._directory / _LENGTHS, length_D)
         inverse_norm = inverse_norms(length_D)
-        saturation = _new_array(self._directory / _SATURATION, np.float32, self._n_postings)
+        saturation = _new_array(self._directory / SATURATION, np.float32, self._n_postings)
         for start in range(0, self._n_postings, _STEP):
             part = slice(start, start + _STEP)
             saturation[part] = frequency[part].astype(np.float32) * inverse_norm[merged[part]]
@@ -158,15 +161,34 @@ def _write_terms(path: Path, ends_path: Path, names: Iterator[bytes]) -> None:
     np.save(ends_path, np.asarray(ends, dtype=np.int64))
 
 
-def open_index(directory: Path) -> Ranking:
-    """Opens what an `IndexWriter` wrote; nothing but the length of each document is read."""
-    saturation = _mapped(directory / _SATURATION)
-    documents = _mapped(directory / _DOCUMENTS)
-    posting_ends, term_ends = _mapped(directory / _POSTING_ENDS), _mapped(directory / _TERM_ENDS)
-    lengths = np.load(directory / _LENGTHS, mmap_mode="r")
+def open_index(directory: Path, seal: Seal | None = None) -> Ranking:
+    """Opens what an `IndexWriter` wrote; nothing but the length of each document is read.
+
+    Args:
+        directory: where it lies.
+        seal: the checksums of the directory above, if it has any.
+
+    Raises:
+        CatalogueError: the files do not fit each other; so does a search whose part of them is damaged.
+    """
+    parts = {
+        name: load_array(directory / name, kind) for name, kind in ((DOCUMENTS, np.int32), (SATURATION, np.float32))
+    }
+    documents, saturation = (np.asarray(part) for part in parts.values())
+    posting_ends, term_ends = (
+        np.asarray(load_array(directory / name, np.int64)) for name in (_POSTING_ENDS, _TERM_ENDS)
+    )
+    lengths = load_array(directory / _LENGTHS, np.int32)
+    try:
+        check_ends(directory / _TERM_ENDS, term_ends, require_file(directory / _TERMS).st_size)
+        with (directory / _TERMS).open("rb") as file:
+            names = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(term_ends) else b""
+    except (OSError, ValueError) as error:  # mmap has no empty files
+        raise CatalogueError(f"{directory / _TERMS} cannot be read ({reason(error)}): {AGAIN}") from None
+    check_ends(directory / _POSTING_ENDS, posting_ends, len(documents))
+    if len(saturation) != len(documents) or len(posting_ends) != len(term_ends):
+        raise CatalogueError(f"{directory} holds files of different indices: {AGAIN}")
     containing = containing_terms(lengths)
-    with (directory / _TERMS).open("rb") as file:
-        names = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(term_ends) else b""
 
     def name(number: int) -> bytes:
         return names[term_ends[number - 1] if number else 0 : term_ends[number]]
@@ -177,6 +199,10 @@ def open_index(directory: Path) -> Ranking:
         if number == len(term_ends) or name(number) != wanted:
             return None
         place = slice(int(posting_ends[number - 1]) if number else 0, int(posting_ends[number]))
+        if seal is not None:
+            for part, mapped in parts.items():
+                first, each = mapped.offset, mapped.itemsize
+                seal.check(f"{directory.name}/{part}", first + each * place.start, first + each * place.stop)
         return documents[place], saturation[place], rarity(containing, place.stop - place.start)
 
     return Ranking(len(lengths), posting)

@@ -30,6 +30,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from agent_loops.files import disk_full, sync_tree
+from agent_loops.reading import parse_json, read_bytes, reason, shown
 from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.files import (
     DataFiles,
@@ -50,7 +52,7 @@ from agent_loops.webshop.goals import (
     shuffled,
     synthetic_goal,
 )
-from agent_loops.webshop.index_files import IndexWriter, open_index
+from agent_loops.webshop.index_files import DOCUMENTS, SATURATION, IndexWriter, open_index
 from agent_loops.webshop.records import (
     CatalogueError,
     Goal,
@@ -60,10 +62,11 @@ from agent_loops.webshop.records import (
     unpack_goal,
     unpack_product,
 )
-from agent_loops.webshop.store import ByKey, Store, StoreWriter
+from agent_loops.webshop.seal import AGAIN, Seal, load_array, seal
+from agent_loops.webshop.store import LINES, ByKey, Store, StoreWriter
 from agent_loops.webshop.stream import Progress
 
-FORMAT = 2
+FORMAT = 3
 """Of the prepared files: raised whenever the code would write others, so that old ones are not opened."""
 _LOGGER = logging.getLogger(__name__)
 _SAMPLES, _SAMPLE = 64, 1 << 16
@@ -104,6 +107,7 @@ def prepare(
             _LOGGER.warning("preparing %s in %s: once, about a minute for 100,000 products", files.items, target)
             try:
                 _build(files, building, progress)
+                sync_tree(building)  # a power cut leaves no name without the bytes
                 building.rename(target)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -146,31 +150,60 @@ class PreparedCatalogue(Catalogue):
     @cached_property
     def first_worded(self) -> NDArray[np.int32]:
         """For each goal, the first goal that is worded exactly as it is."""
-        return np.load(self.directory / "first_worded.npy", mmap_mode="r")
+        return load_array(self.directory / "first_worded.npy", np.int32)
 
 
 def open_prepared(directory: str | Path) -> PreparedCatalogue:
     """Opens what `prepare` made.
 
     Raises:
-        CatalogueError: the directory is not one that `prepare` made.
+        CatalogueError: the directory is not one that `prepare` made, or is damaged. What is damaged in the large files
+            is said when it is read.
     """
     directory = Path(directory)
-    try:
-        facts = json.loads((directory / "prepared.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CatalogueError(f"{directory} holds no prepared data: give what `prepare` returned") from error
-    if facts["format"] != FORMAT:
-        raise CatalogueError(f"{directory} is of format {facts['format']}, not {FORMAT}: prepare the data again")
-    products = Store(directory / "products", unpack_product)
+    facts = _read_facts(directory / _FACTS)
+    sealed = Seal(directory, facts.get("seal"))
+    sealed.check_all(but=(LINES, DOCUMENTS, SATURATION))  # these are large, and checked as they are read
+    sealed.check(f"index/{DOCUMENTS}", 0, _HEADER)
+    sealed.check(f"index/{SATURATION}", 0, _HEADER)
+    products = Store(directory / "products", unpack_product, sealed)
     goals = (
-        Store(directory / "goals", unpack_goal)
+        Store(directory / "goals", unpack_goal, sealed)
         if facts["goals"] == "listed"
-        else SyntheticGoals(products, *(np.load(directory / f"goal_{part}.npy", mmap_mode="r") for part in _PARTS))
+        else SyntheticGoals(products, *(load_array(directory / f"goal_{part}.npy", np.int32) for part in _PARTS))
     )
-    return PreparedCatalogue(products, goals, open_index(directory / "index"), directory)
+    if (len(products), len(goals)) != (facts["n_products"], facts["n_goals"]):
+        raise CatalogueError(
+            f"{directory} has {len(products):,} products and {len(goals):,} goals, and {facts['n_products']:,} and "
+            f"{facts['n_goals']:,} were written: {AGAIN}"
+        )
+    return PreparedCatalogue(products, goals, open_index(directory / "index", sealed), directory)
 
 
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = parse_json(read_bytes(path))
+    except OSError as error:
+        raise CatalogueError(
+            f"{path.parent} holds no prepared data: give what `prepare` returned ({path.name}: {reason(error)})"
+        ) from error
+    except ValueError as error:
+        raise CatalogueError(f"{path} is damaged ({reason(error)}): {AGAIN}") from None
+    if not isinstance(facts, dict):
+        raise CatalogueError(f"{path} holds {shown(facts)}, not a mapping: {AGAIN}")
+    if facts.get("format") != FORMAT:
+        raise CatalogueError(f"{path} is of format {shown(facts.get('format'))}, not {FORMAT}: prepare the data again")
+    if facts.pop("digest", None) != _digest(facts):
+        raise CatalogueError(f"{path} is damaged (it is not what was written, by its digest): {AGAIN}")
+    return facts
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+_FACTS = "prepared.json"
+_HEADER = 64  # bytes: within the smallest header of an array
 _PARTS = ("product", "number")
 
 
@@ -217,8 +250,10 @@ def _build(files: DataFiles, directory: Path, progress: bool) -> None:
         "n_products": len(products),
         "n_goals": len(listed) or len(digest_G),
         "files": [str(path) for path in files.paths],
+        "seal": seal(directory),
     }
-    (directory / "prepared.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+    text = json.dumps({**written, "digest": _digest(written)}, indent=1)
+    (directory / _FACTS).write_text(text, encoding="utf-8")
 
 
 def _store_facts(path: Path, directory: Path, progress: bool) -> Store[Mapping[str, Any]]:
@@ -253,8 +288,8 @@ def _explained(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            advice = "the disk is full: about as much room is needed as the data take"
+        if disk_full(error, place) is not None:
+            advice = "no space left: about as much room is needed as the data take"
         elif isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             advice = "it cannot be written"
         else:

@@ -10,14 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent_loops.reading import FileError, shown
+
 DEFAULT_PRICE = 100.0
 MAX_ASIN = 10
+MOST_GOALS = 10_000_000
+"""Of one product: the benchmark itself lists the combinations of a product's options in memory."""
 _PRODUCT_FIELDS = ("asin", "name", "full_description", "small_description", "customization_options", "pricing")
 _GOAL_FIELDS = ("asin", "instruction_text", "attributes", "goal_options", "price_upper", "query", "product_category")
 _NOT_A_NUMBER = re.compile(r"[^\d.]")
 
 
-class CatalogueError(ValueError):
+class CatalogueError(FileError):
     """The data are missing, incomplete or malformed. The message names the file and what to change."""
 
 
@@ -79,6 +83,9 @@ def read_product(record: Any, facts: Mapping[str, Any], limit: float | None, whe
     asin = record["asin"]
     try:
         price_text, prices = _read_prices(record)
+        options = _read_options(record["customization_options"])
+        if facts.get("instruction") and math.prod(map(len, options.values())) > MOST_GOALS:
+            raise Malformed(f"customization_options has more than {MOST_GOALS:,} combinations")
         return Product(
             asin=asin,
             title=text_of(record, "name"),
@@ -86,14 +93,14 @@ def read_product(record: Any, facts: Mapping[str, Any], limit: float | None, whe
             features=_read_features(record),
             price_text=price_text,
             price=fixed_price(prices, limit),
-            options=_read_options(record["customization_options"]),
+            options=options,
             attributes=texts_of(facts, "attributes") if "attributes" in facts else ("DUMMY_ATTR",),
             query=text_of(record, "query", "").lower().strip(),
             product_category=text_of(record, "product_category", ""),
             instruction=facts.get("instruction") or "",
             instruction_attributes=tuple(facts.get("instruction_attributes") or ()),
         )
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise CatalogueError(f"{where} ({asin}) is malformed: {in_words(error)}") from error
 
 
@@ -122,7 +129,7 @@ class Malformed(ValueError):
 
 def in_words(error: Exception) -> str:
     """Returns what is wrong with a record."""
-    return str(error) if isinstance(error, Malformed) else repr(error)
+    return str(error) if isinstance(error, Malformed) else shown(error, 200)
 
 
 def text_of(record: Mapping[str, Any], name: str, default: str | None = None) -> str:
@@ -168,13 +175,13 @@ def options_of(record: Mapping[str, Any], name: str) -> Mapping[str, str] | tupl
         return texts_of(record, name)
     for option, wanted in value.items():
         if type(wanted) is not str:
-            raise Malformed(f"{name} has {_shown(wanted)} for {option!r}, not a text")
+            raise Malformed(f"{name} has {_shown(wanted)} for {shown(option)}, not a text")
     return dict(value)
 
 
 def _shown(value: Any) -> str:
     kind = {str: "the text ", type(None): "null"}.get(type(value), f"the {type(value).__name__} ")
-    return kind if value is None else kind + repr(value)[:60]
+    return kind if value is None else kind + shown(value)
 
 
 def _read_prices(record: Mapping[str, Any]) -> tuple[str, list[float]]:
@@ -182,6 +189,8 @@ def _read_prices(record: Mapping[str, Any]) -> tuple[str, list[float]]:
     pricing = record["pricing"]
     pieces = [] if pricing is None else text_of(record, "pricing").split("$")[1:]
     prices = [float(_NOT_A_NUMBER.sub("", piece)) for piece in pieces][:2] or [DEFAULT_PRICE]
+    if not all(map(math.isfinite, prices)):
+        raise Malformed(f"pricing is {_shown(record['pricing'])}, more than any price")
     return " to ".join(f"${price}" for price in prices), prices
 
 
@@ -217,10 +226,12 @@ def _read_options(options: Any) -> dict[str, tuple[str, ...]]:
         if entries is None:
             continue
         if type(entries) is not list:
-            raise Malformed(f"customization_options has {_shown(entries)} for {name!r}, not a list of objects")
+            raise Malformed(f"customization_options has {_shown(entries)} for {shown(name)}, not a list of objects")
         for entry in entries:
             if type(entry) is not dict or type(entry.get("value")) is not str:
-                raise Malformed(f"customization_options has {_shown(entry)} for {name!r}, not an object with a `value`")
+                raise Malformed(
+                    f"customization_options has {_shown(entry)} for {shown(name)}, not an object with a `value`"
+                )
         read[name.lower()] = tuple(entry["value"].strip().replace("/", " | ").lower() for entry in entries)
     return read
 
@@ -249,7 +260,7 @@ def read_goal(record: Any, where: str) -> Goal:
     require_fields(record, _GOAL_FIELDS, where)
     try:
         limit = record["price_upper"]
-        if type(limit) not in (int, float) or math.isnan(limit):
+        if type(limit) not in (int, float) or not math.isfinite(limit):
             raise Malformed(f"price_upper is {_shown(limit)}, not a number")
         return Goal(
             asin=record["asin"],
@@ -273,7 +284,7 @@ def require_fields(record: Any, names: Sequence[str] = _PRODUCT_FIELDS, where: s
     if missing:
         raise CatalogueError(f"{where} lacks {', '.join(missing)}")
     if not isinstance(record["asin"], str):
-        raise CatalogueError(f"{where} is malformed: its asin is {record['asin']!r}, not a text")
+        raise CatalogueError(f"{where} is malformed: its asin is {shown(record['asin'])}, not a text")
 
 
 def searchable_text(product: Product) -> str:

@@ -11,13 +11,16 @@ from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 
+from agent_loops.reading import reason, require_file
 from agent_loops.webshop.goals import digest
+from agent_loops.webshop.records import CatalogueError
+from agent_loops.webshop.seal import AGAIN, Seal, check_ends, load_array
 
 KEPT = 2048
 """Records of a store that stay in memory."""
 
 T = TypeVar("T")
-_LINES, _ENDS, _KEYS, _NUMBERS = "lines.jsonl", "ends.npy", "keys.npy", "numbers.npy"
+LINES, _ENDS, _KEYS, _NUMBERS = "lines.jsonl", "ends.npy", "keys.npy", "numbers.npy"
 
 
 class StoreWriter:
@@ -30,7 +33,7 @@ class StoreWriter:
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True)
         self._directory = directory
-        self._lines = (directory / _LINES).open("wb")
+        self._lines = (directory / LINES).open("wb")
         self._ends, self._keys = array("q"), array("Q")
 
     def __len__(self) -> int:
@@ -59,14 +62,25 @@ class Store(Sequence[T], Generic[T]):
     Args:
         directory: where they lie.
         unpack: makes a record of its line.
+        seal: the checksums of the directory above, if it has any.
+
+    Raises:
+        CatalogueError: the files do not fit each other.
     """
 
-    def __init__(self, directory: Path, unpack: Callable[[bytes], T]) -> None:
-        self._file = (directory / _LINES).open("rb", buffering=0)
-        self._ends = np.asarray(np.load(directory / _ENDS, mmap_mode="r"))
-        self._keys = np.asarray(np.load(directory / _KEYS, mmap_mode="r"))
-        self._numbers = np.asarray(np.load(directory / _NUMBERS, mmap_mode="r"))
-        self._unpack = unpack
+    def __init__(self, directory: Path, unpack: Callable[[bytes], T], seal: Seal | None = None) -> None:
+        self._path = directory / LINES
+        self._ends = np.asarray(load_array(directory / _ENDS, np.int64))
+        self._keys = np.asarray(load_array(directory / _KEYS, np.uint64))
+        self._numbers = np.asarray(load_array(directory / _NUMBERS, np.int32))
+        try:
+            check_ends(directory / _ENDS, self._ends, require_file(self._path).st_size)
+            self._file = self._path.open("rb", buffering=0)
+        except OSError as error:
+            raise CatalogueError(f"{self._path} cannot be read ({reason(error)}): {AGAIN}") from None
+        if not len(self._ends) == len(self._keys) == len(self._numbers):
+            raise CatalogueError(f"{directory} has as many records as keys in none of its files: {AGAIN}")
+        self._unpack, self._seal = unpack, seal
         self._read = lru_cache(maxsize=KEPT)(self._read_line)
 
     def __len__(self) -> int:
@@ -94,9 +108,15 @@ class Store(Sequence[T], Generic[T]):
         self._file.close()
 
     def _read_line(self, index: int) -> T:
-        start = int(self._ends[index - 1]) if index else 0
+        start, stop = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
+        if self._seal is not None:
+            self._seal.check(f"{self._path.parent.name}/{LINES}", start, stop)
         # pread: threads share the file, and a place of their own in it is none of its state
-        return self._unpack(os.pread(self._file.fileno(), int(self._ends[index]) - start, start))
+        line = os.pread(self._file.fileno(), stop - start, start)
+        try:
+            return self._unpack(line)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CatalogueError(f"{self._path}, line {index + 1} is no record ({reason(error)}): {AGAIN}") from None
 
 
 class ByKey(Mapping[str, T]):

@@ -12,12 +12,14 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agent_loops.reading import once, require_file, shown
 from agent_loops.webshop.records import CatalogueError
 
 CHUNK = 1 << 22
 _BLANKS = " \t\r\n"
 _LONGEST_LITERAL = 16  # a cut literal, number or escape begins at most so far before the end of what was read
-_DECODER = json.JSONDecoder()
+_LONGEST_ENTRY = 256 << 20  # characters; WebShop's longest has some ten thousand
+_DECODER = json.JSONDecoder(object_pairs_hook=once)
 
 Progress = Callable[[int], object]
 """Called with how many characters were read since the last call."""
@@ -37,13 +39,19 @@ def read_object(path: Path, progress: Progress | None = None) -> Iterator[tuple[
     """Yields the line at which each entry of a JSON object begins, its name and its value.
 
     Raises:
-        CatalogueError: the file cannot be read, or is not a JSON object.
+        CatalogueError: the file cannot be read, or is not a JSON object in which each name stands once.
     """
-    return _read(path, "{", progress)
+    seen: set[str] = set()
+    for line, name, value in _read(path, "{", progress):
+        if name in seen:
+            raise CatalogueError(f"{path}, line {line}: the name {shown(name)} stands twice in it")
+        seen.add(name)
+        yield line, name, value
 
 
 def _read(path: Path, opening: str, progress: Progress | None) -> Iterator[tuple[int, str, Any]]:
     try:
+        require_file(path)
         with path.open(encoding="utf-8") as file:
             yield from _Text(path, file, progress).entries(opening)
     except OSError as error:
@@ -114,6 +122,8 @@ class _Text:
                 continue
             except RecursionError:
                 self.fail("nested too deeply", self.place)
+            except ValueError as error:  # a number of thousands of digits, a name that stands twice
+                self.fail(str(error), self.place)
             # Of a number that is cut after its point or its exponent's sign, what stands before is read.
             length = end - self.place  # reading on moves the place
             if len(self.buffer) - end > len("e+") or not self.more():
@@ -126,6 +136,8 @@ class _Text:
 
     def more(self) -> bool:
         """Reads on, as much again as is kept, so that a long value costs no more than its length."""
+        if len(self.buffer) - self.place > _LONGEST_ENTRY:
+            self.fail(f"an entry of more than {_LONGEST_ENTRY / 1e6:.0f} million characters", self.place)
         try:
             chunk = self.file.read(max(CHUNK, len(self.buffer) - self.place))
         except UnicodeDecodeError as error:

@@ -8,8 +8,6 @@ functions at the end of this file round verl's methods; without `algorithm.epo.e
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,8 @@ import torch
 from torch import Tensor
 
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
+from agent_loops.files import write_json
+from agent_loops.reading import parse_json, read_bytes, reason
 from recipe.aem.rows import number_labels, responses_of_rows, trained_rows
 from recipe.aem.settings import TESTED_VERL, AemSettings, Block, SettingsError
 
@@ -259,17 +259,12 @@ def _resumed_folder(trainer: Any) -> Path:
 def _write(path: Path, history: EntropyHistory) -> None:
     """Atomic: a reader finds the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w") as file:
-        json.dump(history.to_dict(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_json(path, history.to_dict())
 
 
 def _read(path: Path, allow_missing: bool) -> EntropyHistory:
     try:
-        return EntropyHistory.from_dict(json.loads(path.read_text()))
+        return EntropyHistory.from_dict(parse_json(read_bytes(path)))
     except FileNotFoundError:
         if allow_missing:
             return EntropyHistory()
@@ -277,5 +272,5 @@ def _read(path: Path, allow_missing: bool) -> EntropyHistory:
             f"{path.absolute()} is missing: the checkpoint was saved without EPO, whose history of entropies is not in "
             "it. Set algorithm.epo.allow_missing_history=True to start the history anew from this step"
         ) from None
-    except ValueError as error:  # broken JSON, or no history (AEMValueError)
-        raise SettingsError(f"{path.absolute()} holds no history of EPO: {error}") from error
+    except (OSError, ValueError, OverflowError) as error:  # broken JSON, or no history (AEMValueError)
+        raise SettingsError(f"{path.absolute()} holds no history of EPO: {reason(error)}") from error

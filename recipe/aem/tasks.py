@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent_loops.dataset import write_parquet
 from agent_loops.environment import Benchmark
+from agent_loops.reading import reason
 from recipe.aem.composition import ConfigurationError, compose
 
 
@@ -53,9 +54,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{error}: {error.remedy}", file=sys.stderr)
         return 1
     except (ValueError, OSError, RuntimeError, TypeError) as error:  # a setting of the benchmark, or its data
-        print(f"the benchmark of {name} cannot be opened: {error}", file=sys.stderr)
+        print(f"the benchmark of {name} cannot be opened: {reason(error)}", file=sys.stderr)
         return 1
-    counts = write_parquet(benchmark, Path(directory))
+    try:
+        counts = write_parquet(benchmark, Path(directory))
+    except (ValueError, OSError) as error:  # data that are read when they are asked for, or the directory
+        print(f"the tasks of {name} cannot be written to {directory}: {reason(error)}", file=sys.stderr)
+        return 1
     print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
     return 0
 

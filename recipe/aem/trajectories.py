@@ -26,6 +26,7 @@ logger = logging.getLogger(f"verl.{__name__}")
 MISSING = "training/trajectories/missing"
 FAULTS = "training/trajectories/faults"
 SHORTENED = "training/trajectories/shortened"
+SUSPICIOUS = "training/trajectories/suspicious"
 VALIDATION_MISSING = "validation/trajectories/missing"
 _NAMED = 20  # sessions in one line of the log
 
@@ -258,7 +259,15 @@ class Trajectories:
             for row, key in zip(live, keys, strict=True)
             if any((extra_fields[row] or {}).get("prompt_shortened", ()))
         }
-        return {MISSING: float(count.number), FAULTS: float(len(faults)), SHORTENED: float(len(shortened))}
+        found = {MISSING: float(count.number), FAULTS: float(len(faults)), SHORTENED: float(len(shortened))}
+        infos = [
+            (key, ((extra_fields[row] or {}).get("reward_extra_info") or {}))
+            for row, key in zip(live, keys, strict=True)
+        ]
+        suspicious = {key.rsplit("_", 1)[0]: info["suspicious"] for key, info in infos if "suspicious" in info}
+        if suspicious:  # software engineering alone
+            found[SUSPICIOUS] = float(sum(bool(one) for one in suspicious.values()))
+        return found
 
     def validated(self) -> int:
         """How many trajectories of validation were missing since the last call."""
@@ -416,5 +425,5 @@ def before_wait(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
 def add_sums(wrapped: Any, aggregator: Any, args: tuple, kwargs: dict) -> Any:
     """Round `MetricsAggregator._init_aggregation_rules`: a step of several batches lacks what they lack together."""
     rules = wrapped(*args, **kwargs)
-    rules["sum"] += [MISSING, FAULTS, SHORTENED]
+    rules["sum"] += [MISSING, FAULTS, SHORTENED, SUSPICIOUS]
     return rules

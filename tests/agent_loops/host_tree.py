@@ -10,7 +10,7 @@ from pathlib import Path
 
 from agent_loops.swe.environment import SweEnvironment
 from agent_loops.swe.grading import Grade
-from agent_loops.swe.sandbox import Executed, SandboxError
+from agent_loops.swe.sandbox import Executed, SandboxClosedError, SandboxError
 from agent_loops.swe.tasks import SweTask
 
 
@@ -23,7 +23,7 @@ class HostTree:
 
     def execute(self, command, *, seconds, stdin=None, output_kb=None):
         if self.closed:
-            raise SandboxError("the sandbox is closed")
+            raise SandboxClosedError("the sandbox is closed")
         self.commands.append(command)
         bash = ["bash", "-c", command]
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import threading
 from collections import defaultdict
@@ -23,14 +24,18 @@ class Shaky:
         faults: by name, what the next requests meet instead of good service, in order. A number is how many bytes pass
             before the connection breaks; an HTTP status; "quota" (a page, here after a byte order mark) and "typeless
             quota" (a page that is not named as one); "no ranges"; "shifted" and "short" (another range than asked for,
-            only the beginning of it); "silent" (nothing comes, for a long time).
+            only the beginning of it); "silent" (nothing comes, for a long time); "endless" (no size, and no end);
+            "more" (one byte more than the file has); "drip" (a byte now and then); "dripping headers"; "packed" (with
+            gzip, a few bytes that unpack to many); ("to", address) redirects; ("as", headers) sends these besides.
         requests: name and Range header of each request.
+        sent: bytes of endless files.
     """
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     faults: dict[str, list] = field(default_factory=lambda: defaultdict(list))
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    sent: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
     def ranges(self, name: str) -> list[str | None]:
@@ -58,8 +63,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, QUOTA_PAGE, "application/octet-stream")
         if isinstance(fault, str) and fault.isdecimal():
             return self.send(int(fault), b"no")
+        if isinstance(fault, tuple) and fault[0] == "to":
+            return self.send(302, b"", extra={"Location": fault[1]})
+        if isinstance(fault, tuple):
+            return self.send(200, content, "application/json", fault[1])
+        if fault == "packed":
+            return self.send(200, gzip.compress(bytes(50 << 20)), "application/json", {"Content-Encoding": "gzip"})
+        if fault in ("endless", "drip", "dripping headers"):
+            return self.go_on(fault, content)
         if content is None:
             return self.send(404, b"no")
+        if fault == "more":
+            content += b"!"
         start, end, status, extra = 0, len(content), 200, {}
         if asked and fault != "no ranges":
             start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
@@ -71,6 +86,22 @@ class _Handler(BaseHTTPRequestHandler):
                 end = start + 1000
             status, extra = 206, {"Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
         self.send(status, content[start:end], "application/json", extra, fault if isinstance(fault, int) else None)
+
+    def go_on(self, fault, content):
+        """Until the other side has had enough."""
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n")
+        try:
+            if fault != "dripping headers":
+                self.wfile.write(b"Content-Type: application/json\r\n\r\n")
+            if fault == "endless":
+                while not self.shaky.stop.is_set():
+                    self.wfile.write(content)
+                    self.shaky.sent += len(content)
+            while not self.shaky.stop.wait(0.05):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+        except OSError:
+            return
 
     def send(self, status, body, kind="text/plain", extra=None, cut=None):
         self.send_response(status)

@@ -265,6 +265,15 @@ LONG = 100_000
         "<function=a><parameter=b>" * LONG + "</think></parameter></function>",
         "<function=a><parameter=b></parameter>" * LONG + "</think>",
         "<think><function=a></think>" * LONG,
+        "<function=a><parameter=b>\n" * LONG,
+        "<function=a>" + "\n" * LONG,
+        "<function " * LONG,
+        "<function" + " " * LONG,
+        "<tool_call>" * LONG,
+        "<tool_call>" + " " * LONG,
+        '{"name"' * LONG,
+        "{ " * LONG,
+        '{"name":' + "[" * LONG,
         "<|channel|>" * LONG,
         "<|channel|>" + "a" * LONG,
         "<|channel|>analysis" + " " * LONG,
@@ -281,7 +290,8 @@ def test_reading_is_linear(response):
 
 NAME = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="<>"), min_size=1)
 # a whole call within a value, behind a </think>, is taken for the call: docstring of parse_function_call
-VALUE = st.text().filter(lambda text: "</parameter>" not in text and not ("</think>" in text and "<function=" in text))
+ANY = st.text().filter(lambda text: "</parameter>" not in text and not ("</think>" in text and "<function=" in text))
+VALUE = ANY.filter(lambda text: not text.startswith(("\n", "\r\n")))  # the others: test_a_layout_is_no_part_of_a_value
 AROUND = st.text().filter(lambda text: "<" not in text)
 
 
@@ -294,6 +304,58 @@ def test_a_call_comes_back_to_the_letter(name, arguments, before, after, blank):
     assert read_call(parsed.text) == FunctionCall(name, arguments)
 
 
+@given(st.dictionaries(NAME, ANY, max_size=3), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["", "  ", "\t"]))
+def test_a_layout_is_no_part_of_a_value(arguments, end, indentation):
+    """Each tag on a line of its own, as in Qwen3-Coder's and R2E-Gym's templates."""
+    parts = [
+        f"{indentation}<parameter={key}>{end}{value}{end}{indentation}</parameter>{end}"
+        for key, value in arguments.items()
+    ]
+    text = f"<tool_call>{end}<function=f>{end}{''.join(parts)}</function>{end}</tool_call>"
+    assert read_call(text) == FunctionCall("f", arguments)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("\n<parameter=k>\nls\n</parameter>", "ls"),
+        ("\n<parameter=k>\n\nls\n\n</parameter>", "\nls\n"),
+        ("\n<parameter=k>\n  ls\n</parameter>", "  ls"),
+        ("\n<parameter=k>\nls</parameter>", "ls"),
+        ("\n<parameter=k>\n</parameter>", ""),
+        ("\n<parameter=k>\n\n</parameter>", ""),
+        ("\r\n<parameter=k>\r\nls\r\n</parameter>", "ls"),
+        # given inline: to the letter
+        ("<parameter=k>ls\n</parameter>", "ls\n"),
+        ("\n<parameter=k>ls\n</parameter>", "ls\n"),
+        ("\n<parameter=k> ls </parameter>", " ls "),
+        ("<parameter=k>\nls\n</parameter>", "\nls\n"),
+        ("\n<parameter=a></parameter> <parameter=k>\nls\n</parameter>", "\nls\n"),
+    ],
+)
+def test_which_line_breaks_are_layout(written, value):
+    assert read_call(f"<function=f>{written}\n</function>").arguments["k"] == value
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '<tool_call>\n{"name": "bash", "arguments": {"command": "ls"}}\n</tool_call>',
+        '{"name": "bash", "arguments": {"command": "ls"}}',
+        '```json\n{"name": "bash", "arguments": {"command": "ls"}}\n```',
+        '<tool_call>{"function": {"name": "bash"}}',
+    ],
+)
+@pytest.mark.parametrize("before", ["", "I look.\n", "<think>a</think>"])
+def test_a_call_in_json_is_told_the_form(call, before):
+    parsed = parse_function_call(before + call)
+    assert not parsed.valid and "JSON" in parsed.reason and "<function=NAME>" in parsed.reason
+    with pytest.raises(CallError, match="JSON"):
+        read_call(parsed.text)
+    thought = f"<think>{call}"
+    assert parse_function_call(thought).reason == "the thought is not closed"
+
+
 @given(
     st.lists(
         st.sampled_from(["<function=", "f>", "</function>", "<parameter=", "p>", "</parameter>", "</think>", " ", "a"])
@@ -303,4 +365,4 @@ def test_whatever_is_written_is_a_call_or_says_why_not(response):
     parsed = parse_function_call(response)
     assert parsed.valid == (not parsed.reason) and parsed.text in response
     if parsed.valid:
-        assert f"<function={read_call(parsed.text).name}>" in response and parsed.text.endswith("</function>")
+        assert f"{read_call(parsed.text).name}>" in response and parsed.text.endswith("</function>")

@@ -119,7 +119,7 @@ def test_swe(tmp_path):
 
 
 def test_a_sandbox():
-    counts = ("memory_mb", "processes", "file_mb", "tree_mb", "files", "output_kb")
+    counts = ("memory_mb", "processes", "file_mb", "tree_mb", "files", "output_kb", "open_files")
     refused(
         SandboxSettings,
         {},
@@ -127,7 +127,8 @@ def test_a_sandbox():
             "backend": set(STRANGE),  # looked at when it is opened
             **{"unconfined": {"a truth value"}, "tree": set(), "python": {"null", "a text", "an empty text"}},
             **{count: {"a number"} for count in counts},
-            **{"env": set(), "options": {"a mapping"}, "readable": {"a list"}},
+            **{"env": set(), "options": {"a mapping"}, "cgroup": {"null", "a text", "an empty text"}},
+            **{listed: {"a list"} for listed in ("readable", "hidden", "packages")},
         },
     )
     with pytest.raises(ValueError, match=r"^sandbox\.env\.DEBUG=1: expected a text, so put it in quotes$"):

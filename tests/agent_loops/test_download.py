@@ -12,10 +12,13 @@ import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import damage
 import pytest
 from eventually import eventually
 from shaky_server import shaky_server
@@ -23,6 +26,7 @@ from shaky_server import shaky_server
 pytest.importorskip("requests")
 from agent_loops import download
 from agent_loops.download import DownloadError, Manifest, RemoteFile, fetch, sha256_of
+from agent_loops.files import DiskFull
 
 CONTENT = b"[" + random.Random(0).randbytes(300_000).hex().encode() + b"]"
 
@@ -249,12 +253,144 @@ def test_a_source_that_always_breaks_off_is_given_up(server, tmp_path, monkeypat
     assert len(server.requests) == 4
 
 
+# ---------------------------------------------------------------------------------------------- servers that mean harm
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
+def test_what_has_no_end_is_stopped_at_the_size(known, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 2 * len(CONTENT))
+    server.faults["a.json"] = ["endless"] * 3
+    with pytest.raises(DownloadError, match=r"sends more than the [\d,]+ bytes that the file has"):
+        fetch(remote(server, **({} if known else {"n_bytes": None, "sha256": None})), tmp_path)
+    assert list(tmp_path.iterdir()) == [] and len(server.requests) == 1
+    assert server.sent < 50 << 20
+
+
+def test_one_byte_more_than_published(server, tmp_path):
+    server.faults["a.json"] = ["more"]
+    with pytest.raises(DownloadError, match="offers another file"):
+        fetch(remote(server), tmp_path)
+    server.faults["a.json"] = [("as", {"Content-Length": "9" * 5000})]  # as good as none
+    fetch(remote(server), tmp_path)
+    assert (tmp_path / "a.json").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fault", ["drip", "dripping headers"])
+def test_a_byte_now_and_then_is_too_slow(fault, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "WINDOW", 0.3)
+    server.faults["a.json"] = [fault] * 3
+    said = "sends too slowly" if fault == "drip" else "did not begin its answer within 0.3 s"
+    with pytest.raises(DownloadError, match=said):
+        fetch(remote(server), tmp_path)
+    server.faults.clear()
+    monkeypatch.setattr(download, "WINDOW", 100.0)
+    fetch(remote(server), tmp_path)
+    assert (tmp_path / "a.json").read_bytes() == CONTENT
+
+
+def test_what_is_sent_packed_is_not_unpacked(server, tmp_path):
+    server.faults["a.json"] = ["packed"]
+    with pytest.raises(DownloadError, match=r"sent the file packed .'gzip'., which it was not asked for"):
+        fetch(remote(server), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("file:///etc/passwd", "leads on to 'file:///etc/passwd', which is not http or https"),
+        ("ftp://127.0.0.1/a.json", "which is not http or https"),
+        ("/a.json", "leads on to another address more than 10 times"),
+        ("http://[::1", "cannot be asked|leads on"),
+        ("http://\x9b2Jnowhere.invalid/", "leads on|cannot be"),
+    ],
+)
+def test_where_redirections_may_lead(address, said, server, tmp_path):
+    server.faults["a.json"] = [("to", address)] * 12
+    with pytest.raises(DownloadError, match=said) as refused:
+        fetch(remote(server), tmp_path)
+    assert all(line.isprintable() for line in str(refused.value).split("\n"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_redirection_is_followed_and_never_from_https_to_http(server, tmp_path, monkeypatch):
+    server.files["b.json"] = CONTENT
+    server.faults["a.json"] = [("to", "/b.json")]
+    fetch(remote(server), tmp_path)
+    assert (tmp_path / "a.json").read_bytes() == CONTENT
+
+    class Answer:
+        status_code, headers = 302, {"location": server.url + "b.json"}
+        is_redirect = True
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(download.requests.Session, "get", lambda self, url, **settings: Answer())
+    with pytest.raises(DownloadError, match=r"leads on to 'http://127.0.0.1:[0-9]+/b.json', which is not https"):
+        fetch(remote(server, urls=("https://127.0.0.1/a.json",)), tmp_path / "other")
+
+
+def test_escapes_in_what_a_server_says(server, tmp_path):
+    page = "<html><title>gone \x1b]0;owned\x07\u202e</title></html>"
+    server.files["a.json"] = page.encode()
+    with pytest.raises(DownloadError, match=r"gone .x1b\]0;owned.x07.u202e") as refused:
+        fetch(remote(server), tmp_path)
+    assert all(line.isprintable() for line in str(refused.value).split("\n"))
+    server.faults["a.json"] = [("as", {"Content-Encoding": "\x1b[2J"})]
+    with pytest.raises(DownloadError) as refused:
+        fetch(remote(server), tmp_path)
+    assert all(line.isprintable() for line in str(refused.value).split("\n"))
+
+
+def test_a_manifest_is_read_or_named(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text("[]")
+    manifest = Manifest(tmp_path)
+    manifest.enter(file, sha256(b"[]"), "here")
+    path = manifest.path
+    whole = path.read_bytes()
+
+    def read() -> str | None:
+        read = Manifest(tmp_path)
+        source = read.source(file)
+        if source is not None:
+            try:
+                read.verify(file, sha256(b"[]"))
+            except DownloadError as error:
+                assert "has changed since" in str(error) and str(error).isprintable()
+        return source
+
+    for label, content in damage.contents(whole, "manifest"):
+        path.write_bytes(content)
+        damage.check(read, path, damage.ANYTHING, DownloadError, label)
+    path.write_bytes(whole)
+    for label in damage.in_place_of(path):
+        if label not in ("vanished", "a link to itself"):
+            assert damage.check(read, path, None, DownloadError, label)
+
+
 def test_the_lock_ends_with_the_call(server, tmp_path):
     with (tmp_path / "a.json.part").open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(DownloadError, match="another process"):
             fetch(remote(server), tmp_path)
     fetch(remote(server), tmp_path)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said_and_the_next_call_goes_on(server, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, before[1]))
+    try:
+        with pytest.raises(DiskFull, match=r"a\.json\.part: no space left"):
+            fetch(remote(server), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert not (tmp_path / "a.json").exists()
+    fetch(remote(server), tmp_path)
+    assert (tmp_path / "a.json").read_bytes() == CONTENT
 
 
 def test_sha256_of_reads_all_of_a_file(tmp_path):
@@ -290,7 +426,7 @@ def test_the_manifest_remembers_and_compares(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 3}'])
 def test_a_damaged_manifest_is_named(text, tmp_path):
     (tmp_path / "aem_data.json").write_text(text)
-    with pytest.raises(DownloadError, match=r"aem_data.json is damaged: delete it"):
+    with pytest.raises(DownloadError, match=r"aem_data.json is damaged .*: delete it"):
         Manifest(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -9,10 +10,15 @@ import pytest
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from dumps import dump, make_batch
+from rich.table import Table
 from typer.testing import CliRunner
 
 from recipe.aem import cli
+from recipe.aem.cli.shared import SafeConsole
+from recipe.aem.dump.schema import METADATA_KEY
 
 AEM = {"adv_estimator": "aem", "aem": {"base_estimator": "grpo_rows"}}
 
@@ -110,6 +116,34 @@ def test_a_file_that_is_cut_short(length, folder, tmp_path):
     text = aem(file, code=1)
     assert str(file) in text and text.count("\n") == 1
     assert ("is empty" if length == 0 else "is cut short") in text
+
+
+@pytest.mark.parametrize("command", ["replay", "report"])
+def test_what_a_damaged_file_says_does_nothing_to_a_terminal(command, folder, tmp_path):
+    table = pq.read_table(folder / "step_000001.parquet")
+    keys = table["key"].to_pylist()
+    keys[2] = "\x1b]0;owned\x07\x1b[2J\u202e"
+    table = table.set_column(table.schema.get_field_index("key"), "key", pa.array(keys))
+    meta = table.schema.metadata[METADATA_KEY]
+    path = tmp_path / "step_000001\x1b[8m.parquet"
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: meta.replace(b'"schema": 2', b'"schema": 1')}), path)
+    done = CliRunner().invoke(cli.app, [command, str(path), *(["--out", str(tmp_path)] if command == "report" else [])])
+    assert done.exit_code == 1, (done.output, done.exception)
+    text = done.stderr
+    assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text and text.count("\n") == 1
+    assert r"step 1, row 2, key: '\x1b]0;owned\x07\x1b[2J\u202e' is no key of verl's" in text
+    assert r"step_000001\x1b[8m.parquet" in text
+
+
+def test_a_console_shows_what_does_not_print():
+    console = SafeConsole(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    console.print("a\x1b[31m\x9b2J\nb")
+    table = Table("\x1b]0;x\x07")
+    table.add_row("\ud800 [bold]c[/bold]")
+    console.print(table)
+    text = console.file.getvalue()
+    assert r"a\x1b[31m\x9b2J" in text and r"\x1b]0;x\x07" in text and r"\ud800" in text
+    assert not {"\x9b", "\x07", "\ud800"} & set(text) and "\x1b]" not in text and "\x1b[31m" not in text
 
 
 @pytest.mark.parametrize("arguments", [[], ["DUMP", "--method"], ["DUMP", "--methods", "aem"]])

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,7 @@ from study_files import write_study
 from typer.testing import CliRunner
 
 from recipe.aem import cli, trainer_process
+from recipe.aem.study import state
 from recipe.aem.study.cells import SEEDS, cells
 from recipe.aem.study.file import read_study
 
@@ -206,7 +208,7 @@ def test_cells_of_two_versions_of_the_code_are_named(aem, tmp_path):
     path = tmp_path / "out/shop/aem/seed0/command.json"
     command = json.loads(path.read_text())
     command["fingerprint"]["code"]["aem_core/aem.py"] = "0123"
-    path.write_text(json.dumps(command))
+    state.write_json(path, command)
     assert "code of aem_core/aem.py" in aem("plan", "-q")
     assert "! shop: its cells were made with 2 versions of this package's code (1 and 1 cells)" in aem("table")
     path.write_text("{")
@@ -219,7 +221,7 @@ def test_limit_only_and_time(aem, tmp_path):
     aem("run", "--limit", 1, "--only", "method=aem")
     assert aem.said.count("begins") == 1 and "the limit of 1 is reached" in aem.said
     done = tmp_path / "out/shop/aem/seed0/done.json"
-    done.write_text(json.dumps(json.loads(done.read_text()) | {"seconds": 600}))
+    state.write_json(done, json.loads(done.read_text()) | {"seconds": 600})
     text = aem("run", "--minutes", 5)
     assert "shop/grpo/seed0 is left out: 5 minutes are left, and a cell took 10.0" in aem.said
     assert "1 of 3" in text and "begins" not in aem.said
@@ -272,27 +274,32 @@ def _begin(tmp_path):
     words = ["study", "run", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
     surroundings.pop("TASKS", None)
-    return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=surroundings)
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, env=surroundings, preexec_fn=hears
+    )
 
 
 def wait_for(path, text):
     assert eventually(lambda: path.is_file() and text in path.read_text()), f"{path} never held {text}"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_trainer_and_leaves_the_cell_to_do(number, code, aem, runner, tmp_path):
     write_study(tmp_path, seeds="[0]", env="{HANG: '2'}")
     process = runner()
     wait_for(tmp_path / "out/shop/grpo/seed0/metrics.jsonl", '"step": 2')
     runner_itself = psutil.Process(process.pid)
-    assert eventually(lambda: len(runner_itself.children(recursive=True)) == 2), "the trainer and its child"
+    assert eventually(lambda: len(runner_itself.children(recursive=True)) == 3), (
+        "who looks after it, trainer, its child"
+    )
     family = runner_itself.children(recursive=True)
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     assert process.returncode == code and "Traceback" not in said
     assert said.splitlines()[-1] == "aem: interrupted; the cell at work is to do again, the others stay"
     gone, alive = psutil.wait_procs(family, timeout=PATIENCE)
-    assert len(gone) == 2 and not alive, "the trainer's children are gone too"
+    assert len(gone) == 3 and not alive, "the trainer's children are gone too"
     assert kinds(aem("plan", "-q"))["shop/grpo/seed0"] == "interrupted"
     assert "1 interrupted" in aem("table")
     write_study(tmp_path, seeds="[0]", env="{HANG: '9'}")  # what it was made with no longer matters
@@ -309,8 +316,7 @@ def test_a_killed_runner_costs_one_cell_which_can_go_on(aem, runner, tmp_path):
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()  # as a session that ends abruptly
     process.communicate(timeout=300)
-    for one in family:
-        one.kill()
+    assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nothing is left of it, though nobody ended it in order"
     text = aem("run", "--resume")
     assert (
         "begins; continued from a checkpoint" in aem.said

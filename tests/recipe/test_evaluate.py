@@ -16,6 +16,7 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 import torch
+from safetensors.torch import save_file
 
 from recipe.aem.evaluate import EvaluationError, intervals
 from recipe.aem.evaluate.checkpoint import check_fits, resolve
@@ -140,7 +141,7 @@ def make_verl(folder, step=30, world=1, there=None):
 def make_hf(folder, **config):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 8, **config}))
-    (folder / "model.safetensors").write_bytes(b"x" * 100)
+    save_file({"w": torch.zeros(30), "v": torch.zeros(2, 3)}, folder / "model.safetensors")
     return folder
 
 

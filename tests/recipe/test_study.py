@@ -239,7 +239,7 @@ def test_metrics_of_a_run_that_went_on_from_a_checkpoint(tmp_path):
     read = state.read_metrics(tmp_path)
     assert read == {0: {"v": 0}, 1: {"a": 1}, 2: {"a": 2, "v": 2.5}, 3: {"a": 30}}
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "data": {}}\n')
-    with pytest.raises(StudyError, match=r"metrics\.jsonl, line 1: not one of verl's metrics lines"):
+    with pytest.raises(StudyError, match=r"metrics\.jsonl, line 1 is not of verl's file logger"):
         state.read_metrics(tmp_path)
 
 

@@ -215,6 +215,15 @@ def test_a_batch_without_a_run_behind_it_is_counted_and_not_refused(said):
     assert said == [("WARNING", "3 of 4 trajectories of training are missing: a (sessions 1, 2, 3)")]
 
 
+def test_suspicious_solutions_are_counted_a_trajectory_once_where_a_benchmark_knows_of_any():
+    keys = ["a_0_0", "a_0_1", "a_1_0", "b_0_0"]
+    step = Trajectories(TrajectorySettings(), n=2, prompts=2)
+    infos = [{"suspicious": 1.0}, {"suspicious": 1.0}, {"suspicious": 0.0}, {}]
+    found = step.count(batch_of(keys), [{"reward_extra_info": info} for info in infos])
+    assert found["training/trajectories/suspicious"] == 1.0
+    assert "training/trajectories/suspicious" not in step.count(batch_of(keys), [{"reward_extra_info": {}}] * 4)
+
+
 def test_shortened_prompts_are_counted_a_trajectory_once():
     keys = keys_of({"a": [0, 1], "b": [0]}, rows=2)
     parts = {"a_0_0": ["history"], "a_0_1": ["observation"], "b_0_1": ["", "instruction"], "b_0_0": [""]}

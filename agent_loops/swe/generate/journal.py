@@ -8,6 +8,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from agent_loops.reading import FileError, parse_json, read_bytes, reason, shown
+
+_MOST_BYTES = 4 << 30
+
 
 class Journal:
     """A JSONL file that is only ever added to. A torn last row, of a crash, is cut off when it is opened.
@@ -16,24 +20,32 @@ class Journal:
         file: where it is; made with the first row.
 
     Raises:
-        ValueError: a row before the last is no JSON.
+        FileError: a row before the last is no JSON object, or the file cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: list[dict[str, Any]] = []
         self._lock = threading.Lock()
-        if file.is_file():
+        if file.exists():
             self._read()
 
     def _read(self) -> None:
-        content = self.file.read_bytes()
+        try:
+            content = read_bytes(self.file, _MOST_BYTES)
+        except OSError as error:
+            raise FileError(f"{self.file} cannot be read: {reason(error)}") from None
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
             try:
-                self.rows.append(json.loads(line))
+                row = parse_json(line)
             except ValueError as error:
-                raise ValueError(f"{self.file}, row {number}: no JSON ({error}); repair or remove the file") from error
+                raise FileError(
+                    f"{self.file}, row {number}: no JSON ({reason(error)}); repair or remove the file"
+                ) from error
+            if not isinstance(row, dict):
+                raise FileError(f"{self.file}, row {number}: {shown(row)} is no row; repair or remove the file")
+            self.rows.append(row)
         if len(whole) < len(content):
             os.truncate(self.file, len(whole))
 

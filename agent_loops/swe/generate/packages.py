@@ -9,12 +9,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from agent_loops.reading import FileError, reason
+
 _DOWNLOAD_SECONDS = 600
 MAX_UNPACKED_MB = 200
+MAX_FILES = 50_000
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,18 @@ def unpack(file: Path, into: Path) -> Path:
     try:
         with tarfile.open(file, "r:gz") as archive:
             size = 0
-            for member in archive:
+            for number, member in enumerate(archive):
                 size += member.size
                 if size > MAX_UNPACKED_MB << 20:
-                    raise ValueError(f"{file} holds more than {MAX_UNPACKED_MB} MB")
+                    raise FileError(f"{file} holds more than {MAX_UNPACKED_MB} MB")
+                if number >= MAX_FILES:
+                    raise FileError(f"{file} holds more than {MAX_FILES:,} files")
                 archive.extract(member, into, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{file} cannot be unpacked: {error}") from error
+    except (tarfile.TarError, OSError, EOFError, zlib.error, UnicodeError, OverflowError) as error:
+        raise FileError(f"{file} cannot be unpacked: {reason(error)}") from error
     tops = list(into.iterdir())
     if len(tops) != 1 or not tops[0].is_dir():
-        raise ValueError(f"{file}: expected one directory at its top, not {sorted(one.name for one in tops)[:5]}")
+        raise FileError(f"{file}: expected one directory at its top, not {sorted(one.name for one in tops)[:5]}")
     return tops[0]
 
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent_loops.swe.grading import GradeSettings, read_statuses, run_tests
+from agent_loops.swe.copies import top_name
+from agent_loops.swe.grading import GradeSettings
 from agent_loops.swe.patches import is_protected
 from agent_loops.swe.sandbox import Sandbox, open_sandbox
-from agent_loops.swe.slots import core_slot
+from agent_loops.swe.slots import PATIENCE, core_slot
 from agent_loops.swe.tasks import SweTask
+from agent_loops.swe.testing import run_tests
 
 # -P and pythonpath: pytest is loaded before anything of the package can stand in its place. No plugins, no options of
 # the package's own (addopts): what passes must not depend on what else is installed.
@@ -55,17 +57,20 @@ def run_suite(tree: Path, changed: Mapping[str, str], command: str, settings: Gr
         settings: the sandbox and the limits.
         seconds: how long they may take.
     """
-    task = SweTask("suite", "", "", "", "", "", (), (), command)
+    task = SweTask("suite", "", "", "", "", "", (), (), command, source=str(tree))
     settings = replace(settings, seconds=seconds)
-    with core_slot(settings.slots), open_sandbox(settings.sandbox, source=tree) as sandbox:
+    with (
+        core_slot(settings.slots, patience=2 * seconds + PATIENCE),
+        open_sandbox(settings.sandbox, source=tree) as sandbox,
+    ):
         for path, text in changed.items():
             done = sandbox.execute(f"cat > {shlex.quote(path)}", seconds=60, stdin=text.encode())
             if done.returncode:
                 raise RuntimeError(f"{path} cannot be written in the sandbox: {done.output[-300:]}")
         began = time.monotonic()
-        log, executed = run_tests(sandbox, task, settings)
+        done = run_tests(sandbox, task, seconds=settings.seconds, log_kb=settings.log_kb)
         took = time.monotonic() - began
-    return Run(read_statuses(task, log), log, took, executed.timed_out)
+    return Run(done.reading.statuses, done.log, took, done.timed_out)
 
 
 def reliable(runs: Sequence[Run]) -> set[str]:
@@ -93,7 +98,7 @@ def modules(tree: Path) -> list[str]:
     for path, content in files.items():
         parts = path.split("/")
         skipped = is_protected(path) or not _SKIPPED_TREES.isdisjoint(parts[:-1]) or path in ("setup.py", "tasks.py")
-        if not skipped and content.strip() and contents.count(content) == 1 and _top_name(path):
+        if not skipped and content.strip() and contents.count(content) == 1 and top_name(path):
             chosen.append(path)
     return chosen
 
@@ -116,9 +121,4 @@ def top_names(paths: Sequence[str]) -> list[str]:
         >>> top_names(["src/a/b.py", "c.py", "src/a/__init__.py"])
         ['a', 'c']
     """
-    return sorted({_top_name(path) for path in paths})
-
-
-def _top_name(path: str) -> str:
-    name = path.removeprefix("src/").split("/")[0].removesuffix(".py")
-    return name if name.isidentifier() else ""
+    return sorted({top_name(path) for path in paths})

@@ -7,7 +7,21 @@ Example:
     Executed(output='hello\\n', returncode=0, timed_out=False, cut=False)
 """
 
-from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings, read_patch
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxClosedError, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.changes import BaseLostError, Changes, read_changes, read_pack, read_patch
 from agent_loops.swe.sandbox.open import BACKENDS, open_sandbox
 
-__all__ = ["BACKENDS", "Executed", "Sandbox", "SandboxError", "SandboxSettings", "open_sandbox", "read_patch"]
+__all__ = [
+    "BACKENDS",
+    "BaseLostError",
+    "Changes",
+    "Executed",
+    "Sandbox",
+    "SandboxClosedError",
+    "SandboxError",
+    "SandboxSettings",
+    "open_sandbox",
+    "read_changes",
+    "read_pack",
+    "read_patch",
+]

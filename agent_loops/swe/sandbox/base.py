@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +18,10 @@ _SYSTEM |= {"tmp", "usr", "var"}
 
 class SandboxError(RuntimeError):
     """A sandbox could not be had, or failed by itself; a command that fails is no such error."""
+
+
+class SandboxClosedError(SandboxError):
+    """A sandbox was used that had been closed, or was closed meanwhile: no doing of what runs in it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Sandbox(Protocol):
 class SandboxSettings:
     """Where commands run, and what they may use.
 
+    `open_files`, `packages`, `cgroup`, `readable` and `hidden` are for bubblewrap: a container shows its image.
+
     Args:
         backend: `bubblewrap`, `docker`, `swerex_docker`, `swerex_modal`, `swerex_remote`, `swerex_fargate`, or `host`
             (no isolation at all).
@@ -89,14 +92,21 @@ class SandboxSettings:
         tree: where the repository lies, as commands see it.
         memory_mb: memory of all processes of a command together.
         processes: how many processes and threads a command may have at once.
+        open_files: how many files, pipes and sockets each of them may have open.
         file_mb: the largest file.
         tree_mb: everything that the episode writes, the tree itself, /tmp and the home directory included.
         files: how many files and directories that may be.
         output_kb: how much of a command's output is kept.
         env: further environment variables.
         python: the interpreter (`…/bin/python`) or the virtual environment that comes first on PATH, visible read-only
-            with the installation that it is made from; None for the one that runs this, "" for the system's own.
+            with the installation that it is made from, and with its packages; None for the one that runs this, "" for
+            the system's own, of which only `packages` are visible beside the standard library.
+        packages: the distributions that are visible of a `python` which is not named here, with all that they require.
+            A task's answer may lie in any other.
+        cgroup: a directory of the host's control groups in which one for each sandbox is made, to bound its memory and
+            its processes; None for this process's own where that is allowed, "" for none.
         readable: further files and directories that are visible read-only, at their own paths.
+        hidden: files and directories that are not visible although they lie in what is, as a copy of a task's answer.
         options: arguments of the back end's own class, beside those that the settings above make.
 
     Raises:
@@ -107,14 +117,18 @@ class SandboxSettings:
     unconfined: bool = False
     tree: str = "/testbed"
     memory_mb: int = 2048
-    processes: int = 256
+    processes: int = 64
+    open_files: int = 256
     file_mb: int = 256
     tree_mb: int = 1024
     files: int = 100_000
     output_kb: int = 64
     env: Mapping[str, str] = field(default_factory=dict)
     python: str | None = None
+    packages: tuple[str, ...] = ("pytest",)
+    cgroup: str | None = None
     readable: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -132,45 +146,18 @@ class SandboxSettings:
         arguments.switch("sandbox.unconfined", self.unconfined)
         if self.python is not None and not isinstance(self.python, str):
             arguments.refuse("sandbox.python", self.python, "a path, an empty text or null")
-        several = isinstance(self.readable, list | tuple)
-        if not several or not all(isinstance(one, str | Path) for one in self.readable):
-            arguments.refuse("sandbox.readable", self.readable, "a list of paths")
+        if self.cgroup is not None and not isinstance(self.cgroup, str):
+            arguments.refuse("sandbox.cgroup", self.cgroup, "a path, an empty text or null")
+        listed = isinstance(self.packages, list | tuple)
+        if not listed or not all(isinstance(one, str) and one for one in self.packages):
+            arguments.refuse("sandbox.packages", self.packages, "a list of names, as [pytest, hypothesis]")
+        for name in ("readable", "hidden"):
+            several = getattr(self, name)
+            if not isinstance(several, list | tuple) or not all(isinstance(one, str | Path) for one in several):
+                arguments.refuse(f"sandbox.{name}", several, "a list of paths")
         parts = arguments.text("sandbox.tree", self.tree).split("/")
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
             raise ValueError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
         object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list
-
-
-def read_patch(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, max_kb: int = 4096) -> str:
-    """Return what changed in the tree since a commit, new files included, as git's patch.
-
-    Git runs in the sandbox, so that neither a link out of the tree nor a hook or filter that the agent has configured
-    reaches the host. The patch is whatever the tree's git says: apply it to a fresh tree, and trust nothing else.
-
-    Args:
-        sandbox: the sandbox, with a git repository in its tree.
-        base: the commit to compare with; its own, not a branch, where the agent may have committed.
-        seconds: how long git may take.
-        max_kb: the largest patch.
-
-    Returns:
-        The patch; empty where nothing changed. Bytes that are no UTF-8 are replaced.
-
-    Raises:
-        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's own words.
-    """
-    # base64, because the output of a command is text; git's warnings would mix with it
-    options = "--binary --no-color --no-ext-diff --no-textconv --src-prefix=a/ --dst-prefix=b/"
-    diff = f"git -c core.quotePath=true diff {options} {shlex.quote(base)} --"
-    command = f"set -o pipefail; git add --all --intent-to-add && {diff} | base64 -w 0"
-    done = sandbox.execute(f"({command}) 2>/dev/null", seconds=seconds, output_kb=max_kb * 4 // 3 + 1)
-    if done.returncode or done.cut:
-        reason = f"larger than {max_kb} kB"
-        if done.returncode:
-            said = sandbox.execute(f"({command}) 2>&1 >/dev/null", seconds=seconds).output
-            reason = f"git ended with {done.returncode}: {said.strip()[-500:]}"
-        raise SandboxError(f"no patch of {sandbox.tree} against {base}: {reason}")
-    try:
-        return base64.b64decode(done.output, validate=True).decode(errors="replace")
-    except binascii.Error as error:
-        raise SandboxError(f"no patch of {sandbox.tree} against {base}: git printed {done.output[:500]!r}") from error
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        object.__setattr__(self, "packages", tuple(self.packages))

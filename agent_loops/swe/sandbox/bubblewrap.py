@@ -18,11 +18,12 @@ import threading
 from functools import cache
 from pathlib import Path
 
-from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings
-from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES, STORE, Keeper, find_program
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxClosedError, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.groups import Group, find_parents
+from agent_loops.swe.sandbox.keeper import INSTALL, NAMESPACES, SHM_MB, Keeper, find_program
 from agent_loops.swe.sandbox.run import Ended, Process
 from agent_loops.swe.sandbox.seccomp import forbidding_filter
-from agent_loops.swe.sandbox.visible import PATH, make_environment, python_paths, system_arguments
+from agent_loops.swe.sandbox.visible import PATH, STORE, View, make_environment, make_view
 from agent_loops.swe.sandbox.watch import ResourceWatch
 
 HOME = "/home/agent"
@@ -30,7 +31,6 @@ MIN_VERSION = (0, 8)  # --size, --disable-userns
 LONGEST_COMMAND = 131_071  # bytes in one argument, as Linux has it
 COPY_SECONDS = 300.0
 CLOSE_SECONDS = 30.0
-_OPEN_FILES, _SHM_MB = 1024, 64
 _RESERVED = 4  # address space for each byte of memory: what programs reserve and never use
 _OWN_PROCESSES = 3  # bwrap, twice, and what `exec` leaves of the shell
 _COMPRESSIONS = {
@@ -40,13 +40,23 @@ _COMPRESSIONS = {
     b"\x28\xb5\x2f\xfd": b"--zstd",
 }
 
-# The limits on processes count in the sandbox's own user namespace, hence are set inside it. The kernel's killer takes
-# these processes first, should the machine run out of memory all the same.
-_LAUNCH = """
+# Before everything else, with this process's own rights: the kernel's killer takes these processes first, should the
+# machine run out of memory all the same. Where this process is root they cannot lower it again, and inside nobody can
+# write to /proc. Then into the sandbox's control group, if there is one.
+_FIRST = """
 echo 1000 >/proc/self/oom_score_adj
-ulimit -c 0 -u "$1" -f "$2" -d "$3" -v "$4" -n "$5" -t "$6" || exit 125
+while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done
+shift
+exec "$@"
+"""
+# The limits on processes count in the sandbox's own user namespace, hence are set inside it. Locked memory, pending
+# signals and timers have a limit too.
+_LAUNCH = """
+ulimit -c 0 -u "$1" -f "$2" -d "$3" -v "$4" -n "$5" -t "$6" -l "$7" -i "$8" || exit 125
 exec /bin/bash -c "$0"
 """
+_LOCKED_KB, _SIGNALS = 8192, 4096
+_SLACK_MB = 64  # bubblewrap's own processes, and what the kernel keeps for it all
 
 
 def _capped(kind: int, value: int) -> int:
@@ -86,15 +96,20 @@ class BubblewrapSandbox(Sandbox):
         self._settings = settings
         self._lock, self._running, self._closed = threading.Lock(), set[Process](), False
         self._idle = threading.Condition(self._lock)
-        self._watch = ResourceWatch(settings.memory_mb, settings.processes + _OWN_PROCESSES)
         bwrap = find_bwrap()
-        interpreter, visible = python_paths(settings.python)
-        readable = list(dict.fromkeys([*visible, *settings.readable]))
-        for path in settings.readable:
-            if not Path(path).exists():
-                raise SandboxError(f"sandbox.readable: there is no {path}")
-        self._keeper = Keeper(settings.tree_mb, settings.files, readable)
-        self._command = [*self._keeper.enter, bwrap, *self._arguments(interpreter, readable)]
+        view = make_view(settings)
+        self._keeper = Keeper(settings.tree_mb, settings.files, view)
+        self._watch = ResourceWatch(settings.memory_mb, settings.processes + _OWN_PROCESSES, self._keeper.pid)
+        try:
+            # what is in files belongs to the group, too
+            room = settings.memory_mb + settings.tree_mb + SHM_MB + _SLACK_MB
+            most = 2 * (settings.processes + _OWN_PROCESSES)  # two commands at once
+            self._group = Group(find_parents(settings.cgroup), room, most)
+        except BaseException:
+            self._keeper.close()
+            raise
+        first = ["/bin/sh", "-c", _FIRST, "sh", *self._group.files, "--"]
+        self._command = [*first, *self._keeper.enter, bwrap, *self._arguments(view)]
         try:
             if source is not None:
                 self._copy(Path(source))
@@ -102,21 +117,22 @@ class BubblewrapSandbox(Sandbox):
             self.close()
             raise
 
-    def _arguments(self, interpreter: str | None, readable: list[str]) -> list[str]:
-        environment = make_environment(self._settings, interpreter, HOME)
+    def _arguments(self, view: View) -> list[str]:
+        environment = make_environment(self._settings, view.interpreter, HOME)
+        system, others = view.shown[: view.n_system], view.shown[view.n_system :]
         return [
-            *("--unshare-all", "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"),
+            *("--unshare-all", "--share-net", "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000"),
             *("--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
             *(part for name, value in environment.items() for part in ("--setenv", name, value)),
-            *system_arguments(),
-            *("--ro-bind", f"{STORE}/etc/passwd", "/etc/passwd", "--ro-bind", f"{STORE}/etc/group", "/etc/group"),
-            *("--ro-bind", f"{STORE}/etc/hosts", "/etc/hosts"),
-            *("--ro-bind", f"{STORE}/etc/nsswitch.conf", "/etc/nsswitch.conf"),
-            *("--proc", "/proc", "--dev", "/dev"),
-            *("--size", str(_SHM_MB << 20), "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
-            *("--bind", f"{STORE}/tmp", "/tmp", "--bind", f"{STORE}/home", HOME),
-            *(part for place, path in enumerate(readable) for part in ("--ro-bind", f"{STORE}/readable/{place}", path)),
-            *("--bind", f"{STORE}/tree", self.tree, "--chdir", self.tree, "--remount-ro", "/"),
+            *(part for source, path in system for part in ("--ro-bind", source, path)),
+            *(part for value, path in view.links for part in ("--symlink", value, path)),
+            *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"),
+            *("--dev-bind", f"{STORE}/pts", "/dev/pts", "--bind", f"{STORE}/shm", "/dev/shm"),
+            # a mapping of /dev/zero is memory that no process is charged for; this one reads alike and has none
+            *("--dev-bind", "/dev/full", "/dev/zero", "--remount-ro", "/dev"),
+            *("--bind", f"{STORE}/files/tmp", "/tmp", "--bind", f"{STORE}/files/home", HOME),
+            *(part for source, path in others for part in ("--ro-bind", source, path)),
+            *("--bind", f"{STORE}/files/tree", self.tree, "--chdir", self.tree, "--remount-ro", "/"),
         ]
 
     def execute(
@@ -129,11 +145,15 @@ class BubblewrapSandbox(Sandbox):
             message = f"the command has {len(words)} bytes, more than the {LONGEST_COMMAND} that Linux takes\n"
             return Executed(message, 126)
         limit = (output_kb or self._settings.output_kb) * 1024
+        killed = self._group.killed()
         ended = self._run(words, seconds, stdin=stdin, limit=limit)
         if ended.reason == "closed":
-            raise SandboxError("the sandbox was closed while a command ran in it")
+            raise SandboxClosedError("the sandbox was closed while a command ran in it")
         if ended.reason == "time":
             return Executed(ended.output, 124, timed_out=True, cut=ended.cut)
+        if ended.reason is None and self._group.killed() > killed:
+            memory = f"it held more than {self._settings.memory_mb} MB of memory, or the kernel more for it"
+            return Executed(f"{ended.output}\n[killed: {memory}]\n", 137, cut=ended.cut)
         if ended.reason is not None:
             return Executed(f"{ended.output}\n[killed: {ended.reason}]\n", 137, cut=ended.cut)
         if ended.exit_code is None:
@@ -147,8 +167,10 @@ class BubblewrapSandbox(Sandbox):
             _capped(resource.RLIMIT_FSIZE, one.file_mb << 20) >> 10,
             _capped(resource.RLIMIT_DATA, one.memory_mb << 20) >> 10,
             _capped(resource.RLIMIT_AS, _RESERVED * one.memory_mb << 20) >> 10,
-            _capped(resource.RLIMIT_NOFILE, _OPEN_FILES),
+            _capped(resource.RLIMIT_NOFILE, one.open_files),
             _capped(resource.RLIMIT_CPU, math.ceil(seconds) * (os.cpu_count() or 1) + 1),  # that of all its threads
+            _capped(resource.RLIMIT_MEMLOCK, _LOCKED_KB << 10) >> 10,
+            _capped(resource.RLIMIT_SIGPENDING, _SIGNALS),
         )
         status, status_end = os.pipe()
         forbidden, forbidden_end = os.pipe()
@@ -159,7 +181,7 @@ class BubblewrapSandbox(Sandbox):
         with self._lock:
             try:
                 if self._closed:
-                    raise SandboxError("the sandbox is closed")
+                    raise SandboxClosedError("the sandbox is closed")
                 popen = subprocess.Popen(
                     argv,
                     stdin=subprocess.PIPE if isinstance(stdin, bytes) else stdin or subprocess.DEVNULL,
@@ -229,3 +251,4 @@ class BubblewrapSandbox(Sandbox):
                 process.kill("closed")
             self._idle.wait_for(lambda: not self._running, CLOSE_SECONDS)
         self._keeper.close()
+        self._group.close()

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxClosedError, SandboxError, SandboxSettings
 from agent_loops.swe.sandbox.visible import make_environment
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ class ContainerSandbox(Sandbox):
 
     def _raw(self, script: str, cwd: str, seconds: float) -> dict[str, Any]:
         if self._closed:
-            raise SandboxError("the sandbox is closed")
+            raise SandboxClosedError("the sandbox is closed")
         # swe-rex's shell is sh
         return self._environment.execute(
             {"command": f"bash -c {shlex.quote(script)}"}, cwd=cwd, timeout=math.ceil(seconds)

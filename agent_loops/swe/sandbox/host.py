@@ -11,7 +11,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxClosedError, SandboxError, SandboxSettings
 from agent_loops.swe.sandbox.run import Process
 from agent_loops.swe.sandbox.visible import make_environment, python_paths
 
@@ -64,7 +64,7 @@ class HostSandbox(Sandbox):
     ) -> Executed:
         with self._lock:
             if self._closed:
-                raise SandboxError("the sandbox is closed")
+                raise SandboxClosedError("the sandbox is closed")
             try:
                 popen = subprocess.Popen(
                     ["/bin/bash", "-c", command.encode(errors="replace")],
@@ -86,7 +86,7 @@ class HostSandbox(Sandbox):
             with self._lock:
                 self._running.discard(process)
         if ended.reason == "closed":
-            raise SandboxError("the sandbox was closed while a command ran in it")
+            raise SandboxClosedError("the sandbox was closed while a command ran in it")
         if ended.reason == "time":
             return Executed(ended.output, 124, timed_out=True, cut=ended.cut)
         code = -9 if ended.returncode is None else ended.returncode

@@ -9,16 +9,17 @@ is killed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import subprocess
+import sys
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 
 from agent_loops.swe.sandbox.base import SandboxError
-from agent_loops.swe.sandbox.visible import PATH
+from agent_loops.swe.sandbox.visible import PATH, STORE, View
 
 INSTALL = "install it: apt-get install bubblewrap (0.8 or newer) util-linux"
 NAMESPACES = (
@@ -26,35 +27,14 @@ NAMESPACES = (
     "kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or, in a "
     "container, for a seccomp profile that allows them; or set sandbox.backend to another one"
 )
-STORE = "/sys"  # where the keeper mounts it: a directory that every Linux has and that no source of a bind lies in
 _FIRST_UID, _UIDS = 1_900_000_000, 1 << 24  # above those of users, containers and systemd
 _ALL_UIDS = 4_294_967_295
-_OWN_INODES = 16  # more than the script below makes
-
-# $1 size in MB, $2 number of inodes, $3 owner, then what is visible read-only: bound to STORE/readable/0, 1, …
-_SCRIPT = rf"""
-set -e
-echo unshared
-read -r _
-mount -t tmpfs -o "size=$1m,nr_inodes=$2,mode=0755,nosuid,nodev" tmpfs {STORE}
-cd {STORE}
-mkdir tree tmp home readable etc
-chown "$3:$3" tree tmp home
-chmod 1777 tmp
-printf 'root:x:0:0::/root:/bin/sh\nagent:x:%s:%s::/home/agent:/bin/bash\n' 1000 1000 >etc/passwd
-printf 'root:x:0:\nagent:x:1000:\n' >etc/group
-printf '127.0.0.1 localhost sandbox\n' >etc/hosts
-printf 'passwd: files\ngroup: files\nhosts: files\n' >etc/nsswitch.conf
-shift 3
-place=0
-for path in "$@"; do
-    if [ -d "$path" ]; then mkdir "readable/$place"; else : >"readable/$place"; fi
-    mount --rbind "$path" "readable/$place"
-    place=$((place + 1))
-done
-echo ready
-read -r _ || true
-"""
+_OWN_INODES = 16  # more than the tree, /tmp and the home take by themselves
+SHM_MB, _PTYS = 64, 16
+# What a connection over the loopback may hold, in bytes: least, at first, at most. Linux' own limit is 32 MB.
+_RECEIVE, _SEND = "4096 65536 131072", "4096 16384 65536"
+_STORE_INODES = 4096
+_PROGRAM = Path(__file__).with_name("keep.py")
 
 
 def find_program(name: str) -> str:
@@ -78,18 +58,30 @@ class Keeper:
     Args:
         size_mb: how much the files may hold.
         inodes: how many they may be.
-        readable: paths that are bound below `STORE`/readable, in this order.
+        view: what of the host is assembled below `STORE`, for bubblewrap to show.
 
     Raises:
         SandboxError: the kernel refuses the namespaces, or a program is missing.
     """
 
-    def __init__(self, size_mb: int, inodes: int, readable: Sequence[str]) -> None:
+    def __init__(self, size_mb: int, inodes: int, view: View) -> None:
         root = os.geteuid() == 0 and _maps_all_users()
-        owner = 1000 if root else 0  # as the keeper's namespace numbers users
-        command = [find_program("unshare"), "--user", "--mount", *([] if root else ["--map-root-user"]), "--"]
-        command += ["/bin/bash", "-c", _SCRIPT, "keeper", str(size_mb)]
-        command += [str(inodes + _OWN_INODES + len(readable)), str(owner), *readable]
+        plan = {
+            "store": STORE,
+            "owner": 1000 if root else 0,  # as the keeper's namespace numbers users
+            "map_self": not root,
+            "size_mb": size_mb,
+            "inodes": inodes + _OWN_INODES,
+            "own_inodes": _STORE_INODES + len(view.host) + 4 * len(view.entries),
+            "shm_mb": SHM_MB,
+            "ptys": _PTYS,
+            "host": view.host,
+            "entries": view.entries,
+            "receive": _RECEIVE,
+            "send": _SEND,
+            "cat": find_program("cat"),
+        }
+        command = [sys.executable, "-I", "-S", "-B", str(_PROGRAM)]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -107,7 +99,7 @@ class Keeper:
                 for name in ("uid_map", "gid_map"):
                     Path(f"/proc/{self._process.pid}/{name}").write_text(f"0 0 1\n1000 {number} 1\n")
             assert self._process.stdin is not None
-            self._process.stdin.write(b"\n")
+            self._process.stdin.write(json.dumps(plan).encode() + b"\n")
             self._process.stdin.flush()
             self._expect(b"ready\n")
         except BaseException as error:
@@ -116,15 +108,17 @@ class Keeper:
                 raise SandboxError(f"{NAMESPACES}: {error}") from error
             raise
         identity = ("--setuid", "1000", "--setgid", "1000") if root else ("--preserve-credentials",)
-        target = f"--target={self._process.pid}"
-        self.enter = [find_program("nsenter"), "--user", "--mount", target, *identity, "--"]
+        self.pid = self._process.pid
+        target = f"--target={self.pid}"
+        self.enter = [find_program("nsenter"), "--user", "--mount", "--net", target, *identity, "--"]
 
     def _expect(self, line: bytes) -> None:
         assert self._process.stdout is not None and self._process.stderr is not None
         if self._process.stdout.readline() != line:
             with contextlib.suppress(OSError):
                 self._process.kill()
-            reason = self._process.stderr.read().decode(errors="replace").strip() or "it said nothing"
+            said = self._process.stderr.read().decode(errors="replace").strip()
+            reason = said.rpartition("\n")[2] or "it said nothing"  # the last line of a traceback
             remedy = NAMESPACES if "unshare" in reason else "no file system for the episode"
             raise SandboxError(f"{remedy}: {reason[:500]}")
 

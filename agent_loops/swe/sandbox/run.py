@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
-WATCH_SECONDS = 0.1
+WATCH_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # for the kernel to take down what was killed; a machine under load needs some of it
 _CHUNK = 1 << 16
 
@@ -122,7 +122,7 @@ class Process:
 
         Args:
             seconds: the time after which it is killed.
-            watch: asked every tenth of a second; it is killed for what this returns.
+            watch: asked twenty times a second; it is killed for what this returns.
         """
         now = time.monotonic()
         deadline, look, give_up = now + seconds, now + WATCH_SECONDS, None

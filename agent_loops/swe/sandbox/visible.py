@@ -1,26 +1,39 @@
-"""What of the host is visible in the sandbox, read-only: the system's programs, and a Python."""
+"""What of the host is visible in the sandbox, read-only: the system's programs, a Python, and few packages.
+
+A repository's task is often about a package that this machine has installed, and then the answer would lie in sight. So
+of every Python only the standard library is shown, and of its packages those that the tests need.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from agent_loops.swe.sandbox.base import SandboxError, SandboxSettings
+from agent_loops.swe.sandbox.distributions import distribution_files, find_distributions
 
-_TOP = (
-    "bin",
-    "sbin",
-    "lib",
-    "lib32",
-    "lib64",
-    "libx32",
-)  # links into /usr on current systems, directories on older ones
+STORE = "/sys"  # where the keeper mounts its own: a directory that every Linux has and that no shown path lies in
+_TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into /usr today, directories on older systems
 # what programs of /usr need; nothing of it is secret
 _ETC = (
     *("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "ssl/certs"),
     *("ssl/openssl.cnf", "magic", "protocols", "services", "java-17-openjdk"),
 )
+_OWN_ETC = {
+    "passwd": "root:x:0:0::/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/bash\n",
+    "group": "root:x:0:\nagent:x:1000:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+}
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
+# and others in which packages lie: Debian's wheels, and what large programs bring along
+_COLLECTIONS = frozenset({"python-wheels", "third_party", "_vendor", "_vendored"})
+_BASE = ("lib", "lib64", "include", "ssl")  # of an installation of Python, beside its programs
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -40,18 +53,280 @@ def make_environment(settings: SandboxSettings, interpreter: str | None, home: s
     }
 
 
-def system_arguments(root: Path = Path("/")) -> list[str]:
-    """Return bubblewrap's arguments for /usr, the directories beside it, and the harmless part of /etc."""
-    arguments = ["--ro-bind", str(root / "usr"), "/usr"]
+@dataclass
+class View:
+    """What the keeper assembles, and where bubblewrap shows it.
+
+    Attributes:
+        interpreter: the directory of the Python that comes first on PATH.
+        host: files and directories of the host, shown below `STORE`/host by their place here.
+        entries: what is made of them, in this order: `(kind, place, value)` as keep.py takes it.
+        shown: `(source in the keeper's namespace, path in the sandbox)`.
+        n_system: how many of these are the system's, and lie below /tmp and the home directory.
+        links: `(value, path in the sandbox)`.
+        visible: what of the host can be read in the sandbox, `(path of the host, path in the sandbox)`.
+        covered: directories of the host within it that cannot.
+        roots: the directories that modules are imported from, as paths of the host.
+    """
+
+    interpreter: str | None = None
+    host: list[str] = field(default_factory=list)
+    entries: list[tuple[str, str, str]] = field(default_factory=list)
+    shown: list[tuple[str, str]] = field(default_factory=list)
+    n_system: int = 0
+    links: list[tuple[str, str]] = field(default_factory=list)
+    visible: list[tuple[Path, Path]] = field(default_factory=list)
+    covered: set[Path] = field(default_factory=set)
+    roots: list[Path] = field(default_factory=list)
+
+    def view(self, path: Path) -> str:
+        """Return where the keeper shows a file or directory of the host."""
+        if str(path) not in self.host:
+            self.host.append(str(path))
+        return f"{STORE}/host/{self.host.index(str(path))}"
+
+    def add(self, kind: str, place: str, value: str = "") -> None:
+        """Have the keeper make something."""
+        self.entries.append((kind, place, value))
+
+    def show(self, path: Path, target: str) -> None:
+        """Show a file or directory of the host, within what is shown already where that holds its place."""
+        self.visible.append((path, Path(target)))
+        around = [(source, place) for source, place in self.shown if Path(target).is_relative_to(place)]
+        if around:
+            source, place = max(around, key=lambda one: len(one[1]))
+            self.add("bind", f"{source}/{Path(target).relative_to(place)}", self.view(path))
+        else:
+            self.shown.append((self.view(path), target))
+
+    def cover(self, view: str, root: Path, kept: tuple[Path, ...] = ()) -> None:
+        """Hide the directories of installed packages below a directory that is shown."""
+        for path in package_directories(root):
+            if not any(path.is_relative_to(one) for one in kept):
+                self.add("cover", f"{view}/{path.relative_to(root)}")
+                self.covered.add(path)
+
+
+@lru_cache
+def package_directories(root: Path) -> tuple[Path, ...]:
+    """Return the directories below another in which packages lie, such as /usr/lib/python3/dist-packages.
+
+    Wheels count, too, and what large programs bring along; in an installation of conda its cache and environments.
+    """
+    found, waiting = [], [os.fspath(root)]
+    conda = (root / "conda-meta").is_dir()
+    while waiting:
+        directory = waiting.pop()
+        try:
+            entries = os.scandir(directory)
+        except OSError:
+            continue  # nor can a command read it
+        with entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    continue
+                bundled = entry.name == "_bundled" and directory.endswith("ensurepip")
+                caches = conda and entry.name in ("pkgs", "envs") and directory == os.fspath(root)
+                if entry.name in _PACKAGES | _COLLECTIONS or bundled or caches:
+                    found.append(Path(entry.path))
+                else:
+                    waiting.append(entry.path)
+    return tuple(sorted(found))
+
+
+def make_view(settings: SandboxSettings, root: Path = Path("/")) -> View:
+    """Return what a sandbox shows of the host.
+
+    Args:
+        settings: its settings.
+        root: where the system's own directories are.
+
+    Raises:
+        SandboxError: something that the settings name is missing, or cannot be shown alone.
+    """
+    view = View()
+    interpreter, prefixes, base = _find_python(settings.python)
+    view.interpreter = interpreter
+    named = tuple(prefixes) if settings.python else ()
+    _show_system(view, root, named)
+    view.add("directory", f"{STORE}/site")
+    if settings.python is None:
+        _show_own(view, prefixes, base, settings.packages, root / "usr")
+    elif settings.python == "":
+        _show_systems_packages(view, settings.packages, root / "usr")
+    else:
+        _show_named(view, prefixes, base)
+    for path in settings.readable:
+        if not Path(path).exists():
+            raise SandboxError(f"sandbox.readable: there is no {path}")
+        view.show(Path(path), str(path))
+        view.roots.append(Path(path))
+    for path in settings.hidden:
+        _hide(view, Path(os.path.realpath(path)))
+    return view
+
+
+def _hide(view: View, path: Path) -> None:
+    """Cover a path in every view of the host that holds it, before anything is made of these."""
+    around = [(number, Path(one)) for number, one in enumerate(view.host) if path.is_relative_to(os.path.realpath(one))]
+    for number, one in around:
+        place = f"{STORE}/host/{number}/{path.relative_to(os.path.realpath(one))}"
+        view.entries.insert(0, ("cover", place, ""))
+    view.covered.add(path)
+
+
+def _show_system(view: View, root: Path, named: tuple[Path, ...]) -> None:
+    """/usr, the directories beside it, and the harmless part of /etc."""
+    view.show(root / "usr", "/usr")
+    view.cover(view.view(root / "usr"), root / "usr", named)
     for name in _TOP:
         path = root / name
         if path.is_symlink():
-            arguments += ["--symlink", os.readlink(path), f"/{name}"]
+            view.links.append((os.readlink(path), f"/{name}"))
         elif path.is_dir():
-            arguments += ["--ro-bind", str(path), f"/{name}"]
+            view.shown.append((view.view(path), f"/{name}"))
+            view.visible.append((path, Path("/", name)))
+            view.cover(view.view(path), path, named)
     for name in _ETC:
-        arguments += ["--ro-bind-try", str(root / "etc" / name), f"/etc/{name}"]
-    return arguments
+        path = Path(os.path.realpath(root / "etc" / name))
+        if path.is_dir():
+            view.add("bind", f"{STORE}/etc/{name}", view.view(path))
+        elif path.is_file():
+            view.add("copy", f"{STORE}/etc/{name}", str(path))
+        if path.exists():
+            view.visible.append((path, Path("/etc", name)))
+    for name, text in _OWN_ETC.items():
+        view.add("text", f"{STORE}/etc/{name}", text)
+    view.shown.append((f"{STORE}/etc", "/etc"))
+    view.n_system = len(view.shown)
+
+
+def _show_own(view: View, prefixes: list[Path], base: Path, packages: tuple[str, ...], usr: Path) -> None:
+    """The Python that runs this: its programs and standard library, and some packages in place of all."""
+    site = Path(sysconfig.get_path("purelib"))
+    programs = _show_packages(view, packages, sys.path, missing=False)
+    prefix = prefixes[0]
+    if site.is_relative_to(sys.prefix):
+        site = prefix / site.relative_to(sys.prefix)
+    view.roots.append(Path(sysconfig.get_path("stdlib")))
+    for number, path in enumerate(prefixes):
+        if path.is_relative_to("/usr"):
+            continue
+        place = f"{STORE}/python/{number}"
+        if path == prefix and (path / "pyvenv.cfg").is_file():
+            view.add("text", f"{place}/pyvenv.cfg", (path / "pyvenv.cfg").read_text())
+            for name in _interpreters(path):
+                view.add("link", f"{place}/bin/{name}", os.path.realpath(path / "bin" / name))
+            view.add("bind", f"{place}/{site.relative_to(path)}", f"{STORE}/site")
+            if (path / "lib64").is_symlink():
+                view.add("link", f"{place}/lib64", os.readlink(path / "lib64"))
+        else:
+            _show_base(view, place, path, base)
+            if site.is_relative_to(path):
+                view.add("cover", f"{place}/{site.relative_to(path)}", f"{STORE}/site")
+        if path == prefix:
+            for name, file in programs.items():
+                view.add("copy", f"{place}/bin/{name}", str(file))
+        view.shown.append((place, str(path)))
+    if site.is_relative_to("/usr"):
+        view.add("cover", f"{view.view(usr)}/{site.relative_to('/usr')}", f"{STORE}/site")
+
+
+def _show_base(view: View, place: str, path: Path, base: Path) -> None:
+    """An installation of Python without its packages; `path` may be another name of `base`."""
+    for name in _interpreters(path):
+        file = path / "bin" / name
+        if file.is_symlink():
+            view.add("link", f"{place}/bin/{name}", os.readlink(file))
+        else:
+            view.add("bind", f"{place}/bin/{name}", f"{view.view(Path(os.path.realpath(base / 'bin')))}/{name}")
+    for name in _BASE:
+        part = path / name
+        if part.is_symlink():
+            view.add("link", f"{place}/{name}", os.readlink(part))
+        elif part.is_dir():
+            # one view of each directory, whatever it is called here
+            source = Path(os.path.realpath(part))
+            if str(source) not in view.host:
+                view.cover(view.view(source), source)
+            view.add("bind", f"{place}/{name}", view.view(source))
+            view.visible.append((source, part))
+
+
+def _show_systems_packages(view: View, packages: tuple[str, ...], usr: Path) -> None:
+    """The system's own Python: some of its packages, as far as it has them."""
+    places = [path for path in package_directories(usr) if path.parent.parent.name == "lib" and path.name in _PACKAGES]
+    view.roots += [path for path in (usr / "lib").glob("python3.*") if path.is_dir()]
+    if places:
+        _show_packages(view, packages, [str(path) for path in places], missing=True)
+        for place in places:  # whichever of them the system's Python looks into
+            view.add("cover", f"{view.view(usr)}/{place.relative_to(usr)}", f"{STORE}/site")
+
+
+def _show_named(view: View, prefixes: list[Path], base: Path) -> None:
+    """A Python that the user chose: its own packages are there because the user wants them."""
+    first = prefixes[0]
+    own = [path for path in package_directories(first) if path.name in _PACKAGES]
+    view.roots += [*own, *base.glob("lib/python3*")]
+    configuration = first / "pyvenv.cfg"
+    text = configuration.read_text() if configuration.is_file() else ""
+    inherits = any(
+        line.partition("=")[0].strip() == "include-system-site-packages" and "true" in line.lower()
+        for line in text.splitlines()
+    )
+    for number, path in enumerate(prefixes):
+        if path.is_relative_to("/usr"):
+            continue
+        if path == first or inherits:
+            view.show(path, str(path))
+            for one in package_directories(path):
+                if one.name not in _PACKAGES:  # wheels, and what conda keeps beside
+                    view.add("cover", f"{view.view(path)}/{one.relative_to(path)}")
+                    view.covered.add(one)
+        else:
+            place = f"{STORE}/python/{number}"
+            _show_base(view, place, path, base)
+            view.shown.append((place, str(path)))
+
+
+def _show_packages(view: View, packages: tuple[str, ...], path: list[str], missing: bool) -> dict[str, Path]:
+    """Fill the directory of packages; returns the programs that belong to them."""
+    programs: dict[str, Path] = {}
+    for one in _distributions(packages, tuple(path), missing):
+        tops, more = one
+        programs |= more
+        for name, file in tops.items():
+            if file.is_file() or name.endswith((".dist-info", ".egg-info")):
+                view.add("copy", f"{STORE}/site/{name}", str(file))
+            else:
+                view.add("bind", f"{STORE}/site/{name}", f"{view.view(file.parent)}/{name}")
+            view.visible.append((file, Path(sysconfig.get_path("purelib"), name)))
+    return programs
+
+
+@lru_cache
+def _distributions(
+    packages: tuple[str, ...], path: tuple[str, ...], missing: bool
+) -> tuple[tuple[dict[str, Path], dict[str, Path]], ...]:
+    return tuple(map(distribution_files, find_distributions(packages, path, missing=missing)))
+
+
+def _interpreters(prefix: Path) -> Iterator[str]:
+    for file in sorted((prefix / "bin").glob("python*")):
+        if not file.name.endswith(("-config", ".py")) and os.access(file, os.X_OK):
+            yield file.name
+
+
+def _find_python(python: str | None) -> tuple[str | None, list[Path], Path]:
+    """The directory of a Python's programs, the directories that it needs outside of /usr, and its installation."""
+    directory, paths = python_paths(python)
+    if directory is None:
+        return None, [], Path("/usr")
+    given = Path(os.path.abspath(os.path.expanduser(python or sys.executable)))
+    program = given / "bin" / "python" if given.is_dir() else given
+    base = Path(os.path.realpath(program)).parent.parent
+    prefix = program.parent.parent
+    return directory, [prefix, *(Path(path) for path in paths if path != str(prefix))], base
 
 
 def python_paths(python: str | None) -> tuple[str | None, list[str]]:

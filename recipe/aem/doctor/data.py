@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops.environment import Benchmark
+from agent_loops.reading import reason
+from agent_loops.reading import shown as quoted
 from recipe.aem.doctor.finding import Finding
 
 _ROWS = 2000
@@ -44,7 +46,7 @@ def check_webshop(directory: Path) -> Iterator[Finding]:
     try:
         name, paths = choose_files(directory)
         files = check_files(name, paths, progress=False)
-    except (DownloadError, CatalogueError) as error:
+    except (DownloadError, CatalogueError, OSError) as error:
         yield Finding("failure", title, str(error), remedy)
         return
     counts = ", ".join(f"{file.n_records:,} in {file.path.name}" for file in files)
@@ -134,10 +136,11 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
     title = f"Tasks in {setting}"
     remedy = "scripts/run_*.sh write these files anew; by hand: python -m recipe.aem.tasks (docs/data.md)"
     if not path.is_file():
-        yield Finding("failure", title, f"{path} does not exist", remedy)
+        what = "is no plain file" if path.exists() else "does not exist"
+        yield Finding("failure", title, f"{path} {what}", remedy)
         return
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
         n_rows = file.metadata.num_rows
         lacking = {*_NEEDED, *_WANTED} - set(file.schema_arrow.names)
         if lacking & _NEEDED or not n_rows:
@@ -147,17 +150,23 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
             return
         columns = sorted({"data_source", "agent_name", "extra_info"} - lacking)
         rows = next(file.iter_batches(_ROWS, columns=columns)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        yield Finding("failure", title, f"{path} cannot be read: {' '.join(str(error).split())[:200]}", remedy)
+        # all of it: a page that is damaged further on would end a training that has begun
+        counted = sum(len(batch) for batch in file.iter_batches(columns=["extra_info"]))
+    # what pyarrow says of pages that do not fit their headers
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, StopIteration, MemoryError) as error:
+        yield Finding("failure", title, f"{path} cannot be read: {reason(error)[:200]}", remedy)
+        return
+    if counted != n_rows:
+        yield Finding("failure", title, f"{path} is damaged: it has {counted:,} of its {n_rows:,} rows", remedy)
         return
     for name, wanted in (("data_source", benchmark.name), ("agent_name", "environment")):
         others = sorted({str(row[name]) for row in rows if name in row} - {wanted})
         if others:
-            yield Finding("failure", title, f"{path}: {name} is {others[0]!r}, not {wanted!r}", remedy)
+            yield Finding("failure", title, f"{path}: {name} is {quoted(others[0])}, not {wanted!r}", remedy)
             return
     without = [row["extra_info"] for row in rows if not _has_task(row["extra_info"])]
     if without:
-        shown = str(without[0])[:120]
+        shown = quoted(without[0], 120)
         yield Finding(
             "failure",
             title,
@@ -184,7 +193,7 @@ def _check_tasks(
     splits = sorted(map(str, named)) or sorted(task_set.splits)
     foreign = [split for split in splits if split not in task_set.splits]
     if foreign:
-        return Finding("failure", title, f"{path}: {benchmark.name} has no split {foreign[0]!r}", remedy)
+        return Finding("failure", title, f"{path}: {benchmark.name} has no split {quoted(foreign[0])}", remedy)
     known = {_plain(task) for split in splits for task in task_set.tasks(split)}
     strange = [row["extra_info"].get("task") for row in rows if _plain(row["extra_info"].get("task")) not in known]
     if strange:
@@ -192,7 +201,7 @@ def _check_tasks(
             "failure",
             title,
             f"{path}: {len(strange):,} of its first {len(rows):,} tasks are not in {benchmark.name}'s {splits[0]} "
-            f"split as it is configured, e.g. {str(strange[0])[:120]}",
+            f"split as it is configured, e.g. {quoted(strange[0], 120)}",
             remedy,
         )
     if n_rows != len(known) and named:
@@ -210,4 +219,4 @@ def _has_task(extra_info: Any) -> bool:
 
 
 def _plain(task: Any) -> str:
-    return json.dumps(task, sort_keys=True)
+    return json.dumps(task, sort_keys=True, default=repr)  # of another's file: bytes, times

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from agent_loops.reading import reason, require_file
 from recipe.aem.dump.schema import from_table, read_meta
 from recipe.aem.dump.step import DumpError, Meta, Step
 
@@ -43,7 +44,10 @@ def read_metas(files: Sequence[Path]) -> list[Meta]:
     Raises:
         DumpError: a file that is no dump; files of runs on different data.
     """
-    metas = [read_meta(_open(path).schema_arrow.metadata, path) for path in files]
+    metas = []
+    for path in files:
+        with _open(path) as file:
+            metas.append(_read_meta(file, path))
     for path, meta in zip(files, metas, strict=True):
         if meta.data != metas[0].data:
             differs = sorted(
@@ -61,18 +65,35 @@ def read_step(path: Path) -> Step:
     Raises:
         DumpError: it is not a dump, cut short, damaged, or of another version of the format.
     """
-    file = _open(path)
-    read_meta(file.schema_arrow.metadata, path)
+    with _open(path) as file:
+        _read_meta(file, path)
+        try:
+            return from_table(file.read(), path)
+        except DumpError:
+            raise
+        except _DAMAGE as error:
+            raise DumpError(f"{path} is damaged: {_first_line(error)}") from None
+
+
+# what pyarrow and the conversions say of pages that do not fit their headers, and headers that do not fit the footer
+_DAMAGE = (
+    *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError),
+    *(AssertionError, MemoryError, RecursionError, RuntimeError),
+)
+
+
+def _read_meta(file: pq.ParquetFile, path: Path) -> Meta:
     try:
-        return from_table(file.read(), path)
+        return read_meta(file.schema_arrow.metadata, path)
     except DumpError:
         raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except _DAMAGE as error:
         raise DumpError(f"{path} is damaged: {_first_line(error)}") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
+        require_file(path)
         return pq.ParquetFile(path, page_checksum_verification=True)
     except pa.ArrowInvalid as error:
         with path.open("rb") as file:
@@ -82,7 +103,9 @@ def _open(path: Path) -> pq.ParquetFile:
         what = "is empty" if not head else "is not a dump: no Parquet file"
         raise DumpError(f"{path} {what} ({_first_line(error)})" if head else f"{path} {what}") from None
     except OSError as error:
-        raise DumpError(f"{path} cannot be read: {error.strerror or _first_line(error)}") from None
+        raise DumpError(f"{path} cannot be read: {reason(error)}") from None
+    except _DAMAGE as error:
+        raise DumpError(f"{path} is damaged: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

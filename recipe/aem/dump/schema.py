@@ -12,10 +12,16 @@ import pyarrow as pa
 import torch
 
 from aem_core import find_responses
+from agent_loops.reading import parse_json, reason, shown
+from recipe.aem.dump import digest
+from recipe.aem.dump.check import check_meta, check_step, check_types
 from recipe.aem.dump.step import DumpError, Meta, Ragged, Step
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""Versions that are read. 1 is 2 without a digest."""
 METADATA_KEY = b"verl_aem_dump"
+NO_DIGEST = "none: version 1 of the format has no digest"
 
 TOKENS = {
     "prompt_ids": pa.int32(),
@@ -45,6 +51,21 @@ WORDS = ("fault", "cut")
 OUTCOMES = {"success": "acc", "task_score": "task_score"}
 """Columns, and where in `reward_extra_info` they come from."""
 KIND = "acc/"
+
+TYPES: Mapping[str, Sequence[pa.DataType]] = {
+    **{name: (pa.string(),) for name in ("key", "group", "trajectory", "kind", *WORDS)},
+    **{name: (pa.bool_(),) for name in ("is_padding", "masked", "spans_recorded")},
+    **{
+        name: (pa.list_(pa.float32()), pa.list_(pa.float64())) if kind is None else (pa.list_(kind),)
+        for name, kind in TOKENS.items()
+    },
+    **{name: (pa.list_(kind),) for name, kind in TURNS.items()},
+    **{name: (pa.float64(),) for name in OUTCOMES},
+    **{name: (pa.list_(pa.float32()),) for name in ("weights", "bonuses")},
+    "place": (pa.int32(),),
+    "spans": (pa.list_(SPAN),),
+}
+"""The types that each column may have; names of lists' entries are of no account."""
 
 REPEATING = (*TURNS, "prompt_ids", "response_ids", "rewards", "base_advantages", "advantages", "weights")
 """Columns that repeat few values: written as a dictionary of these, so that a text which many turns share is stored
@@ -81,8 +102,11 @@ def to_table(step: Step) -> pa.Table:
         columns[name] = pa.array([_number(info.get(key)) for info in infos], pa.float64())
     kinds = [next((key.removeprefix(KIND) for key in info if key.startswith(KIND)), None) for info in infos]
     columns["kind"] = pa.array(kinds, pa.string())
-    meta = json.dumps({"schema": VERSION, **dataclasses.asdict(step.meta)})
-    return pa.table(columns).replace_schema_metadata({METADATA_KEY: meta.encode()})
+    about = dataclasses.asdict(step.meta)
+    del about["digest"]  # known when the file is there
+    meta = json.dumps({"schema": VERSION, **about}).encode()
+    table = pa.table(columns)
+    return table.replace_schema_metadata({METADATA_KEY: meta, digest.METADATA_KEY: digest.digest_of(table, meta)})
 
 
 def read_meta(metadata: Mapping[bytes, bytes] | None, path: Any) -> Meta:
@@ -93,15 +117,43 @@ def read_meta(metadata: Mapping[bytes, bytes] | None, path: Any) -> Meta:
     """
     if not metadata or METADATA_KEY not in metadata:
         raise DumpError(f"{path} is a Parquet file but not a dump (algorithm.aem.dump_dir writes those)")
-    given = json.loads(metadata[METADATA_KEY])
-    version = given.pop("schema", None)
-    if version != VERSION:
-        by = (given.get("packages") or {}).get("verl-aem", "an unknown version")
-        raise DumpError(f"{path} has version {version} of the format, this verl-aem reads {VERSION}: it is by {by}")
     try:
-        return Meta(**given)
+        # of a diverged run NaN may stand among the settings
+        given = parse_json(metadata[METADATA_KEY], not_a_number=True)
+    except ValueError as error:
+        raise DumpError(f"{path} is a damaged dump: its metadata are no JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise DumpError(f"{path} is a damaged dump: its metadata are {shown(given)}, not a mapping")
+    version = given.pop("schema", None)
+    if version not in READ or isinstance(version, bool):
+        packages = given.get("packages")
+        by = packages.get("verl-aem", "an unknown version") if isinstance(packages, dict) else "an unknown version"
+        raise DumpError(
+            f"{path} has version {shown(version)} of the format, this verl-aem reads {' and '.join(map(str, READ))}: "
+            f"it is by {shown(by)}"
+        )
+    written = _digests(metadata, path)
+    if version > 1 and not written:
+        raise DumpError(f"{path} is a damaged dump: the digest of its metadata is missing")
+    if written and written["metadata"] != digest.of_bytes(metadata[METADATA_KEY]):
+        raise DumpError(f"{path} is a damaged dump: its metadata are not those that were written (by their digest)")
+    given.pop("digest", None)
+    try:
+        meta = Meta(**given, digest=written["rows"] if written else NO_DIGEST)
     except TypeError as error:
-        raise DumpError(f"{path} is a damaged dump: its metadata do not fit version {VERSION} ({error})") from None
+        raise DumpError(f"{path} is a damaged dump: its metadata do not fit version {version} ({error})") from None
+    check_meta(meta, path)
+    return meta
+
+
+def _digests(metadata: Mapping[bytes, bytes], path: Any) -> dict[str, str] | None:
+    if digest.METADATA_KEY not in metadata:
+        return None
+    try:
+        given = parse_json(metadata[digest.METADATA_KEY])
+        return {name: str(given[name]) for name in ("metadata", "rows")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DumpError(f"{path} is a damaged dump: its digest cannot be read ({reason(error)})") from None
 
 
 def from_table(table: pa.Table, path: Any) -> Step:
@@ -110,6 +162,9 @@ def from_table(table: pa.Table, path: Any) -> Step:
     missing = {"key", "group", "is_padding", "spans", "spans_recorded", *TOKENS, *TURNS} - set(table.column_names)
     if missing:
         raise DumpError(f"{path} is a damaged dump: it has no column {', '.join(sorted(missing))}")
+    check_types(table, path, TYPES)
+    if meta.digest != NO_DIGEST and meta.digest != digest.of_rows(table):
+        raise DumpError(f"{path} is a damaged dump: its rows are not those that were written (by their digest)")
     tokens = {name: found for name in TOKENS if (found := _ragged(table[name])) is not None}
     if missing := set(TOKENS) - set(OPTIONAL_TOKENS) - set(tokens):
         raise DumpError(f"{path} is a damaged dump: column {', '.join(sorted(missing))} is empty")
@@ -118,7 +173,7 @@ def from_table(table: pa.Table, path: Any) -> Step:
         for name in ("spans", "spans_recorded", *TURNS, *WORDS, *OUTCOMES, "kind", "weights", "bonuses")
     }
     extra_fields = [_extra({name: values[row] for name, values in plain.items()}) for row in range(len(table))]
-    return Step(
+    step = Step(
         meta=meta,
         keys=table["key"].to_pylist(),
         groups=table["group"].to_pylist(),
@@ -128,6 +183,8 @@ def from_table(table: pa.Table, path: Any) -> Step:
         weights=_given(plain["weights"]),
         bonuses=_given(plain["bonuses"]),
     )
+    check_step(step, path)
+    return step
 
 
 def all_spans(step: Step) -> list[list[tuple[int, int]]]:

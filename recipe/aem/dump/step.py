@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agent_loops.reading import FileError
 
-class DumpError(ValueError):
+
+class DumpError(FileError):
     """A dump that cannot be read or used; the message is one line and names the file."""
 
 
@@ -69,6 +71,8 @@ class Meta:
         packages: versions.
         machine: threads and vector instructions, on which the last bit of a sum may depend.
         written: when, ISO 8601.
+        digest: of the rows, which were compared with it when they were read; of a file of version 1 that it has none.
+            Not among what is written.
     """
 
     step: int
@@ -89,6 +93,7 @@ class Meta:
     packages: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     written: str = ""
+    digest: str = field(default="", compare=False)
 
     @property
     def file_name(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from agent_loops.reading import FileError
 
-class EvaluationError(ValueError):
+
+class EvaluationError(FileError):
     """What the user can put right: the message says what is wrong and what to do."""

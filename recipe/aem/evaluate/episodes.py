@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_loops.reading import parse_json, reason, require_file, shown
 from recipe.aem.evaluate import EvaluationError
 
 
@@ -61,15 +61,20 @@ def read_episodes(path: Path, tasks: Sequence[int], repetitions: int, seed: int)
         EvaluationError: the file is not of such a run.
     """
     last: dict[tuple[str, str], tuple[int, Mapping[str, Any]]] = {}
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
+    try:
+        require_file(path)
+        lines = path.open("rb")
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {reason(error)}") from None
+    with lines:
+        for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line, not_a_number=True)
                 prompt, session, place = str(row["uid"]).rsplit("_", 2)
                 found = (int(place), {key: value for key, value in row.items() if key not in ("input", "output")})
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise EvaluationError(
-                    f"{path}:{number} is not a line of verl's dump of a validation: {error!r}"
+                    f"{path}:{number} is not a line of verl's dump of a validation: {shown(error, 200)}"
                 ) from None
             before = last.get((prompt, session))
             if before is None or found[0] > before[0]:
@@ -110,7 +115,8 @@ def _episode(path: Path, row: Mapping[str, Any], seed: int) -> Episode:
             cut=bool(row["cut"]),
             kind=next((key[4:] for key, value in row.items() if key.startswith("acc/") and value is not None), ""),
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise EvaluationError(
-            f"{path}: a line lacks what the agent loop `environment` reports, or has it in another form: {error!r}"
+            f"{path}: a line lacks what the agent loop `environment` reports, or has it in another form: "
+            f"{shown(error, 200)}"
         ) from None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agent_loops.reading import parse_json, read_bytes, reason, shown
 from recipe.aem.evaluate import EvaluationError
 from recipe.aem.evaluate.episodes import Episode, with_kinds
 from recipe.aem.evaluate.intervals import Estimate, difference, mean, rate
@@ -112,16 +112,53 @@ def read_report(path: Path) -> dict[str, Any]:
         EvaluationError: the file is none.
     """
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(read_bytes(path))
     except OSError as error:
-        raise EvaluationError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise EvaluationError(f"{path} is not JSON: expected what `aem eval … --json FILE` writes") from None
+        raise EvaluationError(f"{path}: {reason(error)}") from None
+    except ValueError as error:
+        raise EvaluationError(
+            f"{path} is not JSON ({reason(error)}): expected what `aem eval … --json FILE` writes"
+        ) from None
     if not isinstance(found, dict) or "outcomes" not in found or "schema" not in found:
         raise EvaluationError(f"{path} is not of `aem eval … --json FILE`: it has no outcomes")
     if found["schema"] != SCHEMA:
-        raise EvaluationError(f"{path} has schema {found['schema']}, and this version reads {SCHEMA}: evaluate again")
+        raise EvaluationError(
+            f"{path} has schema {shown(found['schema'])}, and this version reads {SCHEMA}: evaluate again"
+        )
+    _check_report(found, path)
     return found
+
+
+def _check_report(found: Mapping[str, Any], path: Path) -> None:
+    """Is everything there that `compare` and the command read?"""
+
+    def refuse(what: str) -> EvaluationError:
+        return EvaluationError(f"{path} is damaged: {what}")
+
+    for key in ("benchmark", "data", "split", "tasks", "checkpoint", *_SAME):
+        if key not in found:
+            raise refuse(f"it has no {key}")
+    for key, parts in (("checkpoint", ("kind", "path", "step")), ("tasks", ("played",))):
+        if not isinstance(found[key], dict) or not set(parts) <= found[key].keys():
+            raise refuse(f"{key} is {shown(found[key])}")
+    if not isinstance(found["benchmark"], str) or not isinstance(found["checkpoint"]["path"], str):
+        raise refuse("its benchmark or its checkpoint is no text")
+    if not isinstance(found["outcomes"], list):
+        raise refuse(f"its outcomes are {shown(found['outcomes'])}")
+    ids = set()
+    for number, one in enumerate(found["outcomes"]):
+        episodes = one.get("episodes") if isinstance(one, dict) else None
+        if not isinstance(one, dict) or not isinstance(one.get("id"), str) or not isinstance(episodes, list):
+            raise refuse(f"outcome {number} is {shown(one)}")
+        if one["id"] in ids:
+            raise refuse(f"outcome {number} is of a task that stands there before")
+        ids.add(one["id"])
+        success = [episode.get("success") if isinstance(episode, dict) else None for episode in episodes]
+        if not success or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in success):
+            raise refuse(f"outcome {number} has an episode whose success is no share")
+    lengths = {len(one["episodes"]) for one in found["outcomes"]}
+    if len(lengths) > 1:
+        raise refuse("its tasks were played different numbers of times")
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

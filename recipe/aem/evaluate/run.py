@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_loops.files import write_json
+from agent_loops.locks import LOCK
+from agent_loops.reading import parse_json, read_bytes
 from recipe.aem.evaluate import EvaluationError
 from recipe.aem.evaluate.episodes import Episode, read_episodes
 from recipe.aem.evaluate.plan import Plan
@@ -68,14 +71,14 @@ def check_folder(plan: Plan, folder: Path) -> None:
         EvaluationError: it does.
     """
     file = folder / "plan.json"
-    if not file.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+    if not file.exists():
+        if folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
             raise EvaluationError(f"{folder} is not empty, and not of `aem eval`: name another --out")
         return
     try:
-        known = json.loads(file.read_text())
+        known = parse_json(read_bytes(file), not_a_number=True)
         differs = [key for key, value in _plain(plan.identity).items() if known["identity"].get(key) != value]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise EvaluationError(f"{file} cannot be read: remove {folder}, or name another --out") from None
     if differs:
         what = ", ".join(key.replace("_", " ") for key in differs)
@@ -88,16 +91,23 @@ def finished(plan: Plan, folder: Path, seed: int) -> SeedRun | None:
     """What is kept of a seed; None where it has to run."""
     place = folder / f"seed_{seed}"
     try:
-        done = json.loads((place / _DONE).read_text())
-    except (FileNotFoundError, ValueError):
+        done = parse_json(read_bytes(place / _DONE))
+    except (OSError, ValueError):
+        return None  # it runs again
+    if not isinstance(done, dict) or done.get("fingerprint") != plan.fingerprint:
         return None
-    if done.get("fingerprint") != plan.fingerprint:
+    dump, metrics, seconds = done.get("dump"), done.get("metrics"), done.get("seconds")
+    if not isinstance(dump, str) or not isinstance(metrics, dict) or not isinstance(seconds, int | float):
         return None
-    episodes = read_episodes(place / done["dump"], plan.tasks.indices, plan.repetitions, seed)
-    return SeedRun(seed, episodes, done["metrics"], done["seconds"], kept=True)
+    if not (place / dump).resolve().is_relative_to(place.resolve()):
+        return None
+    episodes = read_episodes(place / dump, plan.tasks.indices, plan.repetitions, seed)
+    return SeedRun(seed, episodes, metrics, seconds, kept=True)
 
 
-def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None]) -> SeedRun:
+def run_seed(
+    plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None], lock: int | None = None
+) -> SeedRun:
     """Run the engine once, or take what is kept.
 
     Args:
@@ -105,6 +115,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
         folder: of the evaluation.
         seed: vLLM's.
         on_progress: called about once a second.
+        lock: a descriptor that holds the folder.
 
     Raises:
         TrainingFailed: verl did not end well.
@@ -115,9 +126,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
     place = folder / f"seed_{seed}"
     dump, log = place / "validation", place / "verl.log"
     place.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(
-        json.dumps({"fingerprint": plan.fingerprint, "identity": plan.identity}, indent=1) + "\n"
-    )
+    write_json(folder / "plan.json", {"fingerprint": plan.fingerprint, "identity": plan.identity})
     for file in [place / _DONE, *dump.glob("*.jsonl")]:  # of a run that did not end
         file.unlink(missing_ok=True)
     files = write_files(plan.benchmark, plan.tasks, plan.train_rows, folder / "tasks")
@@ -133,6 +142,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
         metrics=(place / "metrics.jsonl").resolve(),
         on_metrics=lambda step, values: logged.append(values),
         on_look=lambda: on_progress(look()),
+        lock=lock,
     )
     seconds = time.monotonic() - began
     written = sorted(dump.glob("*.jsonl"))
@@ -150,9 +160,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
         "dump": str(written[0].relative_to(place)),
         "metrics": logged[0],
     }
-    partial = place / f".{_DONE}.{os.getpid()}"
-    partial.write_text(json.dumps(done, indent=1) + "\n")
-    partial.replace(place / _DONE)
+    write_json(place / _DONE, done)
     return SeedRun(seed, episodes, logged[0], seconds, kept=False)
 
 

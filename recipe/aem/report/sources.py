@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent_loops.reading import FileError
 from recipe.aem.dump.reader import PATTERN
+from recipe.aem.logged import read_log
 
 METRICS = re.compile(r"metrics(?:\.(\d+))?\.jsonl")
 """What scripts/run_*.sh name verl's file logger: each start of a run writes a file of its own."""
 DUMP = "dump"
 
 
-class ReportError(ValueError):
+class ReportError(FileError):
     """A source that cannot be read, or a wrong request; the message is one line and names the file."""
 
 
@@ -188,35 +189,16 @@ def read_metrics(files: Sequence[Path]) -> Metrics:
 
 
 def _lines(file: Path, read: Metrics) -> list[tuple[int, dict[str, float]]]:
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ReportError(f"{file} cannot be read: {error.strerror or error}") from None
-    last = max((number for number, line in enumerate(lines) if line.strip()), default=-1)
-    found = []
-    for number, line in enumerate(lines):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError:
-            if number == last:
-                read.unfinished.append(file)
-                continue
-            raise ReportError(
-                f"{file}, line {number + 1} is no JSON: only a last line may be cut short; mend or delete the line"
-            ) from None
-        found.append(_record(record, f"{file}, line {number + 1}"))
-    return found
+    log = read_log(file, ReportError)
+    if log.unfinished:
+        read.unfinished.append(file)
+    return [(step, _numbers(data)) for step, data in log.lines]
 
 
-def _record(record: Any, where: str) -> tuple[int, dict[str, float]]:
-    step, data = (record.get("step"), record.get("data")) if isinstance(record, dict) else (None, None)
-    if not isinstance(step, int) or not isinstance(data, dict):
-        raise ReportError(f'{where} is not of verl\'s file logger: expected {{"step": 1, "data": {{...}}}}')
+def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
     # orjson, with which verl writes, makes null of NaN
     numbers = {name: math.nan if value is None else value for name, value in data.items()}
-    return step, {
+    return {
         name: float(value)
         for name, value in numbers.items()
         if isinstance(value, int | float) and not isinstance(value, bool)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipe.aem.composition import is_path
+from agent_loops.reading import FileError, reason, shown
+from recipe.aem.composition import is_path, plain_yaml
 
 SEED = "{seed}"
 """Stands for the cell's seed in overrides and environment."""
@@ -22,7 +23,7 @@ _KEYS = (*_REQUIRED, "config", "overrides", "env", "summary", "keep")
 RESERVED = ("trainer.default_local_dir", "trainer.resume_mode", "data.seed", "actor_rollout_ref.rollout.seed")
 
 
-class StudyError(ValueError):
+class StudyError(FileError):
     """Something in a study that its user can put right; the message is one line."""
 
 
@@ -84,11 +85,19 @@ def read_study(path: Path) -> Study:
     from yaml import YAMLError
 
     try:
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        text = plain_yaml(path)
+        raw = OmegaConf.to_container(OmegaConf.create(text), resolve=True) if text.strip() else {}
     except FileNotFoundError:
         raise StudyError(f"{path} does not exist") from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise StudyError(f"{path}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {reason(error)}") from None
+    except RecursionError:
+        raise StudyError(f"{path} is nested too deeply") from None
+    except AssertionError:  # OmegaConf's, of a file that is one number
+        raise StudyError(f"{path}: names with values are expected, `name: value`") from None
+    # the last two come from the loaders of YAML and OmegaConf, for values that cannot be converted
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        raise StudyError(f"{path}: {reason(error)}") from None
     try:
         return _study(path, raw)
     except StudyError as error:
@@ -160,7 +169,7 @@ def _seeds(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value:
         raise StudyError("seeds: a list of integers is expected, such as [0, 1, 2]")
     if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in value):
-        raise StudyError(f"seeds: integers >= 0 are expected, not {value}")
+        raise StudyError(f"seeds: integers >= 0 are expected, not {shown(value)}")
     if len(set(value)) < len(value):
         raise StudyError("seeds: one stands there twice")
     return tuple(value)

@@ -6,10 +6,13 @@ import csv
 import fnmatch
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from agent_loops.reading import read_bytes, reason, shown
 from recipe.aem.study import state
 from recipe.aem.study.cells import Cell
 from recipe.aem.study.file import Study, StudyError
@@ -51,8 +54,12 @@ def gather(all_cells: Sequence[Cell]) -> list[Result]:
     for cell in all_cells:
         standing = state.look(cell)
         done = standing.kind == "done"
-        found.append(Result(cell, standing, state.read_metrics(cell.folder) if done else {}))
+        found.append(Result(cell, standing, _metrics(cell, standing) if done else {}))
     return found
+
+
+def _metrics(cell: Cell, standing: State) -> Steps:
+    return state.read_metrics(cell.folder, standing.result.get("logged"))
 
 
 def with_earlier(study: Study, results: Sequence[Result], found: Iterable[Row], path: str) -> list[Result]:
@@ -137,11 +144,14 @@ def read_csv(path: Path) -> list[Row]:
         StudyError: there is no such file, or it is not one of a study's.
     """
     try:
-        return from_csv(path.read_text(encoding="utf-8"), str(path))
+        text = read_bytes(path).decode("utf-8")
     except FileNotFoundError:
         raise StudyError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {reason(error)}") from None
     except UnicodeDecodeError:
-        raise StudyError(f"{path} is not a CSV file of `aem study table --csv`") from None
+        raise StudyError(f"{path} is not a CSV file of `aem study table --csv`: it is not UTF-8 text") from None
+    return from_csv(text, str(path))
 
 
 def from_csv(text: str, path: str) -> list[Row]:
@@ -150,18 +160,42 @@ def from_csv(text: str, path: str) -> list[Row]:
     Raises:
         StudyError: it is not a study's CSV, or there is no row.
     """
-    reader = csv.reader(io.StringIO(text))
-    if tuple(next(reader, ())) != COLUMNS:
-        raise StudyError(
-            f"{path} is not a CSV file of `aem study table --csv`: its columns are not {','.join(COLUMNS)}"
-        )
-    found = []
-    for fields in reader:
-        try:
-            benchmark, method, seed, step, metric, value = fields
-            found.append(Row(benchmark, method, int(seed), int(step), metric, float(value)))
-        except ValueError as error:
-            raise StudyError(f"{path}, line {reader.line_num}: {error}") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: dict[tuple[Any, ...], Row] = {}
+    try:
+        if tuple(next(reader, ())) != COLUMNS:
+            raise StudyError(
+                f"{path} is not a CSV file of `aem study table --csv`: its columns are not {','.join(COLUMNS)}"
+            )
+        for fields in reader:
+            row = _row(fields, f"{path}, line {reader.line_num}")
+            cell = (row.benchmark, row.method, row.seed, row.step, row.metric)
+            if cell in found:
+                raise StudyError(f"{path}, line {reader.line_num}: {row.metric} at step {row.step} stands there twice")
+            found[cell] = row
+    except csv.Error as error:  # NUL, a quote without an end, a field of megabytes
+        raise StudyError(f"{path}, line {reader.line_num}: {reason(error)}") from None
+    if not text.endswith("\n"):
+        raise StudyError(f"{path} is cut short: its last line has no end")
     if not found:
         raise StudyError(f"{path} holds no finished cell yet")
-    return found
+    return list(found.values())
+
+
+def _row(fields: Sequence[str], where: str) -> Row:
+    if len(fields) != len(COLUMNS):
+        raise StudyError(f"{where}: {len(fields)} values for the columns {','.join(COLUMNS)}")
+    benchmark, method, seed, step, metric, value = fields
+    for column, text in (("benchmark", benchmark), ("method", method), ("metric", metric)):
+        if not text or not text.isprintable():
+            raise StudyError(f"{where}: {column} is {shown(text)}, no name")
+    for column, text, form in (("seed", seed, _WHOLE), ("step", step, _WHOLE), ("value", value, _NUMBER)):
+        if not form.fullmatch(text):  # int and float also take `1_0` and digits of other scripts
+            raise StudyError(f"{where}: {column} is {shown(text)}, not a number")
+    if not math.isfinite(float(value)):
+        raise StudyError(f"{where}: value is {shown(value)}, beyond all floats")
+    return Row(benchmark, method, int(seed), int(step), metric, float(value))
+
+
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,4})?")

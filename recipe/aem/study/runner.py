@@ -19,7 +19,6 @@ from recipe.aem.study.file import StudyError
 from recipe.aem.study.fingerprint import Fingerprint, fingerprint
 from recipe.aem.study.state import State
 
-SCHEMA = 1
 MOST_FAILURES = 3
 """So many failures one after the other end a run: what is wrong is then hardly one cell's."""
 
@@ -98,9 +97,9 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
         if policy.limit is not None and started >= policy.limit:
             reporter.skips(cell, f"the limit of {policy.limit} is reached")
             break
-        with state.taken(cell) as ours:
-            if not ours:
-                reporter.skips(cell, "another runner is at it")
+        with state.taken(cell) as (lock, other):
+            if other:
+                reporter.skips(cell, f"another runner is at it: {other}")
                 continue
             standing = state.look(cell, now[cell.name], ours=True)
             if why := _skipped(standing, policy):
@@ -113,7 +112,7 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
                     reporter.skips(cell, f"{left / 60:.0f} minutes are left, and a cell took {longest / 60:.1f}")
                     break
             started += 1
-            result = _run_cell(cell, now[cell.name], standing, policy, reporter)
+            result = _run_cell(cell, now[cell.name], standing, policy, reporter, lock)
             reporter.ends(cell, result)
             in_a_row = in_a_row + 1 if result["status"] == "failed" else 0
             failures += result["status"] == "failed"
@@ -141,7 +140,9 @@ def _longest(cell: Cell, chosen: Sequence[Cell]) -> float | None:
     return max(own or [took for _, took in seconds if took], default=None)
 
 
-def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter) -> dict[str, Any]:
+def _run_cell(
+    cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter, lock: int
+) -> dict[str, Any]:
     from recipe.aem.trainer_process import TrainingFailed, train, trainer_command
 
     resumed, aside = 0, None
@@ -157,7 +158,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
     state.write_json(
         cell.folder / state.COMMAND,
         {
-            "schema": SCHEMA,
+            "schema": state.SCHEMA,
             "cell": {"study": cell.study, "benchmark": cell.benchmark, "method": cell.method, **cell.identity},
             "command": trainer_command(config, overrides),
             "environment": dict(cell.env),
@@ -176,6 +177,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
             log=cell.folder / state.LOG,
             metrics=cell.folder / state.METRICS,
             on_metrics=lambda step, _: reporter.step(cell, step),
+            lock=lock,
         )
     except TrainingFailed as failure:
         error = str(failure)
@@ -184,7 +186,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
     if not error and reached < cell.last_step:
         error = f"the trainer ended well at step {reached} of {cell.last_step}"
     result = {
-        "schema": SCHEMA,
+        "schema": state.SCHEMA,
         "status": "failed" if error else "done",
         "last_step": reached,
         "steps": cell.last_step,
@@ -193,6 +195,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
         "peak_memory_gb": peak and round(peak, 2),
         "resumed": resumed,
         "error": error,
+        "logged": state.digests(cell.folder),
     }
     state.write_json(cell.folder / state.DONE, result)
     return result

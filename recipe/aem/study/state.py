@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from agent_loops import files, locks
+from agent_loops.reading import parse_json, read_bytes, reason, shown
+from recipe.aem.logged import AT_MOST, read_log
 from recipe.aem.study.cells import Cell
 from recipe.aem.study.file import StudyError
 from recipe.aem.study.fingerprint import Fingerprint, differences
 
+SCHEMA = 2
+"""Of command.json and done.json; files of 1 are the same without a digest."""
 Kind = Literal["to do", "running", "interrupted", "failed", "done", "made otherwise"]
 
+_LOOKING_SECONDS = 1.0  # another may only be looking
 COMMAND, DONE, METRICS, LOG = "command.json", "done.json", "metrics.jsonl", "verl.log"
 
 
@@ -66,27 +72,29 @@ def look(cell: Cell, now: Fingerprint | None = None, ours: bool = False) -> Stat
 
 
 @contextmanager
-def taken(cell: Cell) -> Iterator[bool]:
-    """Holds the cell's lock; yields whether it could be had. It is given back by the system when the process dies."""
-    lock = FileLock(_lock(cell))
+def taken(cell: Cell) -> Iterator[tuple[int, str]]:
+    """Holds the cell's lock; yields its descriptor, and who else has it, which is empty where it is held.
+
+    The lock lies beside the folder, which is renamed. The system gives it back when the process dies, and whoever
+    inherited the descriptor.
+    """
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(_lock(cell), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    until = time.monotonic() + _LOOKING_SECONDS
     try:
-        lock.acquire(timeout=1)  # another may only be looking
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        while (other := locks.take(descriptor, cell.folder)) and time.monotonic() < until:
+            time.sleep(0.05)
+        yield descriptor, other
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def locked(cell: Cell) -> bool:
     """Is a runner at it, here or on another machine that shares the folder?"""
     if not _lock(cell).exists():
         return False
-    with taken(cell) as free:
-        return not free
+    with taken(cell) as (_, other):
+        return bool(other)
 
 
 def seconds_of(cell: Cell) -> float | None:
@@ -118,22 +126,26 @@ def has_checkpoint(cell: Cell) -> bool:
     return (cell.folder / "checkpoints" / "latest_checkpointed_iteration.txt").is_file()
 
 
-def read_metrics(folder: Path) -> dict[int, dict[str, float]]:
-    """A cell's metrics by step; of a step that was done twice, for a run went on from before it, the later holds."""
+def read_metrics(folder: Path, written: Mapping[str, str] | None = None) -> dict[int, dict[str, float]]:
+    """A cell's metrics by step; of a step that was done twice, for a run went on from before it, the later holds.
+
+    Args:
+        folder: the cell's.
+        written: the files' digests when the cell was done (`digests`); None where nobody noted them.
+
+    Raises:
+        StudyError: names the file, and the line or that it has changed.
+    """
     steps: dict[int, dict[str, float]] = {}
-    for path in [*sorted(folder.glob("metrics.part-*.jsonl")), folder / METRICS]:
-        if not path.is_file():
-            continue
-        lines = path.read_text(encoding="utf-8").splitlines()
+    there = _metrics_files(folder)
+    if written and (missing := sorted(set(written) - {path.name for path in there})):
+        raise StudyError(f"{folder / missing[0]} is missing: the cell had it when it was done")
+    for path in there:
+        content = _content(path)
+        if written is not None and written.get(path.name) != _digest(content):
+            raise StudyError(f"{path} has changed since the cell was done (by its digest in {folder / DONE})")
         resumed: dict[int, dict[str, float]] = {}
-        for number, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-                step, values = int(record["step"]), record["data"]
-            except (ValueError, KeyError, TypeError) as error:
-                if number == len(lines) - 1:
-                    break  # the trainer was killed in the middle of a line
-                raise StudyError(f"{path}, line {number + 1}: not one of verl's metrics lines ({error})") from None
+        for step, values in read_log(path, StudyError, content).lines:
             # a step has two lines where a validation is logged apart
             resumed.setdefault(step, {}).update({k: v for k, v in values.items() if isinstance(v, int | float)})
         if resumed:
@@ -143,21 +155,95 @@ def read_metrics(folder: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(steps.items()))
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """The digests of a cell's metrics by the files' names."""
+    return {path.name: _digest(_content(path)) for path in _metrics_files(folder)}
+
+
+def _metrics_files(folder: Path) -> list[Path]:
+    every = [*sorted(folder.glob("metrics.part-*.jsonl")), folder / METRICS]
+    return [path for path in every if path.exists()]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path, AT_MOST)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {reason(error)}") from None
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file that is whole or not there."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Write a file that is whole or not there, with a digest of what is in it."""
+    plain = json.loads(json.dumps(value))
+    plain.pop("digest", None)
+    files.write_json(path, {**plain, "digest": _digest_of(plain)})
 
 
 def _lock(cell: Cell) -> Path:
     return cell.folder.with_name(f".{cell.folder.name}.lock")
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    """Of the values, however they are laid out."""
+    return _digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(path, _AT_MOST))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise StudyError(f"{path} is damaged ({error}); move its folder away, and the cell is made anew") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, reason(error)) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, f"it holds {shown(found)}, not a mapping")
+    schema, digest = found.get("schema"), found.pop("digest", None)
+    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise StudyError(f"{path} has schema {shown(schema)}, and this version reads 1 to {SCHEMA}")
+    if digest is None and schema > 1:
+        raise _damaged(path, "its digest is missing")
+    if digest is not None and digest != _digest_of(found):
+        raise _damaged(path, "it is not what was written, by its digest")
+    _SHAPES[path.name](path, found)
+    return found
+
+
+_AT_MOST = 64 << 20
+
+
+def _damaged(path: Path, why: str) -> StudyError:
+    return StudyError(f"{path} is damaged ({why}); move its folder away, and the cell is made anew")
+
+
+def _check_command(path: Path, found: Mapping[str, Any]) -> None:
+    cell, made = found.get("cell"), found.get("fingerprint")
+    if not isinstance(cell, dict) or not {"config", "overrides", "seed"} <= cell.keys():
+        raise _damaged(path, "it does not name the cell")
+    if not isinstance(made, dict) or not all(isinstance(part, dict) for part in made.values()):
+        raise _damaged(path, "it has no fingerprint")
+    if not _is_number(found.get("resumed", 0)):
+        raise _damaged(path, f"resumed is {shown(found['resumed'])}")
+
+
+def _check_done(path: Path, found: Mapping[str, Any]) -> None:
+    if found.get("status") not in ("done", "failed"):
+        raise _damaged(path, f"status is {shown(found.get('status'))}, neither 'done' nor 'failed'")
+    for name in ("seconds", "last_step", "steps"):
+        if not _is_number(found.get(name)):
+            raise _damaged(path, f"{name} is {shown(found.get(name))}")
+    if not isinstance(found.get("error"), str):
+        raise _damaged(path, f"error is {shown(found.get('error'))}")
+    logged = found.get("logged")
+    if logged is not None and not isinstance(logged, dict):
+        raise _damaged(path, f"logged is {shown(logged)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+_SHAPES: Mapping[str, Callable[[Path, Mapping[str, Any]], None]] = {COMMAND: _check_command, DONE: _check_done}

@@ -7,17 +7,21 @@ them, and their own checksums.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import os
 import random
+import shutil
+import struct
 import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
 
+import damage
 import pytest
 from shaky_server import shaky_server
 
@@ -25,6 +29,7 @@ pytest.importorskip("requests")
 from agent_loops import download as shared
 from agent_loops.alfworld import download
 from agent_loops.download import DownloadError, RemoteFile
+from agent_loops.files import DiskFull
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNTS = {"train": (1, 2, 0, 1, 0, 1), "valid_seen": (0, 1, 1, 0, 0, 0), "valid_unseen": (0, 0, 0, 1, 0, 0)}
@@ -297,6 +302,29 @@ def test_a_damaged_archive(pack, where, tmp_path):
     assert not any((tmp_path / "home" / "json_2.1.1" / name).exists() for name in COUNTS)
 
 
+def test_a_disk_that_fills_up_is_said_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "a.zip").write_bytes(zipped(games()))
+    real = Path.write_bytes
+    for number in range(1, 1 + sum(map(sum, COUNTS.values()))):
+        written: list[Path] = []
+
+        def full(path, data, number=number, written=written):
+            written.append(path)
+            if len(written) == number:
+                real(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_bytes", full)
+            with pytest.raises(DiskFull, match=r"game\.tw-pddl: no space left on the disk"):
+                download.unpack(tmp_path / "a.zip", tmp_path / str(number))
+        assert not any((tmp_path / str(number) / "json_2.1.1" / name).exists() for name in COUNTS)
+        download.unpack(tmp_path / "a.zip", tmp_path / str(number))
+        bodies = [[body for body, _ in snapshot(tmp_path / one).values()] for one in (str(number), "1")]
+        assert sorted(bodies[0]) == sorted(bodies[1])
+
+
 def test_a_zip_whose_content_was_altered(tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:  # stored, so that a byte can be changed
@@ -492,3 +520,131 @@ def test_what_is_published_adds_up(monkeypatch):
     }  # fmt: skip
     assert download.ARCHIVE.urls[0].endswith(f"/{download.ARCHIVE.name}")
     assert dataclasses.asdict(download.ARCHIVE)["n_bytes"] == 36_507_267
+
+
+# ------------------------------------------------------------------------------------------------- archives with a hook
+
+
+def said(archive: Path, directory: Path) -> str:
+    with pytest.raises(DownloadError) as refused:
+        download.unpack(archive, directory, progress=False)
+    text = str(refused.value)
+    assert str(archive) in text and all(line.isprintable() for line in text.split("\n"))
+    return text
+
+
+NAME = next(iter(WANTED))
+
+
+def write_tar(path: Path, *members: tuple[tarfile.TarInfo, bytes], mode: str = "w:gz") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_a_game_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_GAME_BYTES", 1 << 20)
+    bomb = bytes(5 << 20)
+    (zipped_bomb := tmp_path / "a.zip").write_bytes(zipped({**games(), NAME: bomb}))
+    assert zipped_bomb.stat().st_size < 1 << 20
+    assert f"holds '{NAME}' of more than 1 MB, which no game has" in said(zipped_bomb, tmp_path / "to")
+    (tarred_bomb := tmp_path / "a.tar.xz").write_bytes(tarred({**games(), NAME: bomb}))
+    assert f"holds '{NAME}' of more than 1 MB, which no game has" in said(tarred_bomb, tmp_path / "to")
+
+
+def test_a_zip_file_whose_list_lies_about_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_GAME_BYTES", 1 << 20)
+    content = bytes(5 << 20)
+    body = zipped({NAME: content}).replace(struct.pack("<L", len(content)), struct.pack("<L", 10))
+    (path := tmp_path / "a.zip").write_bytes(body)
+    assert "cannot be unpacked" in (text := said(path, tmp_path / "to")) or "more than 1 MB" in text
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
+def test_what_is_passed_over_counts_too(mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_ARCHIVE_BYTES", 1 << 20)
+    path = write_tar(tmp_path / "a.tar", (tarfile.TarInfo("zeros"), bytes(3 << 20)), mode=mode)
+    assert "holds more than 0 GB" in said(path, tmp_path / "to")
+
+
+def test_a_name_of_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_GAME_BYTES", 1 << 18)
+    path = write_tar(tmp_path / "a.tar.gz", (tarfile.TarInfo("x" * (1 << 21)), b""))
+    assert "holds a header of 2 MB" in said(path, tmp_path / "to")
+
+
+def test_more_files_than_any_archive_of_games(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_MOST_FILES", 20)
+    members = [(tarfile.TarInfo(str(number)), b"") for number in range(30)]
+    assert "holds more than 20 files" in said(write_tar(tmp_path / "a.tar", *members), tmp_path / "to")
+    (path := tmp_path / "a.zip").write_bytes(zipped({str(number): b"" for number in range(30)}))
+    assert "holds more than 20 files" in said(path, tmp_path / "to")
+    monkeypatch.setattr(download, "_DIRECTORY_BYTES", 1000)
+    assert "a list of files of 0 MB" in said(path, tmp_path / "to")
+
+
+def test_a_game_that_comes_twice(tmp_path):
+    members = [(tarfile.TarInfo(NAME), b"{}"), (tarfile.TarInfo(f"./{NAME}"), b"[]")]
+    assert f"holds './{NAME}' twice" in said(write_tar(tmp_path / "a.tar", *members), tmp_path / "to")
+
+
+@pytest.mark.parametrize("name", [f"../{NAME}", f"/{NAME}", NAME.replace("trial_0", ".."), f"json_2.1.1/../{NAME}"])
+def test_names_that_lead_elsewhere_do_nothing(name, tmp_path):
+    (tmp_path / "to").mkdir()
+    said(write_tar(tmp_path / "a.tar", (tarfile.TarInfo(name), b"{}")), tmp_path / "to" / "here")
+    (path := tmp_path / "a.zip").write_bytes(zipped({name: b"{}"}))
+    said(path, tmp_path / "to" / "here")
+    assert not [one for one in tmp_path.rglob("game.tw-pddl")]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_links_and_devices_do_nothing(kind, tmp_path):
+    member = tarfile.TarInfo(NAME)
+    member.type, member.linkname = kind, "/etc/passwd"
+    assert "holds no ALFWorld games" in said(write_tar(tmp_path / "a.tar", (member, b"")), tmp_path / "to")
+    info = zipfile.ZipInfo(NAME)
+    info.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    assert "holds no ALFWorld games" in said(tmp_path / "a.zip", tmp_path / "to")
+    assert not [one for one in (tmp_path / "to").rglob("game.tw-pddl")]
+
+
+def test_an_encrypted_archive_and_one_of_another_packing(tmp_path):
+    body = bytearray(zipped({NAME: b"{}"}))
+    for magic, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        body[body.find(magic) + offset] |= 1
+    (path := tmp_path / "a.zip").write_bytes(body)
+    assert "cannot be unpacked" in said(path, tmp_path / "to") and "encrypted" in said(path, tmp_path / "to")
+    body = bytearray(zipped({NAME: b"{}"}))
+    for magic, offset in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        body[body.find(magic) + offset] = 99
+    path.write_bytes(body)
+    assert "cannot be unpacked" in said(path, tmp_path / "to")
+
+
+@pytest.mark.parametrize("packed", [zipped, tarred, lambda files: tarred(files, "w:gz")], ids=["zip", "xz", "gz"])
+def test_a_damaged_archive_gives_the_games_or_an_error(packed, tmp_path):
+    path, whole = tmp_path / "archive", packed(games())
+    for label, content in damage.contents(whole, "archive", damage.count(60)):
+        path.write_bytes(content)
+        to = tmp_path / "to"
+        shutil.rmtree(to, ignore_errors=True)
+        damage.check(lambda to=to: unpacked(download.unpack(path, to).parent), path, WANTED, DownloadError, label)
+
+
+def test_a_game_with_escapes_in_its_name_and_games_that_cannot_be_read(tmp_path):
+    root = lay_out(WANTED, tmp_path) / "json_2.1.1"
+    first = tmp_path / NAME
+    whole = first.read_bytes()
+    for content in (b"[" * 100_000, b'{"solvable": true, "solvable": false}', b"\xff", whole.replace(b"true", b"NaN")):
+        first.write_bytes(content)
+        with pytest.raises(DownloadError, match=r"game\.tw-pddl is not JSON"):
+            download.check_games(root, progress=False)
+    first.unlink()
+    first.parent.rename(first.parent.with_name("trial_\x1b[2J"))
+    (first.parent.with_name("trial_\x1b[2J") / "game.tw-pddl").write_bytes(b"x")
+    with pytest.raises(DownloadError, match=r"trial_.x1b\[2J/game\.tw-pddl is not JSON"):
+        download.check_games(root, progress=False)

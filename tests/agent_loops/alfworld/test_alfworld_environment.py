@@ -151,7 +151,7 @@ def broken(data: bytes | dict[str, object], tmp_path: Path) -> AlfworldEnvironme
     [
         (json.dumps(game_data()).encode()[:5000], r"not JSON \(.*cut off or damaged; fetch it again"),
         (b"", "not JSON"),
-        (b"\xff\xfe\x00binary", "not a text file"),
+        (b"\xff\xfe\x00binary", "not UTF-8 text"),
         (b"[1, 2]", "has no pddl_domain, pddl_problem, grammar"),
         (game_data(grammar=None), "has no grammar, so it is no game.tw-pddl"),
         (game_data(pddl_problem=game_data()["pddl_problem"][:-40]), "parentheses are not closed"),

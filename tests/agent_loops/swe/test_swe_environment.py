@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tarfile
 import threading
+import venv
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,8 @@ from host_tree import HostTree
 from agent_loops.environment import Benchmark, Environment
 from agent_loops.swe.benchmark import Swe
 from agent_loops.swe.environment import SweEnvironment
+from agent_loops.swe.grading import Grade
+from agent_loops.swe.patches import text_patch
 from agent_loops.swe.readers import task_row
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
@@ -79,7 +82,7 @@ class Grader:
     def __call__(self, task, patch):
         self.patches.append(patch)
         right = "+    return a + b" in patch
-        return self.grade or SimpleNamespace(
+        return self.grade or Grade(
             resolved=right, applied=True, reason="" if right else "one test fails",
             fail_to_pass=(int(right), 1), pass_to_pass=(1, 1),
         )  # fmt: skip
@@ -140,7 +143,7 @@ def test_a_problem_is_solved(started):
     step = started.environment.step(FINISH)
     assert (step.reward, step.terminated, step.truncated) == (1.0, True, False)
     assert step.info == {
-        "won": True, "score": 1.0, "applied": True, "reason": "",
+        "won": True, "score": 1.0, "applied": True, "counts": {"suspicious": 0.0}, "reason": "",
         "patch_files": 1, "patch_added": 1, "patch_removed": 1,
     }  # fmt: skip
     (patch,) = started.grader.patches
@@ -151,7 +154,7 @@ def test_a_problem_is_solved(started):
 
 
 def test_a_wrong_patch_has_no_reward_but_may_have_a_score(started):
-    started.grader.grade = SimpleNamespace(
+    started.grader.grade = Grade(
         resolved=False, applied=True, reason="too little", fail_to_pass=(3, 4), pass_to_pass=(1, 2)
     )
     started.environment.step(bash("echo '# here' >> sums.py"))
@@ -230,11 +233,13 @@ def test_however_the_agent_uses_git_the_patch_is_the_trees(started, command):
 
 
 @pytest.mark.parametrize("command", ["rm -rf .git", "rm -rf .git; git init -q", "chmod 644 .git; rm -rf .git/objects"])
-def test_whoever_breaks_git_has_lost_and_nothing_more(started, command):
+def test_whoever_breaks_git_has_lost_that_and_nothing_more(started, command):
+    """What the tree began with is had again from a fresh sandbox."""
     started.environment.step(MEND)
     started.environment.step(bash(command))
     step = started.environment.step(FINISH)
-    assert step.terminated and not step.info["won"] and "no patch of" in step.info["reason"]
+    assert step.terminated and step.info["won"], step.info
+    assert step.info["patch_files"] == 1 and [one.closed for one in started.sandboxes] == [False, True]
 
 
 def test_a_sandbox_that_is_gone_is_a_fault_and_not_a_loss(started):
@@ -307,7 +312,7 @@ def test_an_episode_that_is_closed_while_it_opens_leaves_no_sandbox(place):
 def test_a_reset_that_fails_is_cleaned_up_by_close(place, broken, monkeypatch):
     place.tasks["sums-1"] = dataclasses.replace(TASK, hidden="false" if broken == "hidden" else "")
     if broken == "history":
-        monkeypatch.setattr("agent_loops.swe.environment._FRESH_HISTORY", "echo no git here; false")
+        monkeypatch.setattr("agent_loops.swe.environment.FRESH_HISTORY", "echo no git here; false")
     with pytest.raises(SandboxError, match="no git here" if broken == "history" else "taken away"):
         place.environment.reset({"task": "sums-1"})
     place.environment.close()
@@ -324,10 +329,11 @@ def data(tmp_path_factory):
     tree = make_tree(directory / "tree")
     with tarfile.open(directory / "sums.tar.gz", "w:gz") as archive:
         archive.add(tree, arcname=".")
+    wrong = (tree / "sums.py").read_text()
+    solution = text_patch("sums.py", wrong, wrong.replace("a - b", "a + b"))
     shutil.rmtree(tree)
-    tasks = [
-        dataclasses.replace(TASK, source="sums.tar.gz", instance_id=f"{name}-1", repo=name) for name in ("sums", "more")
-    ]
+    task = dataclasses.replace(TASK, source="sums.tar.gz", patch=solution)
+    tasks = [dataclasses.replace(task, instance_id=f"{name}-1", repo=name) for name in ("sums", "more")]
     (directory / "tasks.jsonl").write_text("".join(json.dumps(task_row(task)) + "\n" for task in tasks))
     return directory
 
@@ -362,6 +368,17 @@ def swe(data):
     benchmark = Swe(data, held_out=0.5, sandbox={"tree_mb": 64, "memory_mb": 1024})
     assert isinstance(benchmark, Benchmark)
     return benchmark
+
+
+def test_a_run_does_not_start_where_no_reward_could_be_had(data, swe, tmp_path):
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    sandbox = {"tree_mb": 64, "memory_mb": 1024, "python": str(bare)}
+    with pytest.raises(
+        SandboxError, match=r"the known solution of .* is not resolved .*No module named pytest"
+    ) as said:
+        Swe(data, held_out=0.5, sandbox=sandbox).make()
+    assert "every reward would be 0" in str(said.value) and "sandbox.python" in str(said.value)
 
 
 def test_a_task_is_solved_in_the_sandbox_and_graded_in_another(swe):

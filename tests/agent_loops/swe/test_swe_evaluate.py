@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 
@@ -56,7 +57,22 @@ def test_predictions_by_instance_and_without_a_patch(tmp_path):
     [
         ('[{"model_patch": "x"}]', "row 1, field 'instance_id'"),
         ('[{"instance_id": "a", "model_patch": 3}]', "row 1, field 'model_patch'"),
-        ('[{"instance_id": "a"}, {"instance_id": "a"}]', "two predictions for a"),
+        ('[{"instance_id": "a", "model_patch": ""}, {"instance_id": "a", "model_patch": ""}]', "two predictions for a"),
+        ('[{"instance_id": "a"}]', "row 1, field 'model_patch' is missing; there are 'instance_id'"),
+        ('[{"instance_id": "a", "patch": "x"}]', "'model_patch' is missing; there are 'instance_id', 'patch'"),
+        ('[{"instance_id": "a", "prediction": {"model_patch": "x"}}]', "'model_patch' is missing"),
+        ('[{"instance_id": "a", "model_patch": {"patch": "x"}}]', "field 'model_patch': expected text, not dict"),
+        ('[{"instance_id": "a", "model_patch": false}]', "field 'model_patch': expected text, not bool"),
+        ('[{"instance_id": "a", "model_patch": []}]', "field 'model_patch': expected text, not list"),
+        ('[{"instance_id": "a", "model_patch": "x", "model_patch": ""}]', "the key 'model_patch' is given twice"),
+        ('{"a": {"model_patch": "x"}, "a": {"model_patch": ""}}', "the key 'a' is given twice"),
+        ('{"a": {"instance_id": "b", "model_patch": "x"}}', "under 'a' is a prediction for 'b'"),
+        ('{"a": {"output": "x"}}', "row 1, field 'model_patch' is missing; there are 'output', 'instance_id'"),
+        ('{"predictions": []}', "expected an object, not list"),
+        ('{"instance_id": "a", "model_patch": "x"}\n{"instance_id": "b', "line 2: no JSON"),
+        ("", "is empty"),
+        (" \n\n", "is empty"),
+        ("[" * 100_000, "nested too deeply"),
         ("[3]", "row 1: expected an object"),
         ("3", "expected predictions, not int"),
         ("[", "no JSON"),
@@ -65,6 +81,55 @@ def test_predictions_by_instance_and_without_a_patch(tmp_path):
 def test_what_are_no_predictions(tmp_path, text, message):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(ValueError, match=message):
+        read_predictions(tmp_path / "p.json")
+
+
+ROWS = [{"instance_id": "a", "model_patch": "é\n"}, {"instance_id": "b", "model_patch": None}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(ROWS).encode(),
+        LINES.encode(),
+        LINES.replace("\n", "\r\n").encode() + b"\r\n",
+        LINES.replace("\n", "\n\n").encode() + b"  \n",
+        LINES.rstrip("\n").encode(),
+        b"\xef\xbb\xbf" + LINES.encode(),
+        LINES.encode("utf-16"),
+        b"\xfe\xff" + json.dumps(ROWS, indent=2, ensure_ascii=False).encode("utf-16-be"),
+        json.dumps({"a": {"model_patch": "é\n"}, "b": {"instance_id": "b", "model_patch": None}}).encode(),
+        json.dumps({"a": "é\n", "b": None}).encode(),
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_predictions_are_read_however_they_are_written(tmp_path, suffix, content):
+    (tmp_path / f"p{suffix}").write_bytes(content)
+    assert read_predictions(tmp_path / f"p{suffix}") == [Prediction("a", "", "é\n"), Prediction("b", "", "")]
+
+
+def test_one_prediction_alone_is_read(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(ROWS[0], indent=1))
+    assert read_predictions(tmp_path / "p.json") == [Prediction("a", "", "é\n")]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_bytes_that_are_no_utf_8_come_back(tmp_path, suffix):
+    patch = bytes(range(256)).decode("utf-8", "surrogateescape")
+    write_predictions([Prediction("a", "m", patch)], tmp_path / f"p{suffix}")
+    (found,) = read_predictions(tmp_path / f"p{suffix}")
+    assert found.model_patch.encode("utf-8", "surrogateescape") == bytes(range(256))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(gzip.compress(b"[]", mtime=0), "is compressed .gzip.: unpack it first"), (b'["\xe9"]', "is no UTF-8 text")],
+)
+def test_what_is_no_text_is_named(tmp_path, content, message):
+    (tmp_path / "p.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"p\.json {message}"):
         read_predictions(tmp_path / "p.json")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import io
+import json.decoder
 import re
 import subprocess
 import tarfile
@@ -361,6 +362,7 @@ def test_tasks_that_other_changes_solve_too_are_dropped(tmp_path, bubblewrap, of
     [
         ({"tests/test_sums.py": "def test_a():\n    assert False\n"}, "only 0 of its tests pass"),
         ({"src/json/__init__.py": "x = 1\n"}, "has json installed, where the answer could be read"),
+        ({"src/tinysums/decoder.py": Path(json.decoder.__file__).read_text()}, "1 of its modules can be read in the"),
     ],
 )
 def test_a_package_that_no_tasks_can_be_made_of_says_why(tmp_path, bubblewrap, offline, files, message):

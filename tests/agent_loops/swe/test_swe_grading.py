@@ -48,6 +48,7 @@ def test_a_patch_that_changes_nothing_does_not(task):
     assert not found.resolved and found.applied
     assert (found.fail_to_pass, found.pass_to_pass) == ((0, 2), (5, 5))
     assert found.reason.startswith("2 of 2 tests that must begin to pass still fail")
+    assert "(exit status 1; last line: 2 failed, 5 passed in " in found.reason
 
 
 def test_a_patch_that_mends_one_thing_and_breaks_another_does_not(task):
@@ -71,10 +72,6 @@ def test_an_empty_patch(task, patch):
         (text_patch("../outside.py", None, "b\n"), "does not apply: error: invalid path"),
         (text_patch(".git/info/attributes", None, "* filter=x\n"), "does not apply: error: invalid path"),
         (text_patch(".git/HEAD", "ref: refs/heads/main\n", "ref: x\n"), "does not apply: error: invalid path"),
-        (
-            "diff --git a/x.bin b/x.bin\nnew file mode 100644\nBinary files /dev/null and b/x.bin differ\n",
-            "binary patch",
-        ),
         ("\0\ud800", "does not apply: error:"),
     ],
 )
@@ -220,7 +217,10 @@ def test_hidden_tests_are_added_over_whatever_the_agent_left_there(task):
     assert found.resolved and found.dropped == ("data/it's new.txt",)
     assert not grade(hard, _with(CODE.replace("a + b", "a + b if a < 5 else 0")), SETTINGS).resolved
     broken = grade(replace(hard, test_patch=text_patch("tests/none.py", "a\n", "b\n")), FIXED, SETTINGS)
-    assert not broken.resolved and broken.reason.startswith("the tests did not run to their end")
+    assert (
+        not broken.resolved
+        and "the hidden tests cannot be added (exit status 1): error: tests/none.py" in broken.reason
+    )
 
 
 def test_a_whole_evaluation_script_is_run_as_it_is(task):
@@ -240,7 +240,9 @@ def test_r2e_gym_compares_every_status(task):
     found = grade(r2e, FIXED, SETTINGS)
     assert found.resolved and found.fail_to_pass == (7, 7) and found.pass_to_pass == (0, 0)
     found = grade(r2e, _with(FAULTY + "# idle\n"), SETTINGS)
-    assert not found.resolved and found.reason == "2 of 7 tests differ from what is expected"
+    assert not found.resolved and found.reason.startswith(
+        "2 of 7 tests differ from what is expected (exit status 1; last line: 2 failed"
+    )
     fewer = replace(r2e, expected={name: "PASSED" for name in names[1:]})
     assert not grade(fewer, FIXED, SETTINGS).resolved  # a test too many
     colours = {f"\x1b[1m{name}\x1b[0m - note": "PASSED" for name in names}

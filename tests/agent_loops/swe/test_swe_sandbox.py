@@ -333,8 +333,9 @@ COMMIT = "git init -q; git add -A; git -c user.name=a -c user.email=a@b commit -
 def test_the_patch_of_a_tree(make_sandbox, repository):
     sandbox = make_sandbox(repository)
     assert run(sandbox, COMMIT).returncode == 0
-    run(sandbox, "git config core.autocrlf input; printf 'x = 1\\r\\n' >package/code.py")  # git warns
     assert read_patch(sandbox) == ""
+    run(sandbox, "git config core.autocrlf input; printf 'x = 1\\r\\n' >package/code.py")
+    assert "+x = 1\r\n" in read_patch(sandbox), "a byte is a byte, whatever the agent's settings make of it"
     run(sandbox, "git config --unset core.autocrlf; git checkout package/code.py")
     run(sandbox, "echo y = 2 >>package/code.py; echo new >'new file'; head -c 500000 /dev/urandom >blob; rm run.sh")
     patch = read_patch(sandbox)
@@ -422,13 +423,18 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
 def test_refused_namespaces_are_explained(bubblewrap, monkeypatch, tmp_path):
     from agent_loops.swe.sandbox import keeper
 
-    fake = tmp_path / "unshare"
-    fake.write_text("#!/bin/sh\necho 'unshare: unshare failed: Operation not permitted' >&2; exit 1\n")
-    fake.chmod(0o755)
-    monkeypatch.setattr(keeper, "find_program", lambda name: str(fake) if name == "unshare" else name)
+    fake = tmp_path / "keep.py"
+    fake.write_text("raise OSError(1, 'unshare of user, mount and network namespaces: Operation not permitted')\n")
+    monkeypatch.setattr(keeper, "_PROGRAM", fake)
     before = children()
     with pytest.raises(SandboxError, match=r"user namespaces are refused.*Operation not permitted"):
         open_sandbox(SandboxSettings())
+    fake.write_text(
+        "import ctypes; ctypes.CDLL(None).unshare(0x10000000); print('unshared', flush=True); input()\n"
+        "raise OSError(1, 'mount tmpfs on /sys: refused')\n"
+    )
+    with pytest.raises(SandboxError, match=r"no file system for the episode.*mount tmpfs on /sys: refused"):
+        open_sandbox(SandboxSettings(python=""))
     assert children() <= before
 
 

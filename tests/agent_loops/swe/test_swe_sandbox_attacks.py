@@ -102,7 +102,7 @@ def test_nothing_of_the_host_is_readable(sandbox, victim):
 
 
 def test_nothing_but_the_episodes_own_files_is_writable(sandbox, victim):
-    writable = {"/testbed", "/tmp", "/home/agent", "/dev/shm", "/dev/pts", "/proc"}
+    writable = {"/testbed", "/tmp", "/home/agent", "/dev/shm", "/dev/pts"}
     devices = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console")}
     mounts = [line.split() for line in run(sandbox, "cat /proc/self/mountinfo").output.splitlines()]
     assert {mount[4] for mount in mounts if "rw" in mount[5].split(",")} - devices == writable
@@ -166,12 +166,13 @@ def test_no_privileges_and_none_to_be_had(sandbox):
 def test_calls_that_reach_round_the_limits_are_refused(sandbox):
     assert "Function not implemented" in python(sandbox, "import os\nos.memfd_create('x')").output
     column = {"x86_64": 0, "aarch64": 1}[os.uname().machine]
-    for name, numbers in FORBIDDEN.items():
-        code = (
-            "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-            f"print(libc.syscall({numbers[column]}, 0, 0, 0, 0, 0), ctypes.get_errno())"
-        )
-        assert python(sandbox, code).output == f"-1 {errno.ENOSYS}\n", name
+    calls = {name: numbers[column] for name, numbers in FORBIDDEN.items() if numbers[column] is not None}
+    code = (
+        "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+        f"for name, number in {calls!r}.items():\n"
+        f"    if (libc.syscall(number, 0, 0, 0, 0, 0), ctypes.get_errno()) != (-1, {errno.ENOSYS}): print(name)"
+    )
+    assert python(sandbox, code).output == ""
 
 
 def test_processes_of_the_host_are_out_of_reach(sandbox):
@@ -243,7 +244,8 @@ MEMORY_HOGS = {
 def test_a_memory_hog(sandbox, kind):
     done = python(sandbox, MEMORY_HOGS[kind])
     assert not done.timed_out
-    assert "MemoryError" in done.output or (done.returncode == 137 and "more than 256 MB of memory" in done.output)
+    refused = "MemoryError" in done.output or "Cannot allocate memory" in done.output
+    assert refused or (done.returncode == 137 and "more than 256 MB of memory" in done.output)
     assert run(sandbox, "echo fine") == FINE
 
 

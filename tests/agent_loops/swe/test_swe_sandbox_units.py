@@ -19,7 +19,7 @@ from agent_loops.swe.sandbox import Executed, SandboxError, SandboxSettings, ope
 from agent_loops.swe.sandbox.host import sweep
 from agent_loops.swe.sandbox.run import BoundedOutput, Process
 from agent_loops.swe.sandbox.seccomp import FORBIDDEN, forbidding_filter
-from agent_loops.swe.sandbox.visible import system_arguments
+from agent_loops.swe.sandbox.visible import make_view
 from agent_loops.swe.sandbox.watch import ResourceWatch, descendants
 
 SECONDS = 300.0  # far more than any of these commands takes
@@ -92,9 +92,10 @@ def test_descendants_are_found_through_threads_too():
 ALLOW, ENOSYS, EAFNOSUPPORT = 0x7FFF0000, 0x00050000 | 38, 0x00050000 | 97
 
 
-def answer(program: bytes, architecture: int, number: int, argument: int = 0) -> int:
+def answer(program: bytes, architecture: int, number: int, *arguments: int) -> int:
     """Run the filter as the kernel does."""
-    data = struct.pack("=IIQQ", number, architecture, 0, argument)
+    words = [argument % (1 << 64) for argument in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
+    data = struct.pack("=IIQ6Q", number, architecture, 0, *words)
     code = list(struct.iter_unpack("=HBBI", program))
     place = accumulator = 0
     while True:
@@ -102,28 +103,75 @@ def answer(program: bytes, architecture: int, number: int, argument: int = 0) ->
         place += 1
         if kind == 0x20:
             (accumulator,) = struct.unpack_from("=I", data, value)
+        elif kind == 0x54:
+            accumulator &= value
         elif kind == 0x06:
             return value
         else:
-            place += yes if {0x15: accumulator == value, 0x35: accumulator >= value}[kind] else no
+            holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[kind]
+            place += yes if holds else no
 
 
 @pytest.mark.parametrize(
-    ("machine", "column", "architecture", "socket"),
-    [("x86_64", 0, 0xC000003E, 41), ("aarch64", 1, 0xC00000B7, 198)],
+    ("machine", "column", "architecture", "socket", "socketpair"),
+    [("x86_64", 0, 0xC000003E, 41, 53), ("aarch64", 1, 0xC00000B7, 198, 199)],
 )
-def test_the_filter_forbids_what_it_names_and_nothing_else(machine, column, architecture, socket):
+def test_the_filter_forbids_what_it_names_and_nothing_else(machine, column, architecture, socket, socketpair):
     program = forbidding_filter(machine)
-    forbidden = {numbers[column] for numbers in FORBIDDEN.values()}
+    forbidden = {numbers[column] for numbers in FORBIDDEN.values()} - {None}
     for number in range(600):
-        if number != socket:
+        if number not in (socket, socketpair):
             assert answer(program, architecture, number) == (ENOSYS if number in forbidden else ALLOW), number
-    for family in range(50):
-        # the size of the second argument decides nothing, nor does the upper half of the first
-        expected = ALLOW if family in (1, 2, 10, 16) else EAFNOSUPPORT
-        assert answer(program, architecture, socket, family) == expected
+    for call in (socket, socketpair):
+        for family in range(50):
+            # the size of the second argument decides nothing, nor does the upper half of the first
+            expected = ALLOW if family in (1, 2, 10, 16) else EAFNOSUPPORT
+            assert answer(program, architecture, call, family) == expected
+            assert answer(program, architecture, call, family | 1 << 32, 0xFFFFFFFF) == expected
+        for family, protocol in ((2, 132), (10, 262), (16, 12), (16, 16)):
+            assert answer(program, architecture, call, family, 1, protocol) == 0x00050000 | 93
+        assert answer(program, architecture, call, 10, 2, 17) == answer(program, architecture, call, 1, 1, 9) == ALLOW
     assert answer(program, 0x40000003, 0) == ENOSYS, "32-bit calls have other numbers"
     assert machine != "x86_64" or answer(program, architecture, 0x40000000 | 319) == ENOSYS, "the x32 ABI"
+
+
+# system call on x86-64 and on AArch64, its arguments, and the error number (0: it succeeds and does nothing)
+REFUSED_ARGUMENTS = {
+    "mmap of shared anonymous memory": ((9, 222), (0, 1 << 30, 3, 0x21, -1, 0), 12),
+    "the same with other flags": ((9, 222), (0, 1 << 30, 3, 0x8021, -1, 0), 12),
+    "mmap of huge pages": ((9, 222), (0, 1 << 30, 3, 0x40022, -1, 0), 12),
+    "madvise for huge pages": ((28, 233), (0, 1 << 30, 14), 22),
+    "madvise to collapse": ((28, 233), (0, 1 << 30, 25), 22),
+    "fcntl for a larger pipe": ((72, 25), (3, 1031, 1 << 20), 22),
+    "fcntl for a lease": ((72, 25), (3, 1024, 0), 22),
+    "fcntl to be notified": ((72, 25), (3, 1026, 1), 22),
+    "fcntl for a lock of a file's own": ((72, 25), (3, 37, 0), 22),
+    "prctl against being read": ((157, 167), (4, 0), 22),
+    "prctl for a filter": ((157, 167), (22, 2), 22),
+    "setsockopt for a larger buffer": ((54, 208), (3, 1, 7), 0),
+    "setsockopt for a larger one to read": ((54, 208), (3, 1, 8), 0),
+    "setsockopt to send pages": ((54, 208), (3, 1, 60), 92),
+    "setsockopt for a layer above TCP": ((54, 208), (3, 6, 31), 92),
+}
+ALLOWED_ARGUMENTS = {
+    "mmap of private memory": ((9, 222), (0, 4096, 3, 0x22, -1, 0)),
+    "mmap of a shared file": ((9, 222), (0, 4096, 3, 0x01, 3, 0)),
+    "madvise that it is not needed": ((28, 233), (0, 4096, 4)),
+    "fcntl for a lock, as SQLite's": ((72, 25), (3, 6, 0)),
+    "prctl for a name": ((157, 167), (15, 0)),
+    "setsockopt to reuse an address": ((54, 208), (3, 1, 2)),
+    "setsockopt without delay": ((54, 208), (3, 6, 1)),
+    "setsockopt of IP with the number of a buffer": ((54, 208), (3, 0, 7)),
+}
+
+
+@pytest.mark.parametrize(("machine", "column", "architecture"), [("x86_64", 0, 0xC000003E), ("aarch64", 1, 0xC00000B7)])
+def test_the_filter_looks_at_arguments(machine, column, architecture):
+    program = forbidding_filter(machine)
+    for name, (numbers, arguments, error) in REFUSED_ARGUMENTS.items():
+        assert answer(program, architecture, numbers[column], *arguments) == 0x00050000 | error, name
+    for name, (numbers, arguments) in ALLOWED_ARGUMENTS.items():
+        assert answer(program, architecture, numbers[column], *arguments) == ALLOW, name
 
 
 def test_another_processor_is_refused():
@@ -132,11 +180,13 @@ def test_another_processor_is_refused():
 
 
 def test_older_systems_with_directories_beside_usr(tmp_path):
-    (tmp_path / "bin").mkdir()
+    for name in ("bin", "usr/lib/python3/dist-packages/answer", "usr/lib/python3.11", "usr/lib/tool/third_party"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "lib").symlink_to("usr/lib")
-    arguments = system_arguments(tmp_path)
-    text = " ".join(arguments)
-    assert f"--ro-bind {tmp_path}/bin /bin" in text and "--symlink usr/lib /lib" in text and "/sbin" not in arguments
+    view = make_view(SandboxSettings(python="", packages=()), tmp_path)
+    shown = {target: view.host[int(source.rpartition("/")[2])] for source, target in view.shown if "/host/" in source}
+    assert shown == {"/usr": f"{tmp_path}/usr", "/bin": f"{tmp_path}/bin"} and view.links == [("usr/lib", "/lib")]
+    assert view.covered == {tmp_path / "usr/lib" / name for name in ("python3/dist-packages", "tool/third_party")}
 
 
 # ------------------------------------------------------------------------------------------------------- the bare host

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from agent_loops.environment import TaskSet
 from agent_loops.swe.patches import is_protected, patched_paths, text_patch
+from agent_loops.swe.shadows import Shadows
 from agent_loops.swe.slots import core_slot, cores
 from agent_loops.swe.tasks import SweTask, SweTasks
 
@@ -87,6 +88,9 @@ def test_what_is_no_task_set_is_refused():
         *("tests/a.txt", "a/test/b.py", "pkg/testing/x.py", "test_a.py", "a/b_test.py", "src/tests.py", "conftest.py"),
         *("a/conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", "setup.cfg", "tox.ini", "pyproject.toml"),
         *("pytest.py", "_pytest/runner.py", "sitecustomize.py", "a/x.pth", "r2e_tests/test_1.py", ".gitattributes"),
+        *("sitecustomize/__init__.py", "src/usercustomize.pyc", "a/conftest.pyc", "conftest/__init__.py"),
+        *("a.so", "src/a.cpython-311-x86_64-linux-gnu.so", "a/__pycache__/b.cpython-311.pyc", "x.egg-link"),
+        *("x-1.0.dist-info/entry_points.txt", "src/x.egg-info/PKG-INFO", "x.egg", "EGG-INFO/entry_points.txt"),
     ],
 )
 def test_edits_of_tests_and_of_what_configures_them_do_not_count(path):
@@ -173,3 +177,25 @@ with core_slot(1, Path({str(tmp_path)!r})):
         holder.kill()
     thread.join(PATIENCE)
     assert acquired.is_set()
+
+
+@pytest.mark.parametrize(
+    "path, shadow",
+    [
+        ("argparse.py", True),
+        ("argparse.pyc", True),
+        ("argparse/__init__.py", True),
+        ("src/argparse.py", True),
+        ("json/codec.py", True),  # the directory is there, but is no module yet
+        ("lib/deep/json.py", True),  # whatever is on the path: nothing there is a package
+        ("src/app/argparse.py", False),  # a package's own module
+        ("src/app/new/json.py", False),
+        ("statistics.py", False),  # the tree has it already
+        ("src/app/cli.py", False),
+        ("reproduce.py", False),
+        ("", False),
+    ],
+)
+def test_new_files_in_the_place_of_modules_that_python_has(path, shadow):
+    tracked = {"src/app/__init__.py", "src/app/cli.py", "statistics.py", "json/data.txt"}
+    assert (path in Shadows({"argparse", "json", "statistics"}, tracked)) is shadow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import damage
 import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
@@ -112,6 +113,23 @@ def test_parquet_files(parquet, shop):
     assert fewer.level == "warning" and "50 tasks" in fewer.detail
 
 
+def test_a_damaged_parquet_file_is_a_finding_that_names_it(parquet):
+    path = parquet.path
+    whole, good = path.read_bytes(), parquet()
+    failures = 0
+    for label, content in damage.contents(whole, "parquet", damage.count(60)):
+        path.write_bytes(content)
+        found = parquet()
+        assert str(path) in found.detail or found == good, label
+        assert found.detail.isprintable(), label
+        failures += found.level == "failure"
+    assert failures > 20
+    path.write_bytes(whole)
+    for label in damage.in_place_of(path):
+        found = parquet()
+        assert found.level == "failure" and str(path) in found.detail, label
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -133,7 +151,7 @@ def test_parquet_files(parquet, shop):
             ],
             "have no task in extra_info, e.g. None",
         ),
-        (lambda rows: [{**row, "extra_info": "a text"} for row in rows], "have no task in extra_info, e.g. a text"),
+        (lambda rows: [{**row, "extra_info": "a text"} for row in rows], "have no task in extra_info, e.g. 'a text'"),
         (
             lambda rows: [{**row, "agent_name": None if not n else row["agent_name"]} for n, row in enumerate(rows)],
             "'None', not 'environment'",

@@ -1,0 +1,270 @@
+"""Does a task's answer lie open in the sandbox? What it shows of this machine, searched for copies of modules.
+
+A module is looked for by its name, with any suffix, at any depth, in archives too, and whole by its content under any
+name. A file of the same name is a copy where it has most of the module's lines, or, compiled, most of its names: an
+older version of a package tells as much, and `parse.py` of the standard library tells nothing of the package `parse`.
+"""
+
+from __future__ import annotations
+
+import io
+import keyword
+import os
+import re
+import tarfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from agent_loops.swe.patches import is_protected
+from agent_loops.swe.sandbox import SandboxSettings
+from agent_loops.swe.sandbox.visible import View, make_view
+from agent_loops.swe.tasks import SweTasks
+
+_COMPILED = (".pyc", ".pyo", ".so", ".pyd")
+_ZIPPED, _TARRED = (".whl", ".zip", ".egg", ".pyz"), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_MOST_BYTES, _ARCHIVE_BYTES = 4 << 20, 256 << 20
+_LEAST_LINES, _FEW_LINES, _LEAST_NAMES, _LEAST_SIZE = 3, 6, 4, 64
+_SHARE, _NAMES_SHARE = 0.5, 0.7
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{4,}")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What would tell the answer.
+
+    Attributes:
+        path: the module's path in its repository.
+        lines: lines of it that say something.
+        names: names that occur in them.
+        content: the whole of it, where it is known.
+    """
+
+    path: str
+    lines: frozenset[str]
+    names: frozenset[str]
+    content: bytes | None = None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Its name, and for a package's own module the package's: `__init__` is no name."""
+        return _place(PurePosixPath(self.path).parts)
+
+
+def _place(parts: Sequence[str]) -> tuple[str, str]:
+    parts = [part for part in parts if part != "__pycache__"]
+    stem = parts[-1].partition(".")[0]
+    return stem, (parts[-2] if stem.startswith("__") and len(parts) > 1 else "")
+
+
+def top_name(path: str) -> str:
+    """Return the name that a module is imported by, down to the first dot; empty where it has none.
+
+    Example:
+        >>> top_name("src/a/b.py"), top_name("c.py"), top_name("not-a-name/b.py")
+        ('a', 'c', '')
+    """
+    name = path.removeprefix("src/").split("/")[0].removesuffix(".py")
+    return name if name.isidentifier() else ""
+
+
+def wanted_module(path: str, content: bytes) -> Wanted:
+    """Return what to look for of a whole module."""
+    return _wanted(path, content.decode(errors="replace").splitlines(), content)
+
+
+def wanted_patch(patch: str) -> list[Wanted]:
+    """Return what to look for of a known solution, file by file: the lines around its changes, and those it adds."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in patch.splitlines():
+        if line.startswith("+++ "):
+            path = line[4:].partition("\t")[0].strip('"').removeprefix("b/")
+            lines = found.setdefault(path, [])
+        elif line.startswith(("+", " ")):
+            lines.append(line[1:])
+    return [
+        _wanted(path, lines, None) for path, lines in found.items() if path.endswith(".py") and not is_protected(path)
+    ]
+
+
+def _wanted(path: str, lines: Iterable[str], content: bytes | None) -> Wanted:
+    told = frozenset(stripped for line in lines if _tells(stripped := line.strip()))
+    code = (line for line in told if not line.startswith("#"))
+    names = frozenset(name for line in code for name in _NAME.findall(line) if not keyword.iskeyword(name))
+    return Wanted(path, told, names, content)
+
+
+def _tells(line: str) -> bool:
+    return len(line) >= 10 and not line.startswith(
+        ("import ", "from __future__", "if __name__", '"""', "else:", "try:")
+    )
+
+
+def find_copies(wanted: Sequence[Wanted], settings: SandboxSettings, root: Path = Path("/")) -> dict[Wanted, str]:
+    """Search all that a sandbox shows of this machine.
+
+    Args:
+        wanted: what to look for.
+        settings: the sandbox; only bubblewrap's is searched.
+        root: where the system's own directories are.
+
+    Returns:
+        For each that was found, where a copy of it lies: a path of this machine, with `!` and the
+        name in it for an archive.
+    """
+    if settings.backend != "bubblewrap" or not wanted:
+        return {}
+    view = make_view(settings, root)
+    found: dict[Wanted, str] = {}
+    for name, where in _importable({top_name(one.path) for one in wanted} - {""}, view).items():
+        found.update({one: where for one in wanted if top_name(one.path) == name})
+    search = _Search([one for one in wanted if one not in found])
+    seen: set[str] = set()
+    for shown, _ in view.visible:
+        for path in _files(os.path.realpath(shown), view.covered, seen):
+            search.look_at(path)
+    return found | search.found
+
+
+def refuse_copies(tasks: SweTasks, settings: SandboxSettings) -> None:
+    """Refuse tasks whose known solution a command could read in the sandbox.
+
+    Args:
+        tasks: the tasks; those with an image of their own are not looked at.
+        settings: the sandbox.
+
+    Raises:
+        ValueError: there are such tasks; the message names one, and where its answer lies.
+    """
+    of: dict[Wanted, set[str]] = defaultdict(set)
+    for split in tasks.splits:
+        for named in tasks.tasks(split):
+            task = tasks.task(named)
+            for one in wanted_patch(task.patch) if task.image is None else ():
+                of[one].add(task.instance_id)
+    if copies := find_copies(list(of), settings):
+        several = {task: one for one in copies for task in of[one]}
+        task, one = min(several.items(), key=lambda item: item[0])
+        raise ValueError(
+            f"the answer of {len(several)} tasks can be read in the sandbox, such as {one.path} of task {task} in "
+            f"{copies[one]}: hide it with sandbox.hidden, leave it out of sandbox.packages and sandbox.readable, or "
+            "leave the tasks out"
+        )
+
+
+def _importable(names: set[str], view: View) -> dict[str, str]:
+    """Which modules the sandbox's Python can import by themselves, whatever is in them."""
+    places = {path for path, _ in view.visible if path.parent.name in ("site-packages", "dist-packages")}
+    for root in view.roots:
+        if root.is_dir():
+            places |= {root / name for name in os.listdir(root)}
+    return {
+        name: str(path)
+        for path in sorted(places - view.covered)
+        if (name := path.name.partition(".")[0]) in names
+        and (path.is_dir() or path.suffix == ".py" or path.name.endswith(_COMPILED))
+    }
+
+
+def _files(root: str, covered: set[Path], seen: set[str]) -> Iterator[str]:
+    hidden, waiting = {str(path) for path in covered}, [root]
+    if os.path.isfile(root):
+        yield from () if root in hidden else waiting
+        return
+    while waiting:
+        directory = waiting.pop()
+        if directory in hidden or directory in seen:
+            continue
+        seen.add(directory)
+        try:
+            entries = os.scandir(directory)
+        except OSError:
+            continue  # nor can a command read it
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.path not in hidden and entry.is_file():
+                    yield entry.path
+
+
+class _Search:
+    """Compares files with what is wanted."""
+
+    def __init__(self, wanted: Sequence[Wanted]) -> None:
+        self.found: dict[Wanted, str] = {}
+        self._by_name: dict[str, list[Wanted]] = defaultdict(list)
+        self._by_size: dict[int, list[Wanted]] = defaultdict(list)
+        self._tops = {top_name(one.path).replace("_", "").lower() for one in wanted} - {""}
+        for one in wanted:
+            self._by_name[one.place[0]].append(one)
+            if one.content is not None and len(one.content) >= _LEAST_SIZE:
+                self._by_size[len(one.content)].append(one)
+
+    def look_at(self, path: str) -> None:
+        """Compare a file, or what is in it."""
+        name = path.rpartition("/")[2]
+        if name.endswith(_ZIPPED + _TARRED):
+            self._look_into(path, name)
+        candidates = self._named(path)
+        if not candidates and not self._by_size:  # to ask for the size of a hundred thousand files takes a while
+            return
+        try:
+            size = os.stat(path).st_size
+            same = self._by_size.get(size, [])
+            if size <= _MOST_BYTES and (candidates or same):
+                self._compare(path, Path(path).read_bytes(), candidates, same)
+        except OSError:
+            return  # nor can a command read it
+
+    def _named(self, path: str) -> list[Wanted]:
+        name = path.rpartition("/")[2]
+        known = self._by_name.get(name.partition(".")[0])
+        if not known:
+            return []
+        place = _place(PurePosixPath(path).parts)
+        return [one for one in known if one.place == place and one not in self.found]
+
+    def _compare(self, where: str, content: bytes, named: Iterable[Wanted], same_size: Iterable[Wanted]) -> None:
+        for one in same_size:
+            if one.content == content:
+                self.found.setdefault(one, where)
+        lines: set[str] | None = None
+        for one in named:
+            if one.content is not None and content == one.content and len(content) >= _LEAST_SIZE:
+                self.found.setdefault(one, where)
+            elif where.endswith(_COMPILED):
+                most = sum(name.encode() in content for name in one.names)
+                if len(one.names) >= _LEAST_NAMES and most >= _NAMES_SHARE * len(one.names):
+                    self.found.setdefault(one, where)
+            else:
+                lines = lines or {line.strip() for line in content.decode(errors="replace").splitlines()}
+                # all of a few lines, as of a short patch
+                least = len(one.lines) if len(one.lines) < _FEW_LINES else _SHARE * len(one.lines)
+                if len(one.lines) >= _LEAST_LINES and len(one.lines & lines) >= least:
+                    self.found.setdefault(one, where)
+
+    def _look_into(self, path: str, name: str) -> None:
+        try:
+            if os.stat(path).st_size > _ARCHIVE_BYTES:
+                return
+            if name.endswith(_ZIPPED):
+                with zipfile.ZipFile(path) as archive:
+                    for entry in archive.infolist():
+                        named = self._named(f"/{entry.filename}")
+                        same = self._by_size.get(entry.file_size, [])
+                        if (named or same) and not entry.is_dir() and entry.file_size <= _MOST_BYTES:
+                            self._compare(f"{path}!{entry.filename}", archive.read(entry), named, same)
+            # a tar file has no list of what is in it: only one that is called like a package is read
+            elif any(top in name.replace("-", "").replace("_", "").lower() for top in self._tops):
+                with tarfile.open(fileobj=io.BytesIO(Path(path).read_bytes())) as archive:
+                    for entry in archive:
+                        named = self._named(f"/{entry.name}") if entry.isfile() else []
+                        same = self._by_size.get(entry.size, []) if entry.isfile() else []
+                        if (named or same) and entry.size <= _MOST_BYTES and (file := archive.extractfile(entry)):
+                            self._compare(f"{path}!{entry.name}", file.read(), named, same)
+        except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError):
+            return  # damaged, encrypted, or of a kind that Python does not read

@@ -1,0 +1,80 @@
+"""Which new files of a patch would be imported in the place of a module that the tests' Python has."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from agent_loops.swe.sandbox import Sandbox
+
+# What pytest imports where it is there, late, and by name.
+_OF_TEST_RUNNERS = frozenset(
+    {"pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli", "colorama", "py"}
+    | {"attr", "attrs", "coverage", "hypothesis", "xdist", "pytest_cov", "pytest_timeout", "pytest_asyncio", "mock"}
+    | {"sitecustomize", "usercustomize", "nose", "tox", "setuptools", "pkg_resources", "pip", "wheel"}
+)
+_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """What new files would stand in the place of.
+
+    Args:
+        names: the modules that the tests' Python imports without the tree.
+        tracked: the files of the tree before the patch.
+
+    Example:
+        >>> shadows = Shadows({"argparse", "json"}, {"src/app/__init__.py", "src/app/cli.py"})
+        >>> [path for path in ("src/argparse.py", "src/app/argparse.py", "json/x.py") if path in shadows]
+        ['src/argparse.py', 'json/x.py']
+    """
+
+    names: Collection[str]
+    tracked: Collection[str]
+
+    def __contains__(self, path: str) -> bool:
+        parts = PurePosixPath(path).parts
+        for number, part in enumerate(parts):
+            place = "/".join(parts[: number + 1])
+            if part.split(".")[0] in self.names and not self._is_module(place):
+                return True
+            if f"{place}/__init__.py" in self.tracked:
+                return False  # from here on it is a package's own
+        return False
+
+    def _is_module(self, place: str) -> bool:
+        """The tree has this module already."""
+        return place in self.tracked or f"{place}/__init__.py" in self.tracked
+
+
+_names_of: dict[str, frozenset[str]] = {}
+
+
+def shadows_of(sandbox: Sandbox, tracked: Collection[str], kind: str) -> Shadows:
+    """Return what new files of a tree would stand in the place of, as the sandbox's Python has it.
+
+    Args:
+        sandbox: where the tests will run.
+        tracked: the files of its tree.
+        kind: of which sandboxes have the same Python, asked once.
+    """
+    if kind not in _names_of:
+        _names_of[kind] = _ask(sandbox)
+    return Shadows(_names_of[kind] | sys.stdlib_module_names | _OF_TEST_RUNNERS, frozenset(tracked))
+
+
+def _ask(sandbox: Sandbox) -> frozenset[str]:
+    code = (
+        "import json, pkgutil, sys; n = set(getattr(sys, 'stdlib_module_names', ())) | set(sys.builtin_module_names); "
+        "n |= {m.name for m in pkgutil.iter_modules()}; print(json.dumps(sorted(n)))"
+    )
+    done = sandbox.execute(f"cd / && python3 -I -c {shlex.quote(code)}", seconds=_SECONDS, output_kb=4096)
+    try:
+        return frozenset(json.loads(done.output.strip().splitlines()[-1]))
+    except (ValueError, IndexError):  # no Python of that name: an image may have another for its tests
+        return frozenset()

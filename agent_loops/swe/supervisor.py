@@ -1,0 +1,163 @@
+"""Runs the tests in the sandbox, outside of their process: sent there as it is, with its settings on standard input.
+
+The tests' process gets the recorder (`recorder.py`) and one end of a pipe; what comes out of the pipe counts only where
+it bears the right signature, and at last goes to standard output behind a mark that nobody inside knows. The standard
+library alone, Python 3.8 and later.
+"""
+
+import base64
+import collections
+import contextlib
+import ctypes
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+
+_GRACE = 0.2  # seconds for what is in the pipes when the command has ended
+
+
+class Output:
+    """The beginning and the end of what a command prints."""
+
+    def __init__(self, limit):
+        self.head, self.tail, self.half, self.length = bytearray(), collections.deque(), limit // 2, 0
+        self.kept = 0
+
+    def add(self, chunk):
+        self.length += len(chunk)
+        room = max(0, self.half - len(self.head))
+        self.head += chunk[:room]
+        if chunk[room:]:
+            self.tail.append(chunk[room:])
+            self.kept += len(chunk) - room
+        while self.tail and self.kept - len(self.tail[0]) >= self.half:
+            self.kept -= len(self.tail.popleft())
+
+    def data(self):
+        tail = b"".join(self.tail)[-self.half :]
+        left_out = self.length - len(self.head) - len(tail)
+        note = b"\n[%d bytes of output left out]\n" % left_out if left_out else b""
+        return bytes(self.head) + note + tail, bool(left_out)
+
+
+class Records:
+    """The lines that came through the pipe; what is wrong with one is a reason not to believe any."""
+
+    def __init__(self, key):
+        self.key, self.buffer, self.lines, self.wrong = key.encode(), b"", [], ""
+
+    def add(self, chunk):
+        self.buffer += chunk
+        *lines, self.buffer = self.buffer.split(b"\n")
+        for line in lines:
+            self.take(line)
+        if len(self.buffer) > 1 << 20:
+            self.wrong, self.buffer = "a record of more than 1 MB", b""
+
+    def take(self, line):
+        mark, _, text = line.partition(b" ")
+        expected = hmac.new(self.key, text, hashlib.sha256).hexdigest().encode()
+        if not hmac.compare_digest(mark, expected):
+            self.wrong = self.wrong or "a record that the recorder did not write"
+            return
+        number, kind, values = json.loads(text)
+        if number != len(self.lines):
+            self.wrong = self.wrong or "records out of order"
+        self.lines.append([kind, values])
+
+
+def run(command, settings, environment, keep=()):
+    """Runs a command to its end or the deadline; its output, exit status, and the records."""
+    output, records = Output(settings["limit"]), Records(settings["key"])
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**environment, "AEM_RECORDER": f"{keep[0]},{write}"} if keep else environment,
+        pass_fds=(*keep, write),
+        start_new_session=True,
+    )
+    os.close(write)
+    assert process.stdout is not None
+    timed_out, ended = False, None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, output)
+        selector.register(read, selectors.EVENT_READ, records)
+        while selector.get_map():
+            now = time.monotonic()
+            if ended is None and process.poll() is not None:
+                ended = now
+            if ended is not None and now - ended > _GRACE:
+                break
+            if ended is None and now - began > settings["seconds"]:
+                timed_out = True
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            for key, _ in selector.select(0.05):
+                chunk = os.read(key.fd, 1 << 16)
+                if chunk:
+                    key.data.add(chunk)
+                else:
+                    selector.unregister(key.fileobj)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    os.close(read)
+    return output, process.returncode, timed_out, records
+
+
+def main(settings):
+    with contextlib.suppress(OSError, AttributeError):  # nobody may look into this process
+        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+    settings["key"] = secrets.token_hex(32)
+    environment = {**os.environ, **settings["environment"]}
+    folder = tempfile.mkdtemp(prefix="aem-")
+    keep = ()
+    if settings["recorder"]:
+        name = "aem_" + secrets.token_hex(8)
+        with open(os.path.join(folder, name + ".py"), "w", encoding="utf-8") as file:
+            file.write(settings["recorder"])
+        before = {one: environment.get(one) for one in ("PYTHONPATH", "PYTEST_ADDOPTS")}
+        own = {"PYTHONPATH": folder, "PYTEST_ADDOPTS": "-p " + name}
+        for one, between in (("PYTHONPATH", os.pathsep), ("PYTEST_ADDOPTS", " ")):
+            environment[one] = own[one] + (between + environment[one] if before[one] else "")
+        held = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open until this process ends
+        told = {one: settings[one] for one in ("key", "tree", "added", "tests", "allowed")}
+        held.write(json.dumps({**told, "environment": before}).encode())
+        held.seek(0)
+        keep = (held.fileno(),)
+
+    def script(which):  # in a file: it may be longer than an argument can be
+        file = os.path.join(folder, which + ".sh")
+        with open(file, "w", encoding="utf-8", errors="surrogateescape") as stream:
+            stream.write(settings[which])
+        return ["bash", file]
+
+    result = {"before": "", "before_status": 0}
+    if settings["before"]:
+        output, status, timed_out, _ = run(script("before"), settings, {**os.environ})
+        result.update(before=output.data()[0].decode(errors="replace"), before_status=status)
+    log, cut = b"", False
+    if not result["before_status"]:
+        output, status, timed_out, records = run(script("command"), settings, environment, keep)
+        log, cut = output.data()
+        unread = bool(keep) and os.fstat(keep[0]).st_size > 0
+        result.update(status=status, timed_out=timed_out, cut=cut, records=records.lines, wrong=records.wrong)
+        result.update(handed_over=bool(keep) and not unread)
+    frame = base64.b64encode(zlib.compress(json.dumps(result).encode()))
+    sys.stdout.buffer.write(log + b"\n" + settings["mark"].encode() + frame + b"\n")
+    sys.stdout.buffer.flush()

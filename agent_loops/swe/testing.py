@@ -1,0 +1,275 @@
+"""A task's tests, run in a sandbox, and what became of each.
+
+Where pytest runs them, what counts is a record that comes out through a channel of its own (`supervisor.py`,
+`recorder.py`), not what the tests print: the product under test can print anything. Container images may run something
+else; their log is read as swebench reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from agent_loops.swe import parsing
+from agent_loops.swe.applying import GIT, add_tests, entries, printed_bytes
+from agent_loops.swe.patches import is_protected, patched_paths
+from agent_loops.swe.sandbox import Executed, Sandbox, SandboxError
+from agent_loops.swe.tasks import R2E_PARSER, SweTask
+
+START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
+"""swebench's marks round the tests' output, which its evaluation scripts print."""
+_EXIT_CODE, _RESET_FAILED, _TIMEOUT = ">>>>> Test Exit Code", ">>>>> Reset Failed", ">>>>> Tests Timed Out"
+_BROKEN = (_RESET_FAILED, _TIMEOUT, ">>>>> Patch Apply Failed", ">>>>> Tests Errored")
+# The same order of sets and the same day everywhere; no bytecode that outlives a change within one second.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "1"}
+_GIT_SECONDS = 60.0
+_GRACE_SECONDS = 15.0
+_KB = 1024
+_FRAME_KB = 4096
+_PYTHON = "python3 -I -"
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a patch has brought, as the tree shows it.
+
+    Attributes:
+        tracked: the files of the tree.
+        lines: the numbers of the patch's lines, by the file's path in the tree.
+        allowed: what it may import though it is of a test runner, for the known solution does too.
+    """
+
+    tracked: Sequence[str] = ()
+    lines: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestRun:
+    """What became of a test run.
+
+    Attributes:
+        reading: the tests' statuses, and those that are as they should be.
+        log: what the tests printed.
+        returncode: of the test command; None where it never came to that.
+        timed_out: its time was up.
+        cut: it printed more than was kept.
+        reason: why its statuses are not to be believed, or there are none; empty where all is well.
+        recorded: the statuses are a record's.
+        ended: the command's exit status and its last line, in words.
+    """
+
+    __test__ = False  # pytest takes it for a test
+
+    reading: parsing.Reading
+    log: str
+    returncode: int | None
+    timed_out: bool = False
+    cut: bool = False
+    reason: str = ""
+    recorded: bool = False
+    ended: str = ""
+
+
+def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[str], before: Sequence[str]) -> Added:
+    """Return the lines that a patch has brought into a tree.
+
+    Args:
+        sandbox: whose tree the patch was applied to.
+        task: whose known solution says what is usual.
+        patch: for the names of files that were changed before already.
+        tracked: the files of the tree.
+        before: what `changed_files` said before it was applied.
+    """
+    names = set(changed_files(sandbox)) - (set(before) - patched_paths(patch))
+    each = (
+        "set -o pipefail; while IFS= read -r -d '' f; do printf '\\001%s\\002' \"$f\"; if "
+        f'{GIT} ls-files --error-unmatch -- ":(literal)$f" > /dev/null 2>&1; then {GIT} diff --no-color --no-ext-diff '
+        '--no-textconv --no-renames -U0 HEAD -- ":(literal)$f"; else echo new; wc -l < "./$f"; fi; done | base64 -w 0'
+    )
+    stdin = "".join(f"{name}\0" for name in sorted(names) if not is_protected(name))
+    done = sandbox.execute(each, seconds=_GIT_SECONDS, stdin=stdin.encode(errors="surrogateescape"), output_kb=16 * _KB)
+    said = printed_bytes(done)
+    if said is None:
+        raise SandboxError(f"git cannot say what a patch has changed: {done.output[-300:]}")
+    lines: dict[str, list[int]] = {}
+    for part in said.decode("utf-8", "surrogateescape").split("\1")[1:]:
+        name, _, diff = part.partition("\2")
+        if diff.startswith("new\n"):
+            count = re.search(r"\d+", diff)
+            lines[name] = list(range(1, int(count[0]) + 2)) if count else []
+        else:
+            hunks = re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", diff, re.MULTILINE)
+            lines[name] = [int(a) + n for a, b in hunks for n in range(int(b or 1))]
+    allowed = [name for name in ("pytest", "_pytest", "pluggy", "unittest", "mock") if name in task.patch]
+    return Added(tracked, lines, tuple(allowed))
+
+
+def changed_files(sandbox: Sandbox) -> list[str]:
+    """Return the files in which a tree differs from its commit, new ones included."""
+    return _listed(sandbox, f"{GIT} diff --no-renames --name-only -z HEAD && {GIT} ls-files -z --others")
+
+
+def tracked_files(sandbox: Sandbox) -> list[str]:
+    """Return the files of a tree that git knows."""
+    return _listed(sandbox, f"{GIT} ls-files -z")
+
+
+def _listed(sandbox: Sandbox, command: str) -> list[str]:
+    done = sandbox.execute(f"set -o pipefail; {{ {command}; }} | base64 -w 0", seconds=_GIT_SECONDS, output_kb=64 * _KB)
+    names = printed_bytes(done)
+    if names is None:
+        raise SandboxError(f"git cannot list the tree: {done.output[-300:]}")
+    return entries(names)
+
+
+def run_tests(
+    sandbox: Sandbox, task: SweTask, *, seconds: float = 300.0, log_kb: int = 16 * _KB, added: Added | None = None
+) -> TestRun:
+    """Run a task's tests in a sandbox as it is.
+
+    Args:
+        sandbox: holds the repository.
+        task: the task; its `test_patch` is applied first, where its command does not do so by itself.
+        seconds: how long they may take.
+        log_kb: how much of their output is kept.
+        added: what an untrusted patch has brought into the tree.
+
+    Raises:
+        SandboxError: the sandbox failed.
+        ValueError: swebench has no parser of the task's name.
+    """
+    added = added or Added()
+    guarded = [name for name in added.tracked if is_protected(name)]
+    whole = START in task.test_command  # an evaluation script of swebench's
+    hidden = patched_paths(task.test_patch) if task.test_patch and not whole else set()
+    mark = f"aem-{secrets.token_hex(16)}:"
+    settings = {
+        "mark": mark,
+        "seconds": seconds,
+        "limit": log_kb * _KB,
+        "environment": _ENVIRONMENT,
+        "recorder": _source("recorder.py"),
+        "tree": sandbox.tree,
+        "added": {name: list(lines) for name, lines in added.lines.items()},
+        "allowed": list(added.allowed),
+        "tests": sorted({name for name in (*guarded, *hidden) if name.endswith(".py")}),
+        "before": add_tests(task.test_patch) if hidden else "",
+        "command": _with_exit_code(task.test_command) if whole else task.test_command,
+    }
+    # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
+    program = f"{_source('supervisor.py')}\n\nmain(json.loads({json.dumps(settings)!r}))\n"
+    executed = sandbox.execute(
+        _PYTHON, seconds=seconds + _GRACE_SECONDS, stdin=program.encode(), output_kb=log_kb + _FRAME_KB
+    )
+    log, found, frame = executed.output.rpartition(f"\n{mark}")
+    if not found:
+        return _unfinished(executed, seconds)
+    result = json.loads(zlib.decompress(base64.b64decode(frame.strip())))
+    return _as_run(task, result, log, whole, seconds, log_kb)
+
+
+def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, seconds: float, log_kb: int) -> TestRun:
+    status = result.get("status")
+    if result["before_status"]:
+        text = f"{result['before']}\n{_RESET_FAILED}\n"
+        words = _last_line(result["before"])
+        reason = f"the hidden tests cannot be added (exit status {result['before_status']}): {words}"
+        return TestRun(_NOTHING, text, None, reason=reason)
+    cut, timed_out = result["cut"], result["timed_out"]
+    ended = f"exit status {status}; last line: {_last_line(log)}"
+    if not whole:
+        log = f"{START}\n{log}\n{END}\n{_EXIT_CODE}: {status}\n"
+    if timed_out:
+        log += f"\n{_TIMEOUT}\nTimeout error: {seconds:g} seconds exceeded.\n"
+    kinds = [kind for kind, _ in result["records"]]
+    recorded = "begin" in kinds
+    required = bool(task.source) and parsing.is_pytest(task.log_parser) and "off" not in kinds
+    reason = ""
+    if timed_out:
+        reason = f"the tests took longer than {seconds:g} seconds"
+    elif result["wrong"]:
+        reason = f"the record of the tests is not to be believed: {result['wrong']}"
+    elif recorded or required:
+        deceit = [values["what"] for kind, values in result["records"] if kind == "deceit"]
+        if deceit:
+            reason = f"not believed, for the patch {'; '.join(deceit)}"
+        elif not recorded:
+            reason = f"pytest did not start, so nothing is recorded ({ended})"
+        elif kinds[-1] != "end":
+            reason = f"the tests did not run to their end ({ended})"
+    elif result["handed_over"] and "off" not in kinds:
+        reason = "the recorder was taken away before it began"
+    elif cut:
+        reason = f"the tests printed more than log_kb={log_kb}"
+    if reason:
+        return TestRun(_NOTHING, log, status, timed_out, cut, reason, recorded, ended)
+    if recorded:
+        tests = [values for kind, values in result["records"] if kind == "test"]
+        lines = [f"{test['status']} {test['name']}" for test in tests]
+        text = "\n".join(["= short test summary info =", *lines])
+    else:
+        text, reason = _between_marks(log)
+    try:
+        reading = parsing.read_log(task, text, recorded=recorded)
+    except parsing.TooSlow as error:
+        return TestRun(_NOTHING, log, status, timed_out, cut, str(error), recorded, ended)
+    if not reading.valid:
+        reason = reason or f"no test ran ({ended})"
+    if reading.doubts and task.log_parser == R2E_PARSER:
+        reason = reason or f"the log contradicts itself: {reading.doubts[0]}"
+    return TestRun(reading, log, status, timed_out, cut, reason, recorded, ended)
+
+
+_NOTHING = parsing.Reading({}, False)
+
+
+def _between_marks(log: str) -> tuple[str, str]:
+    """The tests' output, and what is wrong with it."""
+    broken = next((word for word in _BROKEN if word in log), None)
+    if broken:
+        return "", f"the evaluation script says {broken!r}"
+    if log.count(START) != 1 or log.count(END) != 1:
+        return "", "the marks round the tests' output are not there exactly once"
+    code = re.search(rf"{re.escape(_EXIT_CODE)}:\s*(-?\d+)", log)
+    text = log.partition(START)[2].partition(END)[0]
+    if code and code[1] != "0" and not re.search(r"FAILED|ERROR|FAIL|failed|error", text):
+        return text, f"the test command ended with {code[1]}, and its output shows no failure"
+    return text, ""
+
+
+def _unfinished(executed: Executed, seconds: float) -> TestRun:
+    """What ran the tests was itself ended: by the sandbox's limits, or by what it ran."""
+    last = _last_line(executed.output)
+    reason = f"the tests did not run to their end (exit status {executed.returncode}; last line: {last})"
+    if executed.timed_out:
+        reason = f"the tests took longer than {seconds:g} seconds, and nothing could end them"
+    return TestRun(_NOTHING, executed.output, executed.returncode, executed.timed_out, executed.cut, reason)
+
+
+def _last_line(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "none"
+
+
+def _with_exit_code(script: str) -> str:
+    """An evaluation script that says with which status its tests ended, as swebench has it do."""
+    lines = script.splitlines()
+    for number, line in enumerate(lines):
+        if END in line:
+            lines[number : number + 1] = ["AEM_STATUS=$?", line, f'echo "{_EXIT_CODE}: $AEM_STATUS"']
+            break
+    return "\n".join(["set -uxo pipefail", *lines]) + "\n"
+
+
+@cache
+def _source(name: str) -> str:
+    return files("agent_loops.swe").joinpath(name).read_text(encoding="utf-8")
