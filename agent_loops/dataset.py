@@ -6,7 +6,6 @@ python -m agent_loops.dataset agent_loops.webshop.WebShop DIRECTORY data_dir=…
 from __future__ import annotations
 
 import json
-import os
 import pydoc
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from agent_loops.environment import Task, TaskSet
+from agent_loops.files import replacing
 from agent_loops.reading import reason
 
 _ROWS = 1 << 16
@@ -43,12 +43,8 @@ def write_parquet(benchmark: NamedTasks, directory: Path) -> dict[str, int]:
     for split in benchmark.task_set.splits:
         tasks = benchmark.task_set.tasks(split)
         table = _table(benchmark.name, split, tasks)
-        partial = directory / f".{split}.{os.getpid()}.parquet"
-        try:
-            pq.write_table(table, partial, write_page_checksum=True)
-            partial.replace(directory / f"{split}.parquet")
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(directory / f"{split}.parquet") as part:
+            pq.write_table(table, part, write_page_checksum=True)
         counts[split] = len(tasks)
     return counts
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import threading
@@ -25,6 +24,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from agent_loops.files import room_for, write_json
 from agent_loops.reading import harmless, parse_json, read_bytes, require_file, shown
 from agent_loops.reading import reason as why
 
@@ -92,7 +92,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f"{file.name}.part"
     reasons = []
-    with partial.open("ab") as stream:
+    with room_for(partial), partial.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,6 +107,7 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
                 if reason not in reasons:
                     reasons.append(reason)
                 continue
+            os.fsync(stream.fileno())
             partial.replace(directory / file.name)
             return url
         kept = stream.tell()
@@ -190,9 +191,7 @@ class Manifest:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"format": 1, "files": self._files}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(self.path)
+        write_json(self.path, {"format": 1, "files": self._files})
 
 
 _MANIFEST_BYTES = 16 << 20

@@ -67,7 +67,7 @@ swe_data() {
         stop "What grades is not installed: $AEM_VENV/bin/python -m pip install -c constraints/$AEM_STACK.txt -e '.[$AEM_STACK,swe]'"
     if [ -z "${SWE_TASKS:-}" ]; then
         export SWE_TASKS=$PWD/outputs/swe
-        python -m agent_loops.swe.generate "$SWE_TASKS"
+        aem_supervised python -m agent_loops.swe.generate "$SWE_TASKS"
     fi
     BENCHMARK_KNOBS=("SWE_TASKS=$SWE_TASKS" ${SWE_VALIDATION:+"SWE_VALIDATION=$SWE_VALIDATION"} ${SWE_BACKEND:+"SWE_BACKEND=$SWE_BACKEND"})
 }
@@ -96,6 +96,10 @@ run_benchmark() {
     AEM_OUTPUT=${AEM_OUTPUT:-outputs/${config}_$method}
     mkdir -p "$AEM_OUTPUT"
     AEM_OUTPUT=$(cd "$AEM_OUTPUT" && pwd)
+    "${benchmark}_data"
+    # held by this shell and by whatever it starts, until the last process has ended
+    exec {AEM_LOCK}<>"$AEM_OUTPUT/.lock"
+    python -m agent_loops.locks "$AEM_LOCK" "$AEM_OUTPUT" 'AEM_OUTPUT to another folder' "scripts/$script" || exit 1
     # verl writes this file anew in each run: one that resumes or evaluates would lose what was there
     local metrics=$AEM_OUTPUT/metrics.jsonl number=1
     while [ -e "$metrics" ]; do
@@ -103,7 +107,6 @@ run_benchmark() {
         metrics=$AEM_OUTPUT/metrics.$number.jsonl
     done
     export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$metrics}
-    "${benchmark}_data"
     local parquet=${benchmark^^}_PARQUET
     export "$parquet=${!parquet:-$AEM_OUTPUT/tasks}"
     python -m recipe.aem.tasks "$config" "${!parquet}" "$@"
@@ -116,7 +119,7 @@ run_benchmark() {
         done
     fi
 
-    python -m verl.trainer.main_ppo \
+    aem_supervised python -m verl.trainer.main_ppo \
         --config-path=pkg://recipe.aem.config --config-name="$config" \
         trainer.default_local_dir="$AEM_OUTPUT/checkpoints" \
         trainer.experiment_name="${config}_$method" \

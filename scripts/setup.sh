@@ -98,7 +98,17 @@ STEP=0 TITLE='' CHILD='' STARTED=$SECONDS
 
 end_child() { if [ -n "$CHILD" ]; then kill "$CHILD" 2>/dev/null || true; fi; }
 trap end_child EXIT
-trap 'clear_line; echo "Interrupted. The same command goes on from here." >&2; exit 130' INT TERM
+interrupted() { # the status of the signal
+    clear_line
+    echo "Interrupted. The same command goes on from here." >&2
+    exit "$1"
+}
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
+trap 'interrupted 129' HUP
+
+# started by another script, this one ends with it, also where that one was killed
+orphaned() { [ -n "$BRIEF" ] && [ "$(awk '{ print $4 }' "/proc/$$/stat")" != "$PPID" ]; }
 
 run() { # a command, with its output in the log and a sign of life on the screen
     local began=$SECONDS told=0 status=0 seconds line
@@ -107,6 +117,7 @@ run() { # a command, with its output in the log and a sign of life on the screen
     CHILD=$!
     while kill -0 "$CHILD" 2>/dev/null; do
         seconds=$((SECONDS - began))
+        if orphaned; then interrupted 129; fi
         if [ -t 1 ]; then
             line="[$STEP/$STEPS] $TITLE … $seconds s  $(tail -n 1 "$LOG")"
             printf '\r\033[K%s' "${line:0:${COLUMNS:-80}-1}"
@@ -202,11 +213,13 @@ check_disk() {
 
 # ----------------------------------------------------------------------------------------------- the steps after that
 
+# Killed at any moment, the folder keeps the mark that it is ours, or is empty but for the mark's folder.
 make_venv() {
-    rm -rf "$AEM_VENV"
-    from=0 # the log went with it
     mkdir -p "$STATE"
     touch "$STATE/ours"
+    find "$AEM_VENV" -mindepth 1 -maxdepth 1 ! -path "$STATE" -exec rm -rf {} +
+    find "$STATE" -mindepth 1 ! -path "$STATE/ours" -exec rm -rf {} +
+    from=0 # the log went with it
     run "$PYTHON" -m venv "$AEM_VENV" && printf '%s\n' "$STACK" >"$STATE/stack"
 }
 
@@ -289,7 +302,7 @@ if [ -n "$DRY_RUN" ]; then
     exit 0
 fi
 
-if [ -d "$AEM_VENV" ] && [ -n "$(ls -A "$AEM_VENV")" ] && [ ! -e "$STATE/ours" ]; then
+if [ -d "$AEM_VENV" ] && [ ! -e "$STATE/ours" ] && [ -n "$(find "$AEM_VENV" -mindepth 1 ! -path "$STATE" -print -quit)" ]; then
     stop "$SHOWN exists and was not made by this script, so it is left alone. Move it away, or name another folder in AEM_VENV."
 fi
 

@@ -50,6 +50,7 @@ SLOW = (
     *(f"tests/recipe/test_{what}.py" for what in ("cli", "cli_doctor", "cli_eval", "cli_report", "cli_study")),
     *(f"tests/recipe/test_{what}.py" for what in ("report_browser", "tiny_model", "cpu", "epo_loss")),
     *("tests/recipe/test_forkserver.py", "tests/recipe/test_liveness.py", "tests/models"),
+    "tests/recipe/test_supervise.py",
 )
 
 

@@ -74,6 +74,7 @@ def serve(listener: socket.socket, early: Sequence[str], late: Sequence[str]) ->
     """Import the modules and fork a worker for each connection until standard input ends. In a worker it returns when
     the worker is done."""
     address = listener.getsockname()
+    signal.signal(signal.SIGTERM, _end)
     try:
         request, before = _fork(listener, early, late)
     except BaseException:
@@ -112,6 +113,7 @@ def _fork(
                 # Python 3.12 counts threads; the only other one is pyarrow's (jemalloc), which takes care of forks
                 warnings.simplefilter("ignore", DeprecationWarning)
                 if os.fork() == 0:
+                    signal.signal(signal.SIGTERM, signal.SIG_DFL)
                     return request, before
             for stream in request.streams:
                 os.close(stream)
@@ -137,6 +139,10 @@ def _read(connection: socket.socket) -> _Request | None:
             os.close(stream)
         connection.close()
         return None
+
+
+def _end(*_: object) -> None:
+    raise SystemExit
 
 
 def _remove(address: str) -> None:

@@ -35,6 +35,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from agent_loops.download import DownloadError, RemoteFile, fetch, sha256_of
+from agent_loops.files import room_for, sync_tree
 from agent_loops.reading import parse_json, read_bytes, reason, require_file, shown
 
 ROOT = "json_2.1.1"
@@ -290,8 +291,9 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                         f"{root / split} holds other games than {archive}: choose another directory with --to, or "
                         "delete it"
                     )
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
+                with room_for(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content)
             counts[split] += 1
             bar.update()
         if not counts:
@@ -304,6 +306,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     f"incomplete, or another archive. {_WHERE_THEY_ARE}"
                 )
         for name in SPLITS.keys() - whole:
+            sync_tree(_partial(root, name))
             _partial(root, name).replace(root / name)
     return root
 

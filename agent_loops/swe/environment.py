@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -184,7 +185,7 @@ class SweEnvironment:
         except Exception as error:
             self._check_open(sandbox)
             if self._runs_commands(sandbox):
-                logger.warning("a call of %s failed, and the episode goes on", call.name, exc_info=error)
+                logger.warning("a call of %s failed, and the episode goes on:\n%s", call.name, _traceback(error))
                 return Step(Observation(f"{call.name} failed: {clean(str(error))[-500:]}"), 0.0, False)
             self._try_fresh(task, error)
             reason = f"the sandbox runs no commands any more, after what was done in it: {error}"
@@ -256,7 +257,7 @@ class SweEnvironment:
         try:  # the machine may have been at fault for a moment
             return self._grade(task, patch)
         except Exception as error:
-            logger.warning("grading fails for a patch, and not for another one", exc_info=error)
+            logger.warning("grading fails for a patch, and not for another one:\n%s", _traceback(error))
             return f"grading fails for this patch, and not for another one: {error}"
 
     def _check_open(self, sandbox: Sandbox) -> None:
@@ -297,3 +298,8 @@ def _share(passed_of: tuple[int, int]) -> float:
 def _patch_stats(patch: str) -> dict[str, int]:
     outline = read_outline(patch)
     return {"patch_files": outline.files, "patch_added": outline.added, "patch_removed": outline.removed}
+
+
+def _traceback(error: BaseException) -> str:
+    """For a log, which takes no lone surrogates."""
+    return clean("".join(traceback.format_exception(error)))

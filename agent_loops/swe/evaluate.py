@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+from agent_loops.files import write_file
 from agent_loops.swe.grading import Grade, GradeSettings, grade, grade_row
 from agent_loops.swe.readers import read_tasks
 from agent_loops.swe.sandbox import BACKENDS, SandboxError, SandboxSettings
@@ -56,9 +57,7 @@ def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> No
     else:
         raise ValueError(f"{path}: expected a name that ends in .json or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_file(path, text)
 
 
 def read_predictions(path: Path | str) -> list[Prediction]:
@@ -277,7 +276,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        try:
+            write_file(given.out, json.dumps(result, indent=1) + "\n")
+        except OSError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     if result["errors"]:
         print(f"{result['errors']} tasks have no grade: their sandbox failed", file=sys.stderr)
     return 1 if result["errors"] else 0

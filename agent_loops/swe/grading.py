@@ -22,7 +22,7 @@ from agent_loops.swe.applying import NotApplied, apply_patch
 from agent_loops.swe.patches import patched_paths
 from agent_loops.swe.sandbox import SandboxSettings, open_sandbox
 from agent_loops.swe.shadows import shadows_of
-from agent_loops.swe.slots import core_slot
+from agent_loops.swe.slots import PATIENCE, core_slot
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
 from agent_loops.swe.testing import TestRun, added_lines, changed_files, run_tests, tracked_files
 
@@ -114,7 +114,7 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
     if n_kb > settings.patch_kb:
         return Grade(False, False, f"the patch has {n_kb} kB; patch_kb allows {settings.patch_kb}", *counts)
     dropped: tuple[str, ...] = ()
-    with core_slot(settings.slots):
+    with core_slot(settings.slots, patience=2 * settings.seconds + PATIENCE):
         source = Path(task.source) if task.source else None
         with open_sandbox(settings.sandbox, source=source, image=task.image) as sandbox:
             before, tracked = changed_files(sandbox), tracked_files(sandbox)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import string
-import tempfile
+import sys
 from dataclasses import asdict, dataclass
 from itertools import product as combinations
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from agent_loops.files import write_file
+from agent_loops.locks import held
 
 FEATURES = (
     *("slim", "foldable", "portable", "washable", "padded"),
@@ -45,7 +47,9 @@ _FORMAT = 1
 ITEMS_FILE = "items_shuffle_generated.json"
 ATTRIBUTES_FILE = "items_ins_v2_generated.json"
 GOALS_FILE = "goals.json"
+FILES = (ITEMS_FILE, ATTRIBUTES_FILE, GOALS_FILE)
 PARAMETERS_FILE = "generated.json"
+_UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class Parameters:
 def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) -> Path:
     """Writes a made-up catalogue, unless the directory holds the one of these parameters already.
 
+    A marker (`generated.json`) says that the files are ours. Interrupted, the next call writes them anew; until all are
+    there, no reader takes the directory for a catalogue, for the products come last.
+
     Args:
         directory: made if needed.
         seed: decides every choice.
@@ -100,24 +107,52 @@ def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) 
     Raises:
         ValueError: a parameter is out of range, or there are not as many goals as `n_goals` asks for.
         FileExistsError: the directory holds a catalogue that this function did not write.
+        InUse: another process is writing one there, and does not end.
+        DiskFull: there is no room.
     """
     directory = Path(directory)
     chosen = Parameters(seed=seed, **parameters)
     # Through JSON, so that it compares equal with what is read back.
     written = json.loads(json.dumps({"format": _FORMAT, **asdict(chosen)}))
-    marker = directory / PARAMETERS_FILE
-    files = (ITEMS_FILE, ATTRIBUTES_FILE, GOALS_FILE)
-    if marker.is_file():
-        if json.loads(marker.read_text(encoding="utf-8")) == written and all((directory / f).is_file() for f in files):
+    if _is_whole(directory, written):
+        return directory
+    contents: dict[str, str] = dict(zip(FILES, map(_text, _compose(chosen)), strict=True))
+    _refuse_foreign(directory, contents)
+    with held(directory, "another directory", seconds=60.0):
+        if _is_whole(directory, written):  # another process was first
             return directory
-        marker.unlink()  # until the new files are complete, no marker vouches for them
-    elif directory.is_dir() and any(directory.glob("items_shuffle*.json")):
-        raise FileExistsError(f"{directory} holds a catalogue that was not generated here: choose another directory")
-    items, attributes, goals = _compose(chosen)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, content in zip((*files, PARAMETERS_FILE), (items, attributes, goals, written), strict=True):
-        _write(directory / name, content)
+        _refuse_foreign(directory, contents)
+        # from here on, whatever happens, the directory is known as ours and half-made
+        write_file(directory / PARAMETERS_FILE, _text({**written, _UNFINISHED: True}))
+        (directory / ITEMS_FILE).unlink(missing_ok=True)
+        for name in (GOALS_FILE, ATTRIBUTES_FILE, ITEMS_FILE):
+            write_file(directory / name, contents[name])
+        write_file(directory / PARAMETERS_FILE, _text(written))
     return directory
+
+
+def _is_whole(directory: Path, written: dict[str, Any]) -> bool:
+    return _marker(directory) == written and all((directory / name).is_file() for name in FILES)
+
+
+def _marker(directory: Path) -> Any:
+    """What the marker says; None where there is none, or not a readable one."""
+    try:
+        return json.loads((directory / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _refuse_foreign(directory: Path, contents: dict[str, str]) -> None:
+    """Without a marker, files are ours only where they are, byte for byte, what is about to be written."""
+    if (directory / PARAMETERS_FILE).is_file():
+        return
+    patterns = ("items_shuffle*.json", "items_ins_v2*.json", GOALS_FILE)
+    for path in [path for pattern in patterns for path in directory.glob(pattern)]:
+        if path.name not in contents or path.read_bytes() != contents[path.name].encode():
+            raise FileExistsError(
+                f"{directory} holds a catalogue that was not generated here ({path.name}): choose another directory"
+            )
 
 
 def _compose(parameters: Parameters) -> tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]]]:
@@ -214,17 +249,8 @@ def _some(rng: Random, values: tuple[str, ...], count: int) -> list[str]:
     return [value for value in values if value in chosen]
 
 
-def _write(path: Path, content: Any) -> None:
-    """Writes JSON so that the file is either complete or absent, also where two processes write at once."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=1)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _text(content: Any) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -243,7 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = vars(parser.parse_args(arguments))
     directory = chosen.pop("directory")
     chosen["prices"] = tuple(chosen["prices"])
-    generate_catalogue(directory, **chosen)
+    try:
+        generate_catalogue(directory, **chosen)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
     print(f"{directory}: {chosen['n_titles'] * chosen['variants']} products, {chosen['n_goals']} goals")
 
 

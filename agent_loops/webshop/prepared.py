@@ -30,6 +30,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from agent_loops.files import disk_full, sync_tree
 from agent_loops.reading import parse_json, read_bytes, reason, shown
 from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.files import (
@@ -106,6 +107,7 @@ def prepare(
             _LOGGER.warning("preparing %s in %s: once, about a minute for 100,000 products", files.items, target)
             try:
                 _build(files, building, progress)
+                sync_tree(building)  # a power cut leaves no name without the bytes
                 building.rename(target)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -286,8 +288,8 @@ def _explained(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            advice = "the disk is full: about as much room is needed as the data take"
+        if disk_full(error, place) is not None:
+            advice = "no space left: about as much room is needed as the data take"
         elif isinstance(error, PermissionError) or error.errno in (errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             advice = "it cannot be written"
         else:

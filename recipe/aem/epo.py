@@ -8,8 +8,6 @@ functions at the end of this file round verl's methods; without `algorithm.epo.e
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
+from agent_loops.files import write_json
 from agent_loops.reading import parse_json, read_bytes, reason
 from recipe.aem.rows import number_labels, responses_of_rows, trained_rows
 from recipe.aem.settings import TESTED_VERL, AemSettings, Block, SettingsError
@@ -260,12 +259,7 @@ def _resumed_folder(trainer: Any) -> Path:
 def _write(path: Path, history: EntropyHistory) -> None:
     """Atomic: a reader finds the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w") as file:
-        json.dump(history.to_dict(), file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_json(path, history.to_dict())
 
 
 def _read(path: Path, allow_missing: bool) -> EntropyHistory:

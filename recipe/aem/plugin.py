@@ -11,7 +11,7 @@ from typing import Any
 
 import wrapt
 
-from recipe.aem import cpu, seam
+from recipe.aem import cpu, full_disk, seam
 
 if cpu.selected():
     cpu.install()
@@ -31,4 +31,5 @@ wrapt.register_post_import_hook(seam.wrap_replay_buffer, "verl.trainer.ppo.v1.re
 wrapt.register_post_import_hook(seam.wrap_metrics, "verl.trainer.ppo.v1.utils")
 wrapt.register_post_import_hook(seam.wrap_engine, "verl.workers.engine.base")
 wrapt.register_post_import_hook(seam.refuse_legacy_trainer, "verl.trainer.ppo.ray_trainer")
+wrapt.register_post_import_hook(full_disk.wrap_tracking, "verl.utils.tracking")
 wrapt.register_post_import_hook(_register_agent_loop, "verl.experimental.agent_loop.agent_loop")

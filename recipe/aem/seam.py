@@ -14,7 +14,7 @@ a batch lacks are counted where verl chooses it (`trajectories.py`), and the pro
 
 A batch without a token to learn from never reaches the original (`updates.py`). With `algorithm.aem.dump_dir` the batch
 is then read back and written to a file (`dump`). EPO's wraps are in `epo.py`; what is read of TransferQueue, in
-`queue.py`.
+`queue.py`. The folders that a run writes to are held (`outputs.py`), and a full disk is met (`full_disk.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import wrapt
 
-from recipe.aem import epo, filters, liveness, trajectories, updates
+from recipe.aem import epo, filters, full_disk, liveness, outputs, trajectories, updates
 from recipe.aem.dump import capture
 from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
 from recipe.aem.startup import cautions, check_run, check_template
@@ -82,6 +82,7 @@ def wrap_trainer(trainer_base: Any) -> None:
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.init", epo.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._update_actor", epo.before_update)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._save_checkpoint", epo.before_save)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._save_checkpoint", full_disk.around_save)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._load_checkpoint", epo.after_load)
 
 
@@ -123,6 +124,7 @@ def _check_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) ->
         # a wrong path or setting shows here, and not after minutes of start-up in every episode
         _, _, episode = open_benchmark(rollout.custom)
         check_template(config, episode.layout)
+    outputs.hold_outputs(config)
     return wrapped(*args, **kwargs)
 
 

@@ -1,9 +1,15 @@
-"""Running verl's own trainer as a process of its own, and reading what it logs."""
+"""Running verl's own trainer as a process of its own, and reading what it logs.
+
+Nothing of a training outlives the command that started it: `supervise.py` stands between the two.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +19,16 @@ from pathlib import Path
 
 import psutil
 
+from recipe.aem import supervise
 from recipe.aem.composition import is_path
 
 Metrics = dict[str, float]
 MAIN = (sys.executable, "-m", "verl.trainer.main_ppo")
+
+
+_FULL = re.compile(r".*(?:no space left|No space left on device|Disk quota exceeded).*")
+_LITTLE = 1 << 20
+_END_SECONDS = 60.0
 
 
 class TrainingFailed(RuntimeError):
@@ -47,6 +59,7 @@ def train(
     metrics: Path,
     on_metrics: Callable[[int, Metrics], None],
     on_look: Callable[[], None] | None = None,
+    lock: int | None = None,
 ) -> float:
     """Run `verl.trainer.main_ppo` and report each step's metrics as they appear.
 
@@ -58,6 +71,8 @@ def train(
         metrics: receives verl's JSON lines, one a step.
         on_metrics: called with (step, metrics).
         on_look: called about once a second while it runs.
+        lock: a descriptor of `agent_loops.locks`: the directory stays held until the last process has ended, also where
+            this one is killed.
 
     Returns:
         The largest sum of the processes' resident memory that was seen, in GB (shared pages count once a process).
@@ -68,10 +83,16 @@ def train(
     metrics.unlink(missing_ok=True)
     command = trainer_command(config_name, overrides)
     variables = {**os.environ, **environment, "VERL_FILE_LOGGER_PATH": str(metrics), "PYTHONUNBUFFERED": "1"}
-    peak = 0.0
+    peak, family = 0.0, []
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, env=variables, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), "--", *command],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C is for this process
+            pass_fds=() if lock is None else (lock,),
         )
         try:
             reader = _lines(metrics)
@@ -80,16 +101,32 @@ def train(
                     on_metrics(step, values)
                 if on_look is not None:
                     on_look()
-                peak = max(peak, _resident(process.pid))
+                family = _family(process.pid)
+                peak = max(peak, _resident(family))
                 time.sleep(1.0)
             for step, values in reader():
                 on_metrics(step, values)
         finally:
-            _end(process)
+            _end(process, family)
     if process.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-        raise TrainingFailed(f"verl ended with status {process.returncode}. The end of {log}:\n{tail}")
+        raise _failure(process.returncode, log)
     return peak / 1e9
+
+
+def _failure(status: int, log: Path) -> TrainingFailed:
+    lines = log.read_text(errors="replace").splitlines()
+    how = f"verl ended with status {status}"
+    if 128 < status < 128 + signal.NSIG:
+        how = f"verl was ended by {signal.Signals(status - 128).name}"
+    # of several, the last is ours where we saw it, and names the path
+    full = [line for line in lines if _FULL.fullmatch(line)]
+    said = next((line for line in reversed(full) if "no space left" in line), full[-1] if full else "")
+    if said:
+        return TrainingFailed(f"{how}: {' '.join(said.split())[-400:]} ({log})")
+    if shutil.disk_usage(log.parent).free < _LITTLE:
+        return TrainingFailed(f"{how}: {log}: no space left on the disk. Make room there, or write to another place")
+    tail = "\n".join(lines[-30:])
+    return TrainingFailed(f"{how}. The end of {log}:\n{tail}")
 
 
 def _lines(path: Path) -> Callable[[], Iterator[tuple[int, Metrics]]]:
@@ -110,29 +147,31 @@ def _lines(path: Path) -> Callable[[], Iterator[tuple[int, Metrics]]]:
     return read
 
 
-def _resident(pid: int) -> int:
-    total = 0
+def _family(pid: int) -> list[psutil.Process]:
+    """The processes of the run, without the one that looks after them."""
     try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return 0
+        return []
+
+
+def _resident(processes: Sequence[psutil.Process]) -> int:
+    total = 0
     for one in processes:
-        try:
+        with contextlib.suppress(psutil.Error):  # it ended between the two looks
             total += one.memory_info().rss
-        except psutil.Error:
-            continue  # it ended between the two looks
     return total
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Ends the trainer and what it started, where it is still there."""
+def _end(process: subprocess.Popen, family: Sequence[psutil.Process]) -> None:
+    """Have the trainer and all it started ended, where that has not happened."""
     if process.poll() is None:
-        children = psutil.Process(process.pid).children(recursive=True)
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        for child in children:
-            if child.is_running():
-                child.kill()
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_END_SECONDS)
+    if process.returncode is None or process.returncode < 0:
+        # whoever looked after them was killed itself; those that were last seen are left (psutil knows a number anew)
+        for one in family:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        process.kill()

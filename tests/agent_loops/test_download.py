@@ -12,6 +12,8 @@ import multiprocessing
 import os
 import random
 import re
+import resource
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from shaky_server import shaky_server
 pytest.importorskip("requests")
 from agent_loops import download
 from agent_loops.download import DownloadError, Manifest, RemoteFile, fetch, sha256_of
+from agent_loops.files import DiskFull
 
 CONTENT = b"[" + random.Random(0).randbytes(300_000).hex().encode() + b"]"
 
@@ -373,6 +376,21 @@ def test_the_lock_ends_with_the_call(server, tmp_path):
         with pytest.raises(DownloadError, match="another process"):
             fetch(remote(server), tmp_path)
     fetch(remote(server), tmp_path)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said_and_the_next_call_goes_on(server, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(CONTENT) // 2, before[1]))
+    try:
+        with pytest.raises(DiskFull, match=r"a\.json\.part: no space left"):
+            fetch(remote(server), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
+    assert not (tmp_path / "a.json").exists()
+    fetch(remote(server), tmp_path)
+    assert (tmp_path / "a.json").read_bytes() == CONTENT
 
 
 def test_sha256_of_reads_all_of_a_file(tmp_path):

@@ -7,13 +7,17 @@ Not covered: training itself (tests/e2e/test_script.py), and the set-up (test_se
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from surroundings import ROOT
+
+from agent_loops.locks import held
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("run_*.sh"))
 # in the place of the environment's python: notes its arguments, and leaves a checkpoint where verl would
@@ -22,6 +26,8 @@ printf '%s\\n' "$*" >>"$CALLS"
 case "$*" in *main_ppo*) env | grep -E '^(AEM|VERL|ALFWORLD|WEBSHOP|SCIENCEWORLD|SWE)_' | sort >>"$CALLS"
     mkdir -p "$AEM_OUTPUT/checkpoints" && echo 5 >"$AEM_OUTPUT/checkpoints/latest_checkpointed_iteration.txt";; esac
 """
+# as PYTHON, but for the lock
+LOCKING = PYTHON + 'case "$*" in *agent_loops.locks*) PYTHONPATH=ROOT exec PYTHON "$@";; esac\n'
 JAVA = "#!/usr/bin/env bash\nexit 0\n"
 
 
@@ -106,6 +112,30 @@ def test_it_makes_the_tasks_then_trains_then_says_how_to_evaluate(script, run, t
     assert again[:2] == (0, "")
 
 
+def test_two_runs_on_one_output_are_refused(run, tmp_path, checkout):
+    """The second before it writes anything, by name and number of the first; once that has ended, it runs."""
+    executable(
+        checkout / ".venv" / "bin" / "python",
+        LOCKING.replace("ROOT", str(ROOT)).replace('PYTHON "', f'{sys.executable} "'),
+    )
+    with held(tmp_path / "out", "x"):
+        code, out, err, calls = run("run_alfworld_7b.sh", ALFWORLD_DATA="games")
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert f"{tmp_path}/out is in use by process {os.getpid()} on " in err and "set AEM_OUTPUT to another folder" in err
+    assert not any("recipe.aem.tasks" in call or "main_ppo" in call for call in calls)
+    assert not list((tmp_path / "out").glob("[!.]*")), "nothing was written"
+    code, _, err, calls = run("run_alfworld_7b.sh", ALFWORLD_DATA="games")
+    assert code == 0 and any("main_ppo" in call for call in calls), err
+    with held(tmp_path / "out", "x"):
+        pass
+
+
+def test_what_trains_is_looked_after(run):
+    calls = run("run_alfworld_7b.sh", ALFWORLD_DATA="games")[3]
+    engine = next(call for call in calls if "main_ppo" in call)
+    assert re.match(r"-I -S \S.*/recipe/aem/supervise\.py \d+ --say interrupted; .* -- python -m verl", engine)
+
+
 def test_metrics_of_an_earlier_run_are_kept(run, tmp_path):
     (tmp_path / "out").mkdir()
     for name in ("metrics.jsonl", "metrics.2.jsonl"):
@@ -170,7 +200,7 @@ def test_swe_without_its_packages(run, checkout):
 
 def test_swe_takes_tasks_of_ones_own_and_makes_some_otherwise(run, tmp_path, checkout):
     calls = run("run_swe_32b.sh")[3]
-    assert f"-m agent_loops.swe.generate {checkout}/outputs/swe" in calls
+    assert any(call.endswith(f" -m agent_loops.swe.generate {checkout}/outputs/swe") for call in calls)
     (tmp_path / "verified").write_text("")
     code, out, _, calls = run("run_swe_32b.sh", SWE_TASKS="my tasks", SWE_VALIDATION="verified", SWE_BACKEND="docker")
     assert code == 0 and not any("generate" in call for call in calls)

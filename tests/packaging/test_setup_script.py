@@ -5,11 +5,18 @@ Not covered here: the whole installation, which scripts/test.sh has just done in
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from eventually import PATIENCE, eventually
 from surroundings import ROOT, run
 
 
@@ -121,3 +128,79 @@ def test_no_network_then_again_after_a_broken_environment(tmp_path):
 def test_the_running_environment_is_kept(tmp_path):
     said = setup(tmp_path, "--dry-run", check=True, AEM_VENV=sys.prefix)
     assert "kept" in said
+
+
+def stand_in(tmp_path: Path) -> str:
+    """A Python whose `-m venv` says that it begins, and never ends; all else is the real one's."""
+    return script(
+        tmp_path / "python3.11",
+        f'case "$*" in "-m venv"*) echo begun >{tmp_path}/begun; exec sleep 300 ;; esac\nexec {sys.executable} "$@"\n',
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_has_its_own_status_and_ends_the_step(number, tmp_path):
+    with started(tmp_path) as process:
+        assert eventually(lambda: (tmp_path / "begun").exists())
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 128 + number and "Interrupted. The same command goes on from here." in said
+
+
+def test_started_by_another_script_it_ends_with_it(tmp_path):
+    """Also where that one is killed and cannot say so."""
+    with started(tmp_path, "--brief", shell=True) as process:
+        assert eventually(lambda: (tmp_path / "begun").exists())
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("sleep" in one.name() for one in family)
+        process.kill()
+        assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
+
+
+@contextlib.contextmanager
+def started(tmp_path: Path, *arguments: str, shell: bool = False):
+    words = ["bash", str(ROOT / "scripts" / "setup.sh"), *arguments]
+    process = subprocess.Popen(
+        ["bash", "-c", 'bash "$@"; echo went on', "bash", *words[1:]] if shell else words,
+        env={**os.environ, "AEM_VENV": str(tmp_path / "venv"), "AEM_STACK": "cpu", "PYTHON": stand_in(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+MAKE_VENV = re.search(r"\nmake_venv\(\) \{.*?\n\}\n", (ROOT / "scripts" / "setup.sh").read_text(), re.DOTALL)
+REFUSED = re.search(r"\nif (\[ -d \"\$AEM_VENV\" \].*?); then", (ROOT / "scripts" / "setup.sh").read_text())
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "an environment"])
+def test_killed_at_any_moment_the_environment_is_still_ours(there, tmp_path):
+    """Each command of `make_venv` in turn is the last one; removing stops in the middle."""
+    assert MAKE_VENV and REFUSED
+    venv = tmp_path / "venv"
+    lines = [line.strip() for line in MAKE_VENV[0].strip().splitlines()[1:-1]]
+    removing = [number for number, line in enumerate(lines) if "rm -rf" in line]
+    assert removing and lines[0] == 'mkdir -p "$STATE"'
+    for last in range(len(lines)):
+        shutil.rmtree(venv, ignore_errors=True)
+        if there != "nothing":
+            venv.mkdir()
+        if there == "an environment":
+            for name in (".aem-setup/ours", ".aem-setup/venv", "bin/python", "lib/a", "z"):
+                (venv / name).parent.mkdir(parents=True, exist_ok=True)
+                (venv / name).touch()
+        done = "\n".join(lines[:last])
+        halfway = lines[last].replace("rm -rf", "rm -f") if last in removing else ""
+        place = f"AEM_VENV={venv}; STATE=$AEM_VENV/.aem-setup; run() {{ :; }}"
+        code = f"{place}\n{done}\n{halfway}\nif {REFUSED[1]}; then echo no; fi"
+        said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+        assert said.stdout == "", (lines[last], said.stderr)
+    (tmp_path / "foreign" / ".aem-setup").mkdir(parents=True)
+    (tmp_path / "foreign" / "mine").touch()
+    code = f"AEM_VENV={tmp_path}/foreign; STATE=$AEM_VENV/.aem-setup; if {REFUSED[1]}; then echo no; fi"
+    assert subprocess.run(["bash", "-c", code], capture_output=True, text=True).stdout == "no\n"

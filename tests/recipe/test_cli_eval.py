@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import torch
 from typer.testing import CliRunner
 
+from agent_loops.locks import held
 from agent_loops.webshop.generate import generate_catalogue
 from recipe.aem import cli, trainer_process
 from recipe.aem.demo import tiny_model
@@ -115,6 +117,36 @@ def test_what_is_there_is_kept(aem, home, calls, tmp_path, monkeypatch):
     (tmp_path / "kept" / "seed_0" / "done.json").write_text("{")
     aem(*arguments, "--seeds", "0,1")
     assert len(calls()) == 4, "a broken record is run again"
+
+
+def test_two_at_one_folder_are_refused(aem, home, calls, tmp_path):
+    arguments = (home / "model", "--tasks", 4, "--out", tmp_path / "kept")
+    with held(tmp_path / "kept", "x"):
+        said = aem(*arguments, code=1)
+        assert said.count("\n") == 1 and f"in use by process {os.getpid()} on " in said and "--out to another" in said
+    assert calls() == [] and list((tmp_path / "kept").iterdir()) == []
+    aem(*arguments)
+
+
+def test_a_result_that_has_no_room_leaves_the_older_ones(aem, home, calls, tmp_path, monkeypatch):
+    """Both files of it; the runs of the engine are kept, and are not made again."""
+    arguments = (home / "model", "--tasks", 4, "--out", tmp_path / "kept", "--json", tmp_path / "a.json")
+    aem(*arguments, "--seeds", "0")
+    files = tmp_path / "kept" / "result.json", tmp_path / "a.json"
+    before, real = [path.read_bytes() for path in files], Path.write_bytes
+
+    def full(path, data):
+        if path.name == ".a.json.part":
+            raise OSError(28, "No space left on device")
+        return real(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        said = aem(*arguments, "--seeds", "0,1", code=1)
+    assert said.splitlines()[-1].startswith(f"aem: {tmp_path / 'a.json'}: no space left on the disk. ")
+    assert [path.read_bytes() for path in files] == before
+    aem(*arguments, "--seeds", "0,1")
+    assert len(calls()) == 2
 
 
 def test_changed_weights_are_another_evaluation(aem, home, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -347,3 +349,22 @@ def test_help_teaches():
     for words in ("metrics.jsonl", "report.html", "algorithm.aem.dump_dir", "--no-trajectories", "docs/report.md"):
         assert words in text
     assert any(line.strip().startswith("aem report ") for line in text.splitlines())
+
+
+def test_a_full_disk_leaves_the_older_report_as_it_is(runs, tmp_path, monkeypatch):
+    """All three files of it, whichever does not fit; one line says which."""
+    report(runs[0], "--out", tmp_path / "r")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    real = Path.write_bytes
+    for name in ("report.html", "report.png", "report.json"):
+
+        def full(path, data, name=name):
+            if path.name == f".{name}.part":
+                real(path, data[:100])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, data)
+
+        monkeypatch.setattr(Path, "write_bytes", full)
+        said = report(runs[1], "--out", tmp_path / "r", code=1).stderr
+        assert said.startswith(f"aem: {tmp_path / 'r' / name}: no space left on the disk. ") and said.count("\n") == 1
+        assert {path.name: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before

@@ -280,20 +280,22 @@ def wait_for(path, text):
     assert eventually(lambda: path.is_file() and text in path.read_text()), f"{path} never held {text}"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_trainer_and_leaves_the_cell_to_do(number, code, aem, runner, tmp_path):
     write_study(tmp_path, seeds="[0]", env="{HANG: '2'}")
     process = runner()
     wait_for(tmp_path / "out/shop/grpo/seed0/metrics.jsonl", '"step": 2')
     runner_itself = psutil.Process(process.pid)
-    assert eventually(lambda: len(runner_itself.children(recursive=True)) == 2), "the trainer and its child"
+    assert eventually(lambda: len(runner_itself.children(recursive=True)) == 3), (
+        "who looks after it, trainer, its child"
+    )
     family = runner_itself.children(recursive=True)
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     assert process.returncode == code and "Traceback" not in said
     assert said.splitlines()[-1] == "aem: interrupted; the cell at work is to do again, the others stay"
     gone, alive = psutil.wait_procs(family, timeout=PATIENCE)
-    assert len(gone) == 2 and not alive, "the trainer's children are gone too"
+    assert len(gone) == 3 and not alive, "the trainer's children are gone too"
     assert kinds(aem("plan", "-q"))["shop/grpo/seed0"] == "interrupted"
     assert "1 interrupted" in aem("table")
     write_study(tmp_path, seeds="[0]", env="{HANG: '9'}")  # what it was made with no longer matters
@@ -310,8 +312,7 @@ def test_a_killed_runner_costs_one_cell_which_can_go_on(aem, runner, tmp_path):
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()  # as a session that ends abruptly
     process.communicate(timeout=300)
-    for one in family:
-        one.kill()
+    assert not psutil.wait_procs(family, timeout=PATIENCE)[1], "nothing is left of it, though nobody ended it in order"
     text = aem("run", "--resume")
     assert (
         "begins; continued from a checkpoint" in aem.said

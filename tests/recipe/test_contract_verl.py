@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -704,3 +706,34 @@ def test_why_the_engine_stopped_reaches_the_loop_so(reason):
     folder = Path(inspect.getfile(replica)).parent
     servers = ("llm_server.py", "vllm_rollout/vllm_async_server.py")
     assert any(f'stop_reason = "{reason}"' in (folder / one).read_text() for one in servers)
+
+
+def test_a_line_of_metrics_that_does_not_fit_waits(tmp_path, monkeypatch):
+    """recipe.aem.full_disk puts itself round these two, and writes verl's own bytes to `fp`."""
+    from verl.utils.tracking import FileLogger
+
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    one = FileLogger("project", "experiment")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    heard = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    one.log({"a": 1.5}, step=1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))  # half of the second line
+    try:
+        one.log(data={"a": 2.5}, step=2)
+        text = (tmp_path / "metrics.jsonl").read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, heard)
+    first, second = '{"step":1,"data":{"a":1.5}}\n', '{"step":2,"data":{"a":2.5}}\n'
+    assert len(first) < 50 < len(first + second) and text == first
+    one.finish()
+    assert (tmp_path / "metrics.jsonl").read_text() == first + second
+
+
+def test_a_checkpoint_counts_when_its_tracker_is_written():
+    """recipe.aem.full_disk puts back the tracker, which verl empties before it writes it, last of all."""
+    from recipe.aem.full_disk import TRACKER
+
+    source = inspect.getsource(trainer_base.PPOTrainer._save_checkpoint)
+    assert f'"{TRACKER}"' in source and 'f"global_step_{self.global_steps}"' in source
+    assert source.index("save_checkpoint(") < source.index("torch.save(") < source.index(TRACKER)

@@ -405,7 +405,7 @@ def test_after_a_fault_nothing_that_waits_is_tried(tmp_path, warned, monkeypatch
     def fails(one, directory):
         tried.append(one)
         assert release.wait(60)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(writer, "write_step", fails)
     background = Writer(tmp_path)
@@ -423,22 +423,57 @@ def test_a_dropped_step_is_counted(step):
     assert advance(trainer, make_batch(1))[capture.DROPPED] == 1.0
 
 
-def full_disk(monkeypatch, directory):
+def broken_disk(monkeypatch, directory):
     real = os.fsync
 
     def fails(number):
         if os.readlink(f"/proc/self/fd/{number}").endswith("step_000002.parquet.part"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
         return real(number)
 
-    monkeypatch.setattr(writer.os, "fsync", fails)
-    return "No space left on device", ["step_000001.parquet"]
+    monkeypatch.setattr(os, "fsync", fails)
+    return "Input/output error", ["step_000001.parquet"]
 
 
-def really_full_disk(monkeypatch, directory):
-    directory.mkdir()
-    (directory / "step_000001.parquet.part").symlink_to("/dev/full")
-    return "No space left on device", []
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("where", ["write", "fsync"])
+def test_without_room_a_step_is_missing_and_the_next_is_tried(where, number, tmp_path, warned, monkeypatch):
+    """The disk is full while step 2 is written, and has room again at step 3."""
+    real = {"fsync": os.fsync, "write": pq.write_table}
+
+    def no_fsync(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("step_000002.parquet.part"):
+            raise OSError(number, os.strerror(number))
+        return real["fsync"](descriptor)
+
+    def no_write(table, place, **more):
+        if "step_000002" not in str(place):
+            return real["write"](table, place, **more)
+        Path(place).write_bytes(b"PAR1 half")
+        raise OSError(number, os.strerror(number))
+
+    if where == "fsync":
+        monkeypatch.setattr(os, "fsync", no_fsync)
+    else:
+        monkeypatch.setattr(pq, "write_table", no_write)
+    assert len(run_steps(tmp_path / "dump", 3)) == 3
+    assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == ["step_000001.parquet", "step_000003.parquet"]
+    missing, last = warnings(warned)
+    assert missing.startswith(
+        f"The dump of step 2 is missing: {tmp_path / 'dump' / 'step_000002.parquet'}: no space left"
+    )
+    assert "algorithm.aem.dump_dir" in missing and "Training goes on" in missing and "\n" not in missing
+    assert warned.records[0].levelno == logging.ERROR and not warned.records[0].exc_info
+    assert last == f"1 steps are missing from the dump in {tmp_path / 'dump'}."
+
+
+def test_a_really_full_disk(tmp_path, warned):
+    """Through the kernel: every write to /dev/full fails."""
+    (tmp_path / "dump").mkdir()
+    (tmp_path / "dump" / "step_000001.parquet.part").symlink_to("/dev/full")
+    run_steps(tmp_path / "dump", 2)
+    assert [path.name for path in (tmp_path / "dump").iterdir()] == ["step_000002.parquet"]
+    assert "The dump of step 1 is missing" in warnings(warned)[0]
 
 
 def no_permission(monkeypatch, directory):
@@ -478,8 +513,7 @@ def a_fault_while_collecting(monkeypatch, directory):
 @pytest.mark.parametrize(
     "fault",
     [
-        full_disk,
-        really_full_disk,
+        broken_disk,
         no_permission,
         a_file_in_its_place,
         vanished,
@@ -509,7 +543,7 @@ from dumps import dump, make_batch
 from recipe.aem.dump import writer
 folder = Path({str(tmp_path)!r})
 dump(make_batch(1), {AEM!r}, folder, 1)
-writer.os.fsync = lambda number: (os.ftruncate(number, 2000), os.kill(os.getpid(), signal.SIGKILL))
+os.fsync = lambda number: (os.ftruncate(number, 2000), os.kill(os.getpid(), signal.SIGKILL))
 dump(make_batch(2), {AEM!r}, folder, 2)
 """
     surroundings = os.environ | {"PYTHONPATH": str(ROOT)}

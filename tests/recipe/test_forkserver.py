@@ -165,6 +165,15 @@ os._exit(1)
     assert not address.parent.exists()
 
 
+def test_a_server_that_is_asked_to_end_removes_its_folder(start: Start, folder: Path):
+    """As whoever ends a run asks what is left of it; its workers have no part in that."""
+    server, command = start()
+    address = Path(command[2].split()[-2])
+    assert ask(command, folder)["imported"] and address.parent.is_dir()
+    server.terminate()
+    assert server.wait(60) == 0 and not address.parent.exists()
+
+
 # --- where a run uses it ----------------------------------------------------------------------------------------------
 
 

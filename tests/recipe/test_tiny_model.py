@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agent_loops.actions import parse_action
 from agent_loops.environment import Observation
 from agent_loops.episode import Episode
+from agent_loops.files import DiskFull
 from recipe.aem.demo import cloning, play, shopping, tiny_model, warm_start
 
 EPISODES = 40
@@ -365,3 +366,37 @@ def test_a_random_model_plays_to_the_end_and_the_same_for_a_seed(shop, tasks, to
     assert both[0] == both[1]
     assert all(1 <= outcome.turns <= settings.max_turns for outcome in both[0])
     assert play.success_rate([]) == 0.0
+
+
+def test_a_model_folder_is_whole_or_not_there(short_tokenizer, tmp_path, monkeypatch):
+    """A full disk in either library's words, at either of the two; and a stop in mid-writing."""
+    model = tiny_model.build_model(short_tokenizer, hidden=8, layers=1)
+    tiny_model.save(model, short_tokenizer, tmp_path / "model", {"seed": 1})
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    for place, error in (
+        (type(model), Exception("Error while serializing: I/O error: No space left on device (os error 28)")),
+        (type(short_tokenizer), OSError(28, "No space left on device")),
+        (type(short_tokenizer), KeyboardInterrupt()),
+    ):
+
+        def fails(self, folder, error=error, **_):
+            (folder / "half").write_text("x")
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(place, "save_pretrained", fails)
+            with pytest.raises((DiskFull, KeyboardInterrupt)) as raised:
+                tiny_model.save(model, short_tokenizer, tmp_path / "model", {"seed": 2})
+        if isinstance(raised.value, DiskFull):
+            assert str(raised.value).startswith(f"{tmp_path / 'model'}: no space left on the disk")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("facts", [None, "", "{", "[]"])
+def test_a_warm_start_that_does_not_say_how_it_was_made_is_made_anew(facts, shop, tmp_path, monkeypatch):
+    if facts is not None:
+        (tmp_path / "made_by.json").write_text(facts)
+    monkeypatch.setattr(warm_start, "demonstrate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        warm_start.warm_start(shop, tmp_path, 0, lambda *_: None)

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         grading = GradeSettings(sandbox=sandbox)
         options = Options(given.directory, packages, given.per_package, given.seed, grading, given.jobs)
         outcomes = generate(options, report=lambda line: print(line, flush=True))
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"\n{'package':<24}{'tasks':>6}{'tried':>7}{'seconds':>9}")

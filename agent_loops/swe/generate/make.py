@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -17,6 +16,7 @@ from random import Random
 
 from filelock import FileLock, Timeout
 
+from agent_loops.files import write_file
 from agent_loops.swe.copies import find_copies, wanted_module
 from agent_loops.swe.generate.journal import Journal
 from agent_loops.swe.generate.mutations import Mutation, mutations, other_wrong
@@ -120,10 +120,8 @@ def generate(options: Options, report: Callable[[str], None] = print) -> list[Ou
 def _sort(tasks: Journal) -> None:
     """The file in an order that does not depend on which package was faster."""
     if tasks.rows:
-        part = tasks.file.with_name(f".{tasks.file.name}.{os.getpid()}.part")
         rows = sorted(tasks.rows, key=lambda row: row["instance_id"])
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        part.replace(tasks.file)
+        write_file(tasks.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 @dataclass(frozen=True)

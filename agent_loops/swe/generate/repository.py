@@ -8,6 +8,8 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from agent_loops.files import replacing
+
 _IDENTITY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -51,21 +53,17 @@ def pack(tree: Path, file: Path) -> None:
         file: what is written; there is nothing, or the whole of it.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
 
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = member.mtime = 0
         member.uname = member.gname = ""
         return member
 
-    try:
-        with (
-            part.open("wb") as raw,
-            gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as stream,
-            tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive,
-        ):
-            for path in sorted(tree.iterdir()):  # a directory's own files are sorted by tarfile
-                archive.add(path, arcname=path.name, filter=plain)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with (
+        replacing(file) as part,
+        part.open("wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as stream,
+        tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for path in sorted(tree.iterdir()):  # a directory's own files are sorted by tarfile
+            archive.add(path, arcname=path.name, filter=plain)

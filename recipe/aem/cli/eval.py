@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agent_loops.files import write_files, write_json
+from agent_loops.locks import held
 from recipe.aem.cli.shared import err, explained, out, quietly
 
 if TYPE_CHECKING:
@@ -151,13 +153,15 @@ def _evaluate(request: Any, seeds: Sequence[int], folder: Path | None, json_: Pa
         )
     folder = folder or _folder(plan)
     check_folder(plan, folder)
-    kept = [seed for seed in seeds if finished(plan, folder, seed) is not None]
-    _announce(plan, seeds, kept, folder)
-    began = time.monotonic()
-    runs = _run(plan, folder, seeds)
-    found = report(plan, runs)
-    for path in [folder / "result.json", *([json_] if json_ is not None else [])]:
-        path.write_text(json.dumps(found, indent=1) + "\n")
+    with held(folder, "--out to another folder") as lock:
+        check_folder(plan, folder)  # another may have begun meanwhile
+        kept = [seed for seed in seeds if finished(plan, folder, seed) is not None]
+        _announce(plan, seeds, kept, folder)
+        began = time.monotonic()
+        runs = _run(plan, folder, seeds, lock)
+        found = report(plan, runs)
+        text = json.dumps(found, indent=1) + "\n"
+        write_files(dict.fromkeys([folder / "result.json", *([json_] if json_ is not None else [])], text))
     _show(found)
     out.print(
         f"{len(seeds) - len(kept)} run{'s' * (len(seeds) - len(kept) != 1)} of the engine in "
@@ -209,7 +213,7 @@ def _announce(plan: Plan, seeds: Sequence[int], kept: Sequence[int], folder: Pat
         out.print(f"{title:<11} {text}", soft_wrap=True, markup=False)
 
 
-def _run(plan: Plan, folder: Path, seeds: Sequence[int]) -> list[SeedRun]:
+def _run(plan: Plan, folder: Path, seeds: Sequence[int], lock: int) -> list[SeedRun]:
     from recipe.aem.evaluate.run import Progress as Seen
     from recipe.aem.evaluate.run import run_seed
 
@@ -229,7 +233,7 @@ def _run(plan: Plan, folder: Path, seeds: Sequence[int]) -> list[SeedRun]:
                     said[:] = [time.monotonic(), note]  # a log gets lines, not a bar
                     err.print(f"seed {seed}: {note}", markup=False)
 
-            runs.append(run_seed(plan, folder, seed, on_progress))
+            runs.append(run_seed(plan, folder, seed, on_progress, lock))
             bars.update(bar, completed=total, note="done")
     return runs
 
@@ -301,7 +305,7 @@ def _compare(first: Path, second: Path, json_: Path | None) -> None:
     if found["differs"]:
         out.print(f"Not only the checkpoints differ: {', '.join(found['differs'])}", soft_wrap=True)
     if json_ is not None:
-        json_.write_text(json.dumps({**found, "files": [str(first), str(second)]}, indent=1) + "\n")
+        write_json(json_, {**found, "files": [str(first), str(second)]})
 
 
 def _interval(of: Mapping[str, Any], form: str) -> str:

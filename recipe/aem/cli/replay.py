@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from typer.core import TyperCommand
 
+from agent_loops.files import write_json
 from recipe.aem.cli.shared import err, explained, out, quietly
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def replay(
                     err.print(f"{len(replayed.checks)} of {len(files)} steps")
         summary = replayed.summary()
         if json_ is not None:
-            json_.write_text(json.dumps({**summary, "files": [str(path) for path in files]}, indent=1) + "\n")
+            write_json(json_, {**summary, "files": [str(path) for path in files]})
         _verdict(replayed, metas)
         _show(summary, out)
         out.print(f"{len(files)} files in {time.monotonic() - began:.1f} s", soft_wrap=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agent_loops.files import disk_full
 from agent_loops.reading import harmless
 
 
@@ -88,7 +91,7 @@ def explained(
         wrong: imports and returns the errors whose messages are for users; those of several lines keep them where they
             say so (`lines = True`).
         extra: of this package, that brings what the command needs.
-        interrupted: what is said after Ctrl-C, with exit code 130.
+        interrupted: what is said after Ctrl-C (exit code 130), SIGTERM (143) and SIGHUP (129).
     """
 
     def missing(error: ModuleNotFoundError) -> typer.Exit:
@@ -99,17 +102,51 @@ def explained(
     except ModuleNotFoundError as error:
         raise missing(error) from None
     try:
-        yield
+        with ended_by_signals():
+            yield
     except users as error:
         text = str(error)
         raise stop(text if getattr(error, "lines", False) else " ".join(text.split())) from None
     except ModuleNotFoundError as error:
         raise missing(error) from None
     except OSError as error:
+        if (full := disk_full(error, "")) is not None:
+            raise stop(str(full) if full.filename else f"{full.strerror}") from None
         named = f"{error.filename}: " if error.filename else ""
         raise stop(f"{named}{error.strerror or error}") from None
     except KeyboardInterrupt as error:
         raise stop(interrupted, code=getattr(error, "exit_code", 130)) from None
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asks this process to end: the way out is that of Ctrl-C, whatever the signal."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise `Ended`, once: a second one does not cut the way out short.
+
+    What the caller had this process ignore (`nohup`, `&` in a script) stays ignored.
+    """
+    numbers = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # signals are the main thread's
+
+    def end(number: int, _: Any) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
+        raise Ended(number)
+
+    before = {one: signal.signal(one, end) for one in numbers}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @contextmanager

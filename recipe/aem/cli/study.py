@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import json
-import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from agent_loops.files import write_file, write_json
 from recipe.aem.cli.shared import err, explained, out
 
 if TYPE_CHECKING:
@@ -122,14 +120,15 @@ def run(
         aem study run examples/study_demo.yaml --minutes 170
         aem study run study.yaml --only method=aem,seed=1      # one cell, as a Slurm job
 
-    The exit code is 0, 1 (a cell failed, or could not be run), 130 (Ctrl-C) or 143 (SIGTERM).
+    The exit code is 0, 1 (a cell failed, or could not be run), 130 (Ctrl-C), 143 (SIGTERM)
+    or 129 (SIGHUP).
     """
     if redo and keep:
         raise typer.BadParameter("--redo and --keep are opposites: give one")
     if until is not None and minutes is not None:
         raise typer.BadParameter("--until and --minutes both say when to end: give one")
     deadline = _deadline(until, minutes)
-    with explained(_errors, "cpu", _INTERRUPTED), _ended_by_signal():
+    with explained(_errors, "cpu", _INTERRUPTED):
         from recipe.aem.study import runner
 
         study, chosen = _open(file, out_dir, only)
@@ -180,14 +179,14 @@ def table(
         text = as_csv(rows(study, results))
         _print_tables(study, results)
         if csv is not None:
-            csv.write_text(text, encoding="utf-8")
+            write_file(csv, text)
             out.print(
                 f"{text.count(chr(10)) - 1:,} rows in {csv} ({csv.stat().st_size / 1e6:.2f} MB)",
                 markup=False,
                 soft_wrap=True,
             )
         if json_ is not None:
-            json_.write_text(json.dumps(as_json(study, results), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(json_, as_json(study, results))
             out.print(f"all numbers in {json_}", markup=False, soft_wrap=True)
         if png is not None:
             from recipe.aem.study.figure import draw
@@ -332,30 +331,6 @@ def _deadline(until: str | None, minutes: float | None) -> float | None:
     now = datetime.datetime.now()
     then = datetime.datetime.combine(now.date(), at)
     return (then if then > now else then + datetime.timedelta(days=1)).timestamp()
-
-
-class _Ended(KeyboardInterrupt):
-    """SIGTERM, as Slurm sends it: the way out is that of Ctrl-C."""
-
-    exit_code = 143
-
-
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the trainer's processes on the way out; a second one does not cut that short."""
-
-    def end(number: int, _: Any) -> None:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)
-        err.print("ending the trainer …")
-        raise _Ended if number == signal.SIGTERM else KeyboardInterrupt
-
-    before = {one: signal.signal(one, end) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
 import time
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agent_loops.dataset import write_parquet
+from agent_loops.files import replacing, write_json
+from agent_loops.locks import held
+from recipe.aem.cli.shared import explained
 from recipe.aem.demo import summary
 from recipe.aem.demo.shopping import open_shop
 from recipe.aem.demo.warm_start import warm_start
@@ -36,9 +39,26 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="training steps")
     parser.add_argument("overrides", nargs="*", help="settings of verl or AEM, such as algorithm.aem.lam=0")
     options = parser.parse_args()
-    console = Console()
+    try:
+        with explained(_errors, "cpu", "interrupted; the same command begins the training anew, with the shop it made"):
+            return _demonstrate(options)
+    except typer.Exit as ended:
+        return ended.exit_code
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    from agent_loops.webshop.records import CatalogueError
+
+    return CatalogueError, FileExistsError
+
+
+def _demonstrate(options: argparse.Namespace) -> int:
     output = options.output.resolve() / f"seed{options.seed}"
-    output.mkdir(parents=True, exist_ok=True)
+    with held(output, "--output to another folder, or --seed") as lock:
+        return _run(options, output, lock, Console())
+
+
+def _run(options: argparse.Namespace, output: Path, lock: int, console: Console) -> int:
     dump = output / "dump"
     shutil.rmtree(dump, ignore_errors=True)  # steps of an earlier, longer run would stay
     os.environ.update(QUIET)
@@ -91,6 +111,7 @@ def main() -> int:
                 log=output / "verl.log",
                 metrics=output / "metrics.jsonl",
                 on_metrics=on_metrics,
+                lock=lock,
             )
         except TrainingFailed as error:
             bars.stop()
@@ -98,8 +119,9 @@ def main() -> int:
             return 1
 
     figures = summary.summarise(history, warm, peak, first_seen[0])
-    (output / "result.json").write_text(json.dumps(figures, indent=1) + "\n")
-    summary.picture(history, figures, output / "learning.png")
+    write_json(output / "result.json", figures)
+    with replacing(output / "learning.png") as part:
+        summary.picture(history, figures, part)
     console.print(summary.table(figures))
     before, after = figures["success"]
     careful = max(figures["cloned"]["careful"].values())

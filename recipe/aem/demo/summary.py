@@ -112,5 +112,5 @@ def picture(history: History, figures: Mapping[str, Any], file: Path) -> None:
         fontsize="small",
         frameon=False,
     )
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, format="png")
     plt.close(figure)

@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from agent_loops.files import replacing_folder
+
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|endoftext|>"
 MARKUP = ("<action>search[", "<action>click[", "]</action>", "[SEP]")
 CHAT_TEMPLATE = (
@@ -95,9 +97,13 @@ def build_model(
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, directory: Path, facts: dict) -> None:
-    """Write a Hugging Face model folder, with `facts` about how it came to be beside the weights."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a Hugging Face model folder, whole or not at all, with `facts` about how it came to be beside the weights.
+
+    Raises:
+        DiskFull: there is no room.
+    """
     disable_progress_bar()  # for one shard of a megabyte
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    (directory / "made_by.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    with replacing_folder(directory) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        (part / "made_by.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

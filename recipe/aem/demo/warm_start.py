@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -33,9 +34,9 @@ def warm_start(shop: WebShop, directory: Path, seed: int, progress: Progress) ->
     """
     facts_file = directory / "made_by.json"
     wanted = {"format": FORMAT, "seed": seed, "cloning_steps": CLONING_STEPS, "measured_tasks": MEASURED_TASKS}
-    if facts_file.is_file():
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
         facts = json.loads(facts_file.read_text())
-        if {key: facts.get(key) for key in wanted} == wanted:
+        if isinstance(facts, dict) and {key: facts.get(key) for key in wanted} == wanted:
             return facts
     began = time.perf_counter()
     train = shop.task_set.tasks("train")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import queue
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent_loops.files import DiskFull, replacing
 from recipe.aem.dump.step import Step
 from recipe.aem.settings import SettingsError
 
@@ -28,7 +27,8 @@ PATIENCE = 300.0
 class Writer:
     """A directory that steps are written to, by one thread.
 
-    A step that finds the queue full is dropped. The first error ends the dump with one warning.
+    A step that finds the queue full is dropped, and so is one that finds no room on the disk: the next is tried again.
+    Any other error ends the dump with one warning.
 
     Args:
         directory: made if it does not exist.
@@ -38,6 +38,7 @@ class Writer:
         self.directory = directory
         self.stopped = False
         self.dropped = 0
+        self.without_room = 0
         self._stopping = threading.Lock()
         self._steps: queue.Queue[Step | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._run, name="aem-dump", daemon=True)
@@ -87,14 +88,22 @@ class Writer:
             pass
         if self._thread.is_alive():
             logger.warning("The last steps of the dump were given up: %s does not answer.", self.directory)
-        elif self.dropped:
-            logger.warning("%d steps are missing from the dump in %s.", self.dropped, self.directory)
+        elif missing := self.dropped + self.without_room:
+            logger.warning("%d steps are missing from the dump in %s.", missing, self.directory)
 
     def _run(self) -> None:
         while (step := self._steps.get()) is not None:
             if not self.stopped:
                 try:
                     write_step(step, self.directory)
+                except DiskFull as error:
+                    self.without_room += 1
+                    logger.error(
+                        "The dump of step %d is missing: %s. Training goes on, and the next step's dump is tried "
+                        "again. Or set algorithm.aem.dump_dir to another directory or to null.",
+                        step.meta.step,
+                        error,
+                    )
                 except Exception as error:
                     self.stop(error)
             del step  # or its memory would stay until the next one comes
@@ -112,28 +121,19 @@ def write_step(step: Step, directory: Path) -> Path:
 
     table = to_table(step)
     path = directory / step.meta.file_name
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            pq.write_table(
-                table,
-                file,
-                row_group_size=max(len(table), 1),
-                compression="zstd",
-                use_dictionary=[  # type: ignore[arg-type]  # the stubs know of all or none only
-                    name for name in _leaves(table) if name.partition(".")[0] in REPEATING
-                ],
-                # the default would give up on the texts of a long step's observations
-                dictionary_pagesize_limit=1 << 26,
-                write_page_checksum=True,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    with replacing(path, path.with_name(f"{path.name}.part")) as part:  # a name that the report counts
+        pq.write_table(
+            table,
+            part,
+            row_group_size=max(len(table), 1),
+            compression="zstd",
+            use_dictionary=[  # type: ignore[arg-type]  # the stubs know of all or none only
+                name for name in _leaves(table) if name.partition(".")[0] in REPEATING
+            ],
+            # the default would give up on the texts of a long step's observations
+            dictionary_pagesize_limit=1 << 26,
+            write_page_checksum=True,
+        )
     return path
 
 

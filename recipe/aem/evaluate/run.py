@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_loops.files import write_json
+from agent_loops.locks import LOCK
 from agent_loops.reading import parse_json, read_bytes
 from recipe.aem.evaluate import EvaluationError
 from recipe.aem.evaluate.episodes import Episode, read_episodes
@@ -70,7 +72,7 @@ def check_folder(plan: Plan, folder: Path) -> None:
     """
     file = folder / "plan.json"
     if not file.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
             raise EvaluationError(f"{folder} is not empty, and not of `aem eval`: name another --out")
         return
     try:
@@ -103,7 +105,9 @@ def finished(plan: Plan, folder: Path, seed: int) -> SeedRun | None:
     return SeedRun(seed, episodes, metrics, seconds, kept=True)
 
 
-def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None]) -> SeedRun:
+def run_seed(
+    plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None], lock: int | None = None
+) -> SeedRun:
     """Run the engine once, or take what is kept.
 
     Args:
@@ -111,6 +115,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
         folder: of the evaluation.
         seed: vLLM's.
         on_progress: called about once a second.
+        lock: a descriptor that holds the folder.
 
     Raises:
         TrainingFailed: verl did not end well.
@@ -121,9 +126,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
     place = folder / f"seed_{seed}"
     dump, log = place / "validation", place / "verl.log"
     place.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(
-        json.dumps({"fingerprint": plan.fingerprint, "identity": plan.identity}, indent=1) + "\n"
-    )
+    write_json(folder / "plan.json", {"fingerprint": plan.fingerprint, "identity": plan.identity})
     for file in [place / _DONE, *dump.glob("*.jsonl")]:  # of a run that did not end
         file.unlink(missing_ok=True)
     files = write_files(plan.benchmark, plan.tasks, plan.train_rows, folder / "tasks")
@@ -139,6 +142,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
         metrics=(place / "metrics.jsonl").resolve(),
         on_metrics=lambda step, values: logged.append(values),
         on_look=lambda: on_progress(look()),
+        lock=lock,
     )
     seconds = time.monotonic() - began
     written = sorted(dump.glob("*.jsonl"))
@@ -156,9 +160,7 @@ def run_seed(plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progres
         "dump": str(written[0].relative_to(place)),
         "metrics": logged[0],
     }
-    partial = place / f".{_DONE}.{os.getpid()}"
-    partial.write_text(json.dumps(done, indent=1) + "\n")
-    partial.replace(place / _DONE)
+    write_json(place / _DONE, done)
     return SeedRun(seed, episodes, logged[0], seconds, kept=False)
 
 

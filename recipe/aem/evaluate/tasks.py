@@ -90,6 +90,7 @@ def write_files(name: str, tasks: Tasks, train_rows: int, folder: Path) -> tuple
     import pyarrow.parquet as pq
 
     from agent_loops.dataset import write_parquet
+    from agent_loops.files import replacing
 
     repeated = [tasks.tasks[place % len(tasks.tasks)] for place in range(train_rows)]
     write_parquet(_Chosen(name, {"unused": repeated, "tasks": tasks.tasks}), folder)
@@ -97,7 +98,8 @@ def write_files(name: str, tasks: Tasks, train_rows: int, folder: Path) -> tuple
     table = pq.read_table(path)
     place = table.schema.get_field_index("reward_model")
     named = [{"style": "environment", "ground_truth": str(index)} for index in tasks.indices]
-    pq.write_table(table.set_column(place, "reward_model", pa.array(named, table.schema.field(place).type)), path)
+    with replacing(path) as part:
+        pq.write_table(table.set_column(place, "reward_model", pa.array(named, table.schema.field(place).type)), part)
     return folder / "unused.parquet", path
 
 

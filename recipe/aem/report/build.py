@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from agent_loops.files import write_files
 from recipe.aem.report import charts, page
 from recipe.aem.report.collect import Dump, Numbers, collect, read_run_metrics, strict
 from recipe.aem.report.rules import stands_out
@@ -88,12 +90,13 @@ def build(runs: Sequence[Run], wishes: Wishes, progress: Callable[[int, int], No
             "trajectories": None if shown is None else [_chosen(one) for one in shown],
         }
     )
-    wishes.out.mkdir(parents=True, exist_ok=True)
     files = [wishes.out / f"report.{kind}" for kind in ("html", "png", "json")]
     text = page.render(told["runs"], shown, warnings, _version(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    files[0].write_text(text, encoding="utf-8")
-    charts.picture(told["runs"], files[1])
-    files[2].write_text(json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    picture = io.BytesIO()
+    charts.picture(told["runs"], picture)
+    numbers = json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    wishes.out.mkdir(parents=True, exist_ok=True)
+    write_files(dict(zip(files, (text, picture.getvalue(), numbers), strict=True)))
     return Report(files, told, warnings)
 
 

@@ -7,6 +7,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from agent_loops.files import replacing
 from recipe.aem.study.file import StudyError
 from recipe.aem.study.results import Row
 from recipe.aem.study.statistics import mean_interval
@@ -67,7 +68,8 @@ def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
         color="0.35",
     )
     try:
-        figure.savefig(path, dpi=130)
+        with replacing(path) as part:
+            figure.savefig(part, dpi=130, format=path.suffix[1:] or "png")
     except ValueError as error:
         raise StudyError(f"{path}: {' '.join(str(error).split())}") from None
     finally:

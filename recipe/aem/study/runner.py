@@ -97,9 +97,9 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
         if policy.limit is not None and started >= policy.limit:
             reporter.skips(cell, f"the limit of {policy.limit} is reached")
             break
-        with state.taken(cell) as ours:
-            if not ours:
-                reporter.skips(cell, "another runner is at it")
+        with state.taken(cell) as (lock, other):
+            if other:
+                reporter.skips(cell, f"another runner is at it: {other}")
                 continue
             standing = state.look(cell, now[cell.name], ours=True)
             if why := _skipped(standing, policy):
@@ -112,7 +112,7 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
                     reporter.skips(cell, f"{left / 60:.0f} minutes are left, and a cell took {longest / 60:.1f}")
                     break
             started += 1
-            result = _run_cell(cell, now[cell.name], standing, policy, reporter)
+            result = _run_cell(cell, now[cell.name], standing, policy, reporter, lock)
             reporter.ends(cell, result)
             in_a_row = in_a_row + 1 if result["status"] == "failed" else 0
             failures += result["status"] == "failed"
@@ -140,7 +140,9 @@ def _longest(cell: Cell, chosen: Sequence[Cell]) -> float | None:
     return max(own or [took for _, took in seconds if took], default=None)
 
 
-def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter) -> dict[str, Any]:
+def _run_cell(
+    cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter, lock: int
+) -> dict[str, Any]:
     from recipe.aem.trainer_process import TrainingFailed, train, trainer_command
 
     resumed, aside = 0, None
@@ -175,6 +177,7 @@ def _run_cell(cell: Cell, now: Fingerprint, standing: State, policy: Policy, rep
             log=cell.folder / state.LOG,
             metrics=cell.folder / state.METRICS,
             on_metrics=lambda step, _: reporter.step(cell, step),
+            lock=lock,
         )
     except TrainingFailed as failure:
         error = str(failure)

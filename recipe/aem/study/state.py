@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
-
+from agent_loops import files, locks
 from agent_loops.reading import parse_json, read_bytes, reason, shown
 from recipe.aem.logged import AT_MOST, read_log
 from recipe.aem.study.cells import Cell
@@ -23,6 +23,7 @@ SCHEMA = 2
 """Of command.json and done.json; files of 1 are the same without a digest."""
 Kind = Literal["to do", "running", "interrupted", "failed", "done", "made otherwise"]
 
+_LOOKING_SECONDS = 1.0  # another may only be looking
 COMMAND, DONE, METRICS, LOG = "command.json", "done.json", "metrics.jsonl", "verl.log"
 
 
@@ -71,27 +72,29 @@ def look(cell: Cell, now: Fingerprint | None = None, ours: bool = False) -> Stat
 
 
 @contextmanager
-def taken(cell: Cell) -> Iterator[bool]:
-    """Holds the cell's lock; yields whether it could be had. It is given back by the system when the process dies."""
-    lock = FileLock(_lock(cell))
+def taken(cell: Cell) -> Iterator[tuple[int, str]]:
+    """Holds the cell's lock; yields its descriptor, and who else has it, which is empty where it is held.
+
+    The lock lies beside the folder, which is renamed. The system gives it back when the process dies, and whoever
+    inherited the descriptor.
+    """
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(_lock(cell), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    until = time.monotonic() + _LOOKING_SECONDS
     try:
-        lock.acquire(timeout=1)  # another may only be looking
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
+        while (other := locks.take(descriptor, cell.folder)) and time.monotonic() < until:
+            time.sleep(0.05)
+        yield descriptor, other
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def locked(cell: Cell) -> bool:
     """Is a runner at it, here or on another machine that shares the folder?"""
     if not _lock(cell).exists():
         return False
-    with taken(cell) as free:
-        return not free
+    with taken(cell) as (_, other):
+        return bool(other)
 
 
 def seconds_of(cell: Cell) -> float | None:
@@ -171,12 +174,9 @@ def _content(path: Path) -> bytes:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file that is whole or not there, with a digest of what is in it."""
-    part = path.with_name(f".{path.name}.part")
     plain = json.loads(json.dumps(value))
     plain.pop("digest", None)
-    text = json.dumps({**plain, "digest": _digest_of(plain)}, indent=1, ensure_ascii=False) + "\n"
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    files.write_json(path, {**plain, "digest": _digest_of(plain)})
 
 
 def _lock(cell: Cell) -> Path:

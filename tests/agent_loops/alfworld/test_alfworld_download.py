@@ -7,6 +7,7 @@ them, and their own checksums.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
@@ -28,6 +29,7 @@ pytest.importorskip("requests")
 from agent_loops import download as shared
 from agent_loops.alfworld import download
 from agent_loops.download import DownloadError, RemoteFile
+from agent_loops.files import DiskFull
 
 ROOT = Path(__file__).resolve().parents[3]
 COUNTS = {"train": (1, 2, 0, 1, 0, 1), "valid_seen": (0, 1, 1, 0, 0, 0), "valid_unseen": (0, 0, 0, 1, 0, 0)}
@@ -298,6 +300,29 @@ def test_a_damaged_archive(pack, where, tmp_path):
     with pytest.raises(DownloadError, match="cannot be unpacked"):
         download.unpack(archive, tmp_path / "home")
     assert not any((tmp_path / "home" / "json_2.1.1" / name).exists() for name in COUNTS)
+
+
+def test_a_disk_that_fills_up_is_said_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    (tmp_path / "a.zip").write_bytes(zipped(games()))
+    real = Path.write_bytes
+    for number in range(1, 1 + sum(map(sum, COUNTS.values()))):
+        written: list[Path] = []
+
+        def full(path, data, number=number, written=written):
+            written.append(path)
+            if len(written) == number:
+                real(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(path, data)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_bytes", full)
+            with pytest.raises(DiskFull, match=r"game\.tw-pddl: no space left on the disk"):
+                download.unpack(tmp_path / "a.zip", tmp_path / str(number))
+        assert not any((tmp_path / str(number) / "json_2.1.1" / name).exists() for name in COUNTS)
+        download.unpack(tmp_path / "a.zip", tmp_path / str(number))
+        bodies = [[body for body, _ in snapshot(tmp_path / one).values()] for one in (str(number), "1")]
+        assert sorted(bodies[0]) == sorted(bodies[1])
 
 
 def test_a_zip_whose_content_was_altered(tmp_path):

@@ -44,7 +44,7 @@ def tree(make_sandbox, tmp_path):
     (source / "tests").mkdir(parents=True)
     (source / "calc.py").write_text(MODULE)
     (source / "crlf.py").write_bytes(MODULE.replace("\n", "\r\n").encode())
-    (source / "x.pyc").write_bytes(b"\0")
+    (source / "x.bin").write_bytes(b"\0")
     (source / "tests" / "test_calc.py").write_text(TEST)
     sandbox = make_sandbox(source)
     assert sandbox.execute(BASE, seconds=60).returncode == 0
@@ -68,7 +68,7 @@ LENIENT = {
     "with other context": PATCH.replace(" def other", " def another"),
     "at another line": PATCH.replace("@@ -4", "@@ -3"),
     "with a binary file that is not in it": PATCH
-    + "diff --git a/x.pyc b/x.pyc\nindex 1234567..1234568 100644\nBinary files a/x.pyc and b/x.pyc differ\n",
+    + "diff --git a/x.bin b/x.bin\nindex 1234567..1234568 100644\nBinary files a/x.bin and b/x.bin differ\n",
     "with blanks trimmed": "\n".join(line.rstrip() for line in PATCH.split("\n")),
     "without git's own lines": PATCH[PATCH.index("--- ") :],
 }

@@ -104,7 +104,7 @@ def test_a_problem_is_solved_in_one_row(swe):
     assert row.reward_score == 1.0 and extra["fault"] == extra["cut"] == ""
     assert extra["reward_extra_info"] == {
         "acc": 1.0, "task_score": 1.0, "turns": 4.0, "invalid_turns": 1.0, "fault": 0.0, "cut": 0.0, "acc/sums": 1.0,
-        "shortened_turns": 0.0,
+        "shortened_turns": 0.0, "suspicious": 0.0,
     }  # fmt: skip
     # a span a tool call, of the tokens as they were sampled
     spans = extra["response_spans"]

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from agent_loops.webshop import Catalogue, load_catalogue
+from agent_loops.webshop import Catalogue, CatalogueError, load_catalogue
 from agent_loops.webshop.generate import generate_catalogue
 from agent_loops.webshop.oracle import best_reward
 
@@ -107,3 +110,85 @@ def test_files_have_the_benchmarks_fields(generated_dir: Path, real_dir: Path) -
         first_own = json.loads((generated_dir / own).read_text())[0]
         first_real = json.loads((real_dir / real).read_text())[0]
         assert first_own.keys() == first_real.keys()
+
+
+def killed_at(number: int, call: Callable[[], object]) -> bool:
+    """Calls it in a process that is killed before its n-th change of a file; returns whether it was."""
+    if (pid := os.fork()) == 0:
+        try:
+            left = [number]
+
+            def counted(real: Callable) -> Callable:
+                def change(*args: object, **kwargs: object) -> object:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return real(*args, **kwargs)
+
+                return change
+
+            os.fsync = counted(os.fsync)
+            for name in ("write_bytes", "unlink", "replace", "mkdir"):
+                setattr(Path, name, counted(getattr(Path, name)))
+            call()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["the first", "over another one"])
+def test_killed_at_any_moment_the_next_start_makes_it(tmp_path: Path, earlier: bool) -> None:
+    """And until it is made, nothing that is there is read as a catalogue of other goals or other products."""
+    expected = digests(generate_catalogue(tmp_path / "expected", 1, **SMALL))
+    old = digests(generate_catalogue(tmp_path / "old", 0, **SMALL))
+    number, killed, unreadable = 0, True, 0
+    while killed:
+        number += 1
+        target = tmp_path / str(number)
+        if earlier:
+            generate_catalogue(target, 0, **SMALL)
+        killed = killed_at(number, partial(generate_catalogue, target, 1, **SMALL))
+        try:
+            load_catalogue(target)
+        except CatalogueError:
+            unreadable += 1
+        else:
+            assert digests(target)[:3] in (expected[:3], old[:3]), "half of it was read as a whole"
+        assert digests(generate_catalogue(target, 1, **SMALL)) == expected
+        assert {path.name for path in target.iterdir()} - {".lock"} == set(FILES)
+    assert number > 10 and unreadable > 3
+
+
+def test_files_without_a_marker_are_finished_where_they_are_ours(tmp_path: Path) -> None:
+    """Version 0.1.0 wrote the marker last."""
+    expected = digests(generate_catalogue(tmp_path, **SMALL))
+    for gone in (("generated.json",), ("generated.json", "goals.json"), ("generated.json", *FILES[1:3])):
+        for name in gone:
+            (tmp_path / name).unlink()
+        assert digests(generate_catalogue(tmp_path, **SMALL)) == expected
+    (tmp_path / "generated.json").write_text("{")  # damaged: still a mark
+    assert digests(generate_catalogue(tmp_path, **SMALL)) == expected
+    (tmp_path / "generated.json").unlink()
+    for name in ("goals.json", "items_shuffle_generated.json", "items_ins_v2_mine.json"):
+        mine = tmp_path / name
+        before = mine.read_bytes() if mine.exists() else None
+        mine.write_text("[]")
+        with pytest.raises(FileExistsError, match=f"{name}.*choose another directory"):
+            generate_catalogue(tmp_path, **SMALL)
+        assert mine.read_text() == "[]"
+        mine.unlink() if before is None else mine.write_bytes(before)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
+        f"from agent_loops.webshop.generate import main; main([{str(tmp_path / 'shop')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {tmp_path / 'shop' / 'goals.json'}: no space left: ")
+    generate_catalogue(tmp_path / "shop", **SMALL)

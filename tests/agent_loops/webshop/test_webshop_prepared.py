@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import pickle
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,6 +148,25 @@ def test_a_cache_that_cannot_be_written_names_the_setting(directory: Path, tmp_p
         prepare(directory, tmp_path / "file", progress=False)
 
 
+@pytest.mark.parametrize("limit", [0, 100, 1000, 3000, 8000])
+def test_wherever_a_full_disk_strikes_it_is_said(limit: int, directory: Path, tmp_path: Path) -> None:
+    """Through the kernel: no file may grow beyond a limit, so that the products, the index or the goals do not fit."""
+    if (pid := os.fork()) == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            prepare(directory, tmp_path / "cache", progress=False)
+        except CatalogueError as error:
+            said = str(error)
+            status = 0 if f"{tmp_path / 'cache'}" in said and "no space left" in said and "Set AEM_CACHE" in said else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [path.name for path in (tmp_path / "cache" / "webshop").iterdir() if path.is_dir()] == []
+    same(open_prepared(prepare(directory, tmp_path / "cache", progress=False)), load_catalogue(directory))
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,7 +174,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(CatalogueError, match=r"the disk is full: .* Set AEM_CACHE"):
+    with pytest.raises(CatalogueError, match=r"no space left: .* Set AEM_CACHE"):
         prepare(directory, tmp_path / "cache", progress=False)
     assert not [path for path in (tmp_path / "cache" / "webshop").iterdir() if path.is_dir()]
 

@@ -1,0 +1,129 @@
+"""One run a directory: a lock that the kernel gives back when its holder dies, and that says who holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_LOGGER = logging.getLogger(__name__)
+LOCK = ".lock"
+_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class InUse(BlockingIOError):
+    """Another process writes to a directory. The message says which one, and what to do."""
+
+
+@contextlib.contextmanager
+def held(directory: Path | str, setting: str, seconds: float = 0.0) -> Iterator[int]:
+    """Hold a directory against other runs, here and on other machines that share it.
+
+    Args:
+        directory: made if needed.
+        setting: what names another directory, for the message.
+        seconds: how long to wait for another process.
+
+    Yields:
+        The lock's file descriptor. A process that inherits it holds the directory too, until it ends.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    descriptor = hold(directory, setting, seconds)
+    try:
+        yield descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(Path(directory) / LOCK)
+        os.close(descriptor)
+
+
+def hold(directory: Path | str, setting: str, seconds: float = 0.0) -> int:
+    """Hold a directory as `held` does, until the returned descriptor is closed or the process ends.
+
+    Raises:
+        InUse: another process holds it.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + seconds
+    while True:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        other = take(descriptor, directory)
+        if not other and os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+        if other and time.monotonic() >= until:
+            raise _in_use(directory, other, setting)
+        time.sleep(0.05)  # the other one is at it, or was just removing its lock
+
+
+def take(descriptor: int, directory: Path, pid: int | None = None, command: str | None = None) -> str:
+    """Lock an open lock file, and write into it who did.
+
+    Args:
+        descriptor: of the file.
+        directory: that it stands for, for a warning.
+        pid, command: who holds it; this process where they are not given.
+
+    Returns:
+        Who else holds it; empty where it is held now.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return _holder(descriptor)
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        _LOGGER.warning(
+            "%s lies on a file system without locks (%s): nothing keeps a second run from writing there too.",
+            directory,
+            error.strerror,
+        )
+    who = {
+        "pid": pid or os.getpid(),
+        "host": socket.gethostname(),
+        "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
+        "command": (command or " ".join(sys.argv))[:200],
+    }
+    with contextlib.suppress(OSError):  # on a full disk the lock holds, and has no name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(who) + "\n").encode(), 0)
+    return ""
+
+
+def _in_use(directory: Path, other: str, setting: str) -> InUse:
+    return InUse(f"{directory} is in use by {other}. Wait for it, or set {setting}")
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        who = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {who['pid']} on {who['host']}, since {who['since']} ({who['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def main(arguments: list[str]) -> int:
+    """For a shell: `exec 9<>DIR/.lock; python -m agent_loops.locks 9 DIR SETTING COMMAND`. The shell holds it then."""
+    number, directory, setting, command = arguments
+    if other := take(int(number), Path(directory), os.getppid(), command):
+        print(_in_use(Path(directory), other, setting), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""What a training writes is its own: a second run that would write to the same folders is refused at start-up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agent_loops.locks import InUse, hold
+
+_HELD: dict[str, int] = {}  # of this process, which holds them to its end
+
+
+def hold_outputs(config: Mapping[str, Any]) -> None:
+    """Hold the folders that a training is going to write to.
+
+    Args:
+        config: verl's whole configuration.
+
+    Raises:
+        InUse: another run writes there.
+    """
+    trainer = config.get("trainer") or {}
+    if trainer.get("val_only", False):
+        return
+    dump = (config["algorithm"].get("aem") or {}).get("dump_dir")
+    if dump is not None:
+        # one that cannot be made costs the dump, which says so, and not the training
+        try:
+            _hold(str(dump), "algorithm.aem.dump_dir to another directory")
+        except InUse:
+            raise
+        except OSError:
+            pass
+    if (trainer.get("save_freq") or 0) > 0 and trainer.get("default_local_dir") is not None:
+        _hold(
+            str(trainer["default_local_dir"]), "trainer.default_local_dir (AEM_OUTPUT, --output) to another directory"
+        )
+
+
+def _hold(directory: str, setting: str) -> None:
+    if directory not in _HELD:
+        _HELD[directory] = hold(directory, setting)
