@@ -48,6 +48,7 @@ READING = re.compile(
 
 def _make():
     get_frame, get_ident, write, getpid = sys._getframe, threading.get_ident, os.write, os.getpid
+    clock = time.monotonic  # tests may stop the clock
     given = [int(one) for one in os.environ.pop("AEM_RECORDER").split(",")]
     with os.fdopen(given[0], "r+", encoding="utf-8") as file:
         settings = json.load(file)
@@ -87,6 +88,7 @@ def _make():
     runners = tuple(f"{library}/{one}" for one in ("unittest/", "test/support/"))
     sent = [0]
     state = {"deceit": set(), "statuses": {}, "canaries": {}, "codes": {}, "baseline": [], "off": "", "items": {}}
+    state.update(looks=0, looked=0.0, took=0.0)
     made, ran, test_codes = {}, set(), {}  # code that the patch has made, files of it that ran, the tests' own code
 
     def send(kind, **values):
@@ -262,11 +264,10 @@ def _make():
     def judge_code(event, code, frame):
         file = code.co_filename
         if file in tests and code.co_name == "<module>":
-            known = state["codes"].setdefault(file, (code, list(_nested(code))))[0]
+            known = state["codes"].setdefault(file, (code, {id(one): one for one in _nested(code)}))[0]
             if known is not code and known != code:
                 deceit(f"{file[len(tree) :]} was run a second time with other code")
-            if _digest(file) != digests[file]:
-                deceit(f"{file[len(tree) :]} was changed while the tests ran")
+            check_file(file)
         if place_of(frame) or (not is_known(file) and place_of(frame, is_outside)):
             if file in tests:
                 deceit(f"runs code in the name of {file[len(tree) :]}")
@@ -473,40 +474,52 @@ def _make():
                 marks[:] = [one for one in marks if getattr(one, "name", "") != "parametrize"]
             for holder in (getattr(item, "module", None), getattr(item, "cls", None)):
                 if holder is not None and id(holder) not in test_names:
-                    test_names[id(holder)] = (holder, dict(vars(holder)))
+                    test_names[id(holder)] = (holder, names_in(holder))
 
     test_names = {}
 
-    def check_tests_names():
-        """Whether the tests' modules and classes still have pytest and unittest under their names."""
-        for holder, before in test_names.values():
+    def names_in(holder):
+        """The names by which a module or class of the tests has pytest, unittest or a builtin, and what they mean."""
+        own = vars(holder)
+        names = dir(unittest.TestCase) if isinstance(holder, type) else dir(builtins)
+        for name, value in own.items():
+            whose = getattr(value, "__name__" if isinstance(value, types.ModuleType) else "__module__", None)
+            if str(whose).split(".")[0] in RUNNERS:
+                names.append(name)
+        return {name: own.get(name) for name in names}
+
+    def check_names(holder):
+        """Whether a module or class of the tests still means by these names what it meant."""
+        _, before = test_names.get(id(holder), (None, None))
+        if before:
             now = vars(holder)
-            for name in now:
-                value, old = now[name], before.get(name)
-                if value is old:
-                    continue
-                top = str(getattr(old, "__name__" if isinstance(old, types.ModuleType) else "__module__", "")).split(
-                    "."
-                )[0]
-                inherited = isinstance(holder, type) and hasattr(unittest.TestCase, name)
-                if (top in RUNNERS or inherited or hasattr(builtins, name)) and brought_by_patch(value):
-                    deceit(f"{holder.__name__}.{name} was replaced")
+            if not all(map(operator.is_, map(now.get, before), before.values())):
+                for name, value in before.items():
+                    if now.get(name) is not value and brought_by_patch(now.get(name)):
+                        deceit(f"{holder.__name__}.{name} was replaced")
 
     # ---- the tests' own code ----------------------------------------------------------------------------------------
+    def check_file(file):
+        if file in digests and stamps.get(file) != _stamp(file):
+            stamps[file] = _stamp(file)
+            if _digest(file) != digests[file]:
+                deceit(f"{file[len(tree) :]} was changed while the tests ran")
+
+    stamps = {path: _stamp(path) for path in tests}
+
     def check_test(item):
         function = function_of(item)
         file = str(getattr(item, "path", None) or item.fspath)
         if "runtest" in vars(item):
             deceit(f"{item.nodeid}: its runtest was replaced")
         _, codes = state["codes"].get(file, (None, None))
-        if file in digests and _digest(file) != digests[file]:
-            deceit(f"{file[len(tree) :]} was changed while the tests ran")
+        check_file(file)
         code = getattr(function, "__code__", None)
         if not isinstance(code, types.CodeType):
             return
-        codes = codes or ()
+        codes = codes or {}
         known = state["items"].get(item.nodeid, code)
-        of_file = any(code is one for one in codes)
+        of_file = id(code) in codes
         name = getattr(item, "originalname", None) or item.name.partition("[")[0]
         if known is not code and (of_file or is_of_patch(code)):
             deceit(f"{item.nodeid}: its code was replaced")
@@ -515,7 +528,7 @@ def _make():
         elif is_of_patch(code) and (code.co_filename in added or id(code) in made or code.co_filename[:1] != "<"):
             deceit(f"{item.nodeid}: its code was replaced")
         elif code.co_filename == file or code.co_filename.startswith("<"):  # noqa: SIM102
-            if any(one.co_name == name for one in codes):
+            if any(one.co_name == name for one in codes.values()):
                 deceit(f"{item.nodeid}: its code was replaced")
 
     def function_of(item):
@@ -624,11 +637,18 @@ def _make():
             if self.mine:
                 busy.discard(self.ident)
 
-    def look(whole=False):
+    def look(whole=False, item=None):
         with quiet():
+            for holder in (getattr(item, "module", None), getattr(item, "cls", None)):
+                if holder is not None:
+                    check_names(holder)
+            began = clock()
+            if not whole and state["looks"] > 100 and began - state["looked"] < 5 * state["took"]:
+                return  # of a long run it takes a part at most
             check_baseline()
             check_values(whole)
-            check_tests_names()
+            state["looked"] = clock()
+            state.update(looks=state["looks"] + 1, took=state["looked"] - began)
             if whole:
                 check_functions()
                 check_libraries()
@@ -669,7 +689,7 @@ def _make():
         yield
         if state["off"]:
             return
-        look()  # what a test has put in another's place by itself is back by now
+        look(item=item)  # what a test has put in another's place by itself is back by now
         if item.nodeid in state["statuses"]:
             send("test", name=item.nodeid, status=state["statuses"][item.nodeid])
 
@@ -690,8 +710,7 @@ def _make():
                     for line in os.read(of_forks[0], 1 << 16).decode(errors="replace").splitlines():
                         deceit(f"in a process that it started: {line}")
                 for path in digests:
-                    if _digest(path) != digests[path]:
-                        deceit(f"{path[len(tree) :]} was changed while the tests ran")
+                    check_file(path)
             send("end", status=int(exitstatus), tests=len(state["statuses"]))
 
     hide_values(sys.modules["_pytest.runner"])
@@ -713,6 +732,15 @@ def _inode(path):
         found = os.stat(path)
         return found.st_dev, found.st_ino
     except (OSError, ValueError):
+        return None
+
+
+def _stamp(path):
+    """What differs after every change of a file: nothing sets its ctime."""
+    try:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+    except OSError:
         return None
 
 
