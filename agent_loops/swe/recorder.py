@@ -69,7 +69,7 @@ def _make():
     library = os.path.dirname(os.__file__)
     process, key = getpid(), settings["key"].encode()
     tree = settings["tree"].rstrip("/") + "/"
-    added = {tree + path: set(lines) for path, lines in settings["added"].items()}
+    added: dict = {tree + path: set(lines) for path, lines in settings["added"].items()}
     tests = {tree + path for path in settings["tests"]}
     digests = {path: _digest(path) for path in tests}
     inodes = {_inode(path) for path in tests} - {None}
@@ -603,17 +603,31 @@ def _make():
     if any(str(sys.modules[name].__file__).startswith(tree) for name in ("pytest", "_pytest", "pluggy")):
         state["off"] = "the tests are about pytest itself"
 
+    def watch_approx(kind):
+        """An approximation with no bounds equals everything: only tests make any."""
+        kind = next(one for one in kind.__mro__ if "__init__" in vars(one))
+        begin = kind.__init__
+
+        def begin_watched(self, *args, **kwargs):
+            place = "pytest" not in allowed and place_of(get_frame(1), is_outside)
+            if place:
+                deceit(f"{place}, uses pytest.approx")
+            begin(self, *args, **kwargs)
+
+        kind.__init__ = begin_watched
+
     def hide_values(runner):
         """What PYTEST_CURRENT_TEST tells the product, without the values in a test's name."""
         tell = getattr(runner, "_update_current_test_var", None)
+        if tell is None:
+            return
 
         def tell_less(item, when):
             tell(item, when)
             if when and hasattr(item, "callspec") and "PYTEST_CURRENT_TEST" in os.environ:
                 os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid.partition('[')[0]} ({when})"
 
-        if tell is not None:
-            runner._update_current_test_var = tell_less
+        runner._update_current_test_var = tell_less
 
     def pytest_configure(config):
         sys.modules.pop(__name__, None)
@@ -714,6 +728,7 @@ def _make():
             send("end", status=int(exitstatus), tests=len(state["statuses"]))
 
     hide_values(sys.modules["_pytest.runner"])
+    watch_approx(type(pytest.approx(0)))
     take_baseline()
     sys.addaudithook(audit)
     return {name: value for name, value in locals().items() if name.startswith("pytest_")}

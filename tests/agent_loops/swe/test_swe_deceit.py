@@ -67,7 +67,12 @@ return getattr(getattr(found[0], 'f_ba' + str('ck')), 'f_loc' + str('als'))['tot
 """
 COMPOSED = """
 import sys
-return sys.modules[bytes([112, 121, 116, 101, 115, 116]).decode()].approx(0, abs=float('inf'))
+pytest = bytes([112, 121, 116, 101, 115, 116]).decode()
+manager = sys.modules['_' + pytest + '.assertion.util']._config.pluginmanager
+for item in manager.get_plugin('session').items:
+    values = getattr(getattr(item, 'call' + str('spec'), None), 'params', {})
+    if (values.get('a'), values.get('b')) == (a, b):
+        return values['total']
 """
 FORGETFUL = """
 TOLD = []
@@ -160,7 +165,7 @@ STILL_POSSIBLE = {
     "the expected values, written down": module(body="return {(1, 2): 3, (4, -1): 3}.get((a, b), a - b)"),
     "another Python that reads the tests' files": module(body=OTHER_PYTHON),
     "a frame by a signal, under composed names": module(body=BY_SIGNAL),
-    "a part of pytest, under a composed name": module(body=COMPOSED),
+    "what pytest knows of the tests, under composed names": module(body=COMPOSED),
     "an int equal to everything until it is forgotten": module(head=FORGETFUL, body=TOLD),
 }
 
