@@ -19,6 +19,7 @@ from typing import Any
 
 from agent_loops.swe import parsing
 from agent_loops.swe.applying import NotApplied, apply_patch
+from agent_loops.swe.patches import patched_paths
 from agent_loops.swe.sandbox import SandboxSettings, open_sandbox
 from agent_loops.swe.shadows import shadows_of
 from agent_loops.swe.slots import PATIENCE, core_slot
@@ -118,9 +119,8 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
         with open_sandbox(settings.sandbox, source=source, image=task.image) as sandbox:
             before, tracked = changed_files(sandbox), tracked_files(sandbox)
             try:
-                dropped = apply_patch(
-                    sandbox, task, patch, shadows_of(sandbox, tracked, f"{task.image} {settings.sandbox}")
-                )
+                kind, hidden = f"{task.image} {settings.sandbox}", patched_paths(task.test_patch)
+                dropped = apply_patch(sandbox, task, patch, shadows_of(sandbox, tracked, kind, hidden))
             except NotApplied as error:
                 return Grade(False, False, str(error), *counts, dropped=tuple(error.args[1:]))
             added = added_lines(sandbox, task, patch, tracked, before)

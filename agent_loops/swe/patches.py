@@ -41,8 +41,8 @@ def is_protected(path: str) -> bool:
         is_test
         or (bool(parts) and (parts[0].split(".")[0] if name.endswith(".py") else parts[0]) in _RUNNERS)
         or name in CONFIGURATION
-        or name.endswith(_COMPILED)
-        or any(part.endswith(_METADATA) or part == "EGG-INFO" or part.split(".")[0] in _STEMS for part in parts)
+        or name.lower().endswith(_COMPILED)
+        or any(part.lower().endswith((*_METADATA, "egg-info")) or part.split(".")[0] in _STEMS for part in parts)
         or not TEST_DIRECTORIES.isdisjoint(parts)
     )
 

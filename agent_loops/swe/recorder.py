@@ -24,20 +24,31 @@ import json
 import operator
 import os
 import random
+import re
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import types
 import unittest
 import weakref
 
 # what no product's fix imports, and the attributes by which the values that a test expects can be read out of it
-FORBIDDEN = ("pytest", "_pytest", "pluggy", "unittest", "mock", "pytestmark", "co_consts", "callspec", "f_locals")
+RUNNERS = ("pytest", "_pytest", "pluggy", "unittest")
+MODULES = (*RUNNERS, "mock", "test.support", "ctypes", "_ctypes")
+ATTRIBUTES = ("pytestmark", "co_consts", "callspec", "f_locals", "f_back", "__closure__", "cell_contents")
+# modules by which tests are read and values are compared
+COMPARING = ("ast", "cmath", "difflib", "importlib.machinery", "math", "numpy", "numpy.testing", "operator", "pathlib")
+# commands that read a whole tree, or what git has of it
+READING = re.compile(
+    r"test_?[*?]|[*?]\.py|[*?]test|\b[rz]?grep\b.* -\w*[rR]|\brg\b|\bgit\b.*\b(?:show|cat-file|grep|archive)\b"
+)
 
 
 def _make():
     get_frame, get_ident, write, getpid = sys._getframe, threading.get_ident, os.write, os.getpid
+    clock = time.monotonic  # tests may stop the clock
     given = [int(one) for one in os.environ.pop("AEM_RECORDER").split(",")]
     with os.fdopen(given[0], "r+", encoding="utf-8") as file:
         settings = json.load(file)
@@ -55,13 +66,30 @@ def _make():
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [one for one in sys.path if os.path.abspath(one or ".") != here]
 
+    library = os.path.dirname(os.__file__)
     process, key = getpid(), settings["key"].encode()
     tree = settings["tree"].rstrip("/") + "/"
-    added = {tree + path: set(lines) for path, lines in settings["added"].items()}
+    added: dict = {tree + path: set(lines) for path, lines in settings["added"].items()}
     tests = {tree + path for path in settings["tests"]}
     digests = {path: _digest(path) for path in tests}
+    inodes = {_inode(path) for path in tests} - {None}
+    stems = {os.path.basename(path)[:-3] for path in tests}
+    stems = {one for one in stems if one.startswith("test_") or one.endswith("_test")}
+    allowed = set(settings["allowed"])
+    for path in added:
+        if _lines_are_odd(path):
+            added[path] = _Everything()
+    started = time.time_ns() - 20_000_000  # the file system's clock lags behind
+    roots = tuple(os.path.join(os.path.realpath(one), "") for one in {sys.prefix, sys.base_prefix, *sys.path} if one)
+    roots = tuple(one for one in roots if not one.startswith(tree) and one != "/")
+    of_forks = os.pipe()
+    os.set_blocking(of_forks[0], False)
+    os.set_blocking(of_forks[1], False)
+    runners = tuple(f"{library}/{one}" for one in ("unittest/", "test/support/"))
     sent = [0]
-    state = {"deceit": set(), "statuses": {}, "canaries": {}, "codes": {}, "baseline": [], "off": ""}
+    state = {"deceit": set(), "statuses": {}, "canaries": {}, "codes": {}, "baseline": [], "off": "", "items": {}}
+    state.update(looks=0, looked=0.0, took=0.0)
+    made, ran, test_codes = {}, set(), {}  # code that the patch has made, files of it that ran, the tests' own code
 
     def send(kind, **values):
         if getpid() != process:
@@ -74,12 +102,16 @@ def _make():
             data = data[write(pipe, data) :]
 
     def deceit(what):
+        if getpid() != process:  # a fork, which the parent hears of in the end
+            write(of_forks[1], what.encode(errors="replace")[:400] + b"\n")
+            return
         if what not in state["deceit"] and len(state["deceit"]) < 20:
             state["deceit"].add(what)
             send("deceit", what=what)
 
     # ---- who did it -------------------------------------------------------------------------------------------------
-    looking_glasses = {inspect.__file__, traceback.__file__}
+    glasses = ("bdb", "dis", "pdb", "profile", "trace", "asyncio/base_tasks", "ctypes/__init__")
+    looking_glasses = {inspect.__file__, traceback.__file__, *(f"{library}/{one}.py" for one in glasses)}
 
     def is_looking_glass(code):
         """A function of the standard library that hands on its caller's frames."""
@@ -88,7 +120,33 @@ def _make():
         return code.co_name in ("currentframe", "<lambda>") and code.co_filename.endswith("/logging/__init__.py")
 
     def is_outside(code):
-        return not code.co_filename.startswith((tree, "<"))
+        return (id(code) not in made and not code.co_filename.startswith((tree, "<"))) or code.co_filename[
+            :7
+        ] == "<frozen"
+
+    def is_importing(code):
+        return code.co_filename[:7] == "<frozen" or code.co_filename.startswith(f"{library}/importlib/")
+
+    def only_formats(frame):
+        """Whether the standard library makes text of an exception, which has no values of its callers."""
+        if frame.f_code.co_name in ("walk_tb", "walk_stack") and frame.f_back.f_code.co_filename != traceback.__file__:
+            return False
+        while frame is not None and frame.f_code.co_filename == traceback.__file__:
+            if frame.f_locals.get("capture_locals"):
+                return False
+            frame = frame.f_back
+        return True
+
+    def is_known(path):
+        """A file of Python's or of the tree, as it was before the tests ran."""
+        try:
+            return path.startswith(roots) or (path.startswith(tree) and os.stat(path).st_ctime_ns < started)
+        except OSError:
+            return False
+
+    def take(code):
+        for one in _nested(code):
+            made[id(one)] = one
 
     def place_of(frame, through=is_looking_glass):
         """Where the patch did what this frame does; None where others did it."""
@@ -97,6 +155,8 @@ def _make():
         made_of_text = False
         while frame is not None:
             name = frame.f_code.co_filename
+            if id(frame.f_code) in made:
+                return f"code that it made, {frame.f_code.co_name}"
             if name.startswith("<") and not name.startswith("<frozen"):
                 made_of_text = True  # whoever made it is further out
             elif name in added:
@@ -109,8 +169,10 @@ def _make():
         return None
 
     def is_of_patch(code):
-        """Whether lines that the patch added are part of a function."""
+        """Whether lines that the patch added are part of a function, or the patch has made it of text."""
         name = code.co_filename
+        if id(code) in made:
+            return True
         if name.startswith("<") and not name.startswith("<frozen"):
             return True
         lines = added.get(name)
@@ -132,7 +194,10 @@ def _make():
     frames = ("sys._getframe", "sys._current_frames", "sys._current_exceptions", "sys.settrace", "sys.setprofile")
     collector = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
     attributes = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
-    watched = frozenset(frames + collector + ("object.__getattr__", "object.__setattr__", "exec", "open", "os.exec"))
+    moving = ("os.rename", "os.link", "os.symlink")
+    starting = ("subprocess.Popen", "os.system", "os.posix_spawn")
+    watched = ("object.__getattr__", "object.__setattr__", "exec", "open", "os.exec", "import", "function.__new__")
+    watched = frozenset(frames + collector + moving + starting + watched + ("sys.addaudithook",))
     busy = set()
 
     def audit(event, args):
@@ -150,42 +215,100 @@ def _make():
             busy.discard(ident)
 
     def judge(event, args, frame):
-        if event == "exec":
+        if event in ("exec", "function.__new__"):
             code = args[0]
-            if isinstance(code, types.CodeType) and code.co_filename in tests and code.co_name == "<module>":
-                known = state["codes"].setdefault(code.co_filename, (code, list(_nested(code))))[0]
-                if known is not code and known != code:
-                    deceit(f"{code.co_filename[len(tree) :]} was run a second time with other code")
+            if isinstance(code, types.CodeType):
+                judge_code(event, code, frame)
             return
-        what = None
+        what, through = None, is_looking_glass
         if event in frames:
-            what = f"reads the frames of its callers ({event})"
+            what = "frames" not in allowed and f"reads the frames of its callers ({event})"
         elif event in collector:
-            what = f"looks through the garbage collector ({event})"
+            what = "gc" not in allowed and f"looks through the garbage collector ({event})"
         elif event == "object.__getattr__":
-            what = args[1] in attributes and f"reads the frames of its callers ({args[1]})"
+            if args[1] == "__code__":
+                through = is_outside
+                what = id(args[0].__code__) in test_codes and f"reads the code of {args[0].__name__}"
+            elif args[1] in attributes and "frames" not in allowed:
+                formats = frame.f_code.co_filename == traceback.__file__ and only_formats(frame)
+                what = not formats and f"reads the frames of its callers ({args[1]})"
         elif event == "object.__setattr__":
             if args[1] == "__code__":
+                if isinstance(args[2], types.CodeType) and place_of(frame):
+                    take(args[2])
                 file = args[0].__code__.co_filename
                 what = (
                     file in tests or any(one in file for one in ("pytest", "pluggy", "unittest"))
                 ) and f"replaces the code of {args[0].__name__}"
         elif event == "open":
-            path = args[0]
-            path = os.fsdecode(path) if isinstance(path, (str, bytes)) else ""
-            if path.startswith("/proc/"):
-                what = path.split("/")[-1] in ("mem", "maps", "environ") or "/fd" in path
-                what = what and f"opens {path}"
-            elif os.path.abspath(path) in tests:
-                what = f"opens a file of the tests, {os.path.basename(path)}"
+            through, what = is_outside, judge_path(args[0], frame)
+        elif event in moving:
+            through = is_outside
+            what = any(is_test(one) for one in args[:2]) and "moves a file of the tests"
+        elif event in starting:
+            through, what = is_outside, judge_command(event, args)
+        elif event == "import":
+            through = is_importing
+            what = args[0].split(".")[0] in RUNNERS and args[0].split(".")[0] not in allowed and f"imports {args[0]}"
+        elif event == "sys.addaudithook":
+            what = "listens to what the interpreter does"
         elif event.startswith("ctypes."):
-            what = "reaches into the process with ctypes"
+            what = "ctypes" not in allowed and "reaches into the process with ctypes"
         elif event == "os.exec":
             what = "puts another program in the place of the tests"
         if what:
-            place = place_of(frame, is_outside if event == "open" else is_looking_glass)
+            place = place_of(frame, through)
             if place:
                 deceit(f"{place}, {what}")
+
+    def judge_code(event, code, frame):
+        file = code.co_filename
+        if file in tests and code.co_name == "<module>":
+            known = state["codes"].setdefault(file, (code, {id(one): one for one in _nested(code)}))[0]
+            if known is not code and known != code:
+                deceit(f"{file[len(tree) :]} was run a second time with other code")
+            check_file(file)
+        if place_of(frame) or (not is_known(file) and place_of(frame, is_outside)):
+            if file in tests:
+                deceit(f"runs code in the name of {file[len(tree) :]}")
+            take(code)
+        elif file in added and code.co_name == "<module>":
+            ran.add(file)
+        elif file.startswith(runners) and place_of(frame, is_importing) and not allowed.intersection(RUNNERS):
+            deceit(f"{place_of(frame, is_importing)}, imports {os.path.basename(file)}")
+
+    def is_test(path):
+        """Whether a path leads to a file of the tests, whatever it is called."""
+        path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+        here = os.path.abspath(path)
+        return here in tests or _inode(path) in inodes or (os.path.basename(path) in names and not os.path.exists(path))
+
+    names = {os.path.basename(path) for path in tests}
+
+    def judge_path(path, frame):
+        if not isinstance(path, (str, bytes)) or not place_of(frame, is_outside):
+            return None
+        path = os.fsdecode(path)
+        if is_test(path):
+            return f"opens a file of the tests, {os.path.basename(path)}"
+        path = os.path.realpath(path)
+        if path.startswith(tree + ".git/"):
+            return "objects" in path and "opens what git has of the tree"
+        inner = path.startswith("/proc/") and (path.split("/")[-1] in ("mem", "maps", "environ") or "/fd" in path)
+        return inner and f"opens {path}"
+
+    def judge_command(event, args):
+        """Other programs are not watched: none gets at the tests' files."""
+        words = args[1] if event == "subprocess.Popen" else args[0]
+        if event == "os.posix_spawn":
+            words = args[1]
+        words = [words] if isinstance(words, (str, bytes, os.PathLike)) else list(words)
+        text = " ".join(os.fsdecode(one) for one in words)
+        place = args[2] if event == "subprocess.Popen" and args[2] else "."
+        if not (os.path.realpath(place) + "/").startswith(tree) and tree[:-1] not in text:
+            return None
+        found = [one for one in stems if one in text] or READING.findall(text)
+        return found and "lets another program at the tests' files"
 
     # ---- pytest, unittest and the builtins as they were -------------------------------------------------------------
     def take_baseline():
@@ -211,6 +334,9 @@ def _make():
         state["functions"] = list(functions.values())
         for kind in _classes():
             seen_classes[id(kind)] = weakref.ref(kind)
+        state["modules"] = {
+            name: module for name, module in sys.modules.items() if name.split(".")[0] in RUNNERS or name in COMPARING
+        }
 
     def check_baseline():
         for title, holder, names, values, size in state["baseline"]:
@@ -237,31 +363,38 @@ def _make():
                 deceit(f"{title} was changed")
 
     # ---- values that equal everything -------------------------------------------------------------------------------
-    def check_values():
-        numbers = random.Random(os.urandom(8))
-        some = numbers.getrandbits(60)
-        canaries = [object(), some, str(some), float(some), [some], (some,), {some: some}, {some}, b"%d" % some]
+    def check_values(whole):
+        canaries, few = _canaries(test_codes.values())
         for kind in _classes():
             known = seen_classes.get(id(kind))
             if known is not None and known() is kind:
                 continue
             seen_classes[id(kind)] = weakref.ref(kind)
-            lineage = type.mro(kind)
-            equal = next((vars(one)["__eq__"] for one in lineage if "__eq__" in vars(one)), None)
-            if equal is None or isinstance(equal, types.WrapperDescriptorType):
-                continue
-            file = getattr(getattr(equal, "__code__", None), "co_filename", "<")
-            module = getattr(sys.modules.get(kind.__module__), "__file__", None)
-            if not (brought_by_patch(equal) if file in added else file.startswith("<") and module in added):
+            comparing = [value for one in type.mro(kind) for value in comparing_of(one)]
+            if not comparing:
                 continue
             del seen_classes[id(kind)]  # its next object may be another
-            for one in _objects_of(kind):
+            for one in _objects_of(kind, () if "__eq__" in allowed else comparing, whole):
                 busy.discard(get_ident())  # what follows is the product's own code
-                equals = any(_says_equal(one, canary) for canary in canaries)
+                equals = any(_is_alike(one, canary) for canary in canaries)
+                if not equals and "__eq__" not in allowed:
+                    equals = any(sum(_is_alike(one, canary) for canary in group) > 1 for group in few)
                 busy.add(get_ident())
                 if equals:
                     deceit(f"objects of {kind.__module__}.{kind.__qualname__} equal everything")
                     break
+
+    def comparing_of(kind):
+        """The methods of a class that compare and that the patch has brought."""
+        for name in ("__eq__", "__ne__", "__lt__", "__gt__", "__sub__", "__rsub__"):
+            value = vars(kind).get(name)
+            if value is None or (isinstance(value, types.WrapperDescriptorType) and value.__name__ == name):
+                continue
+            code = getattr(value, "__code__", None)
+            file = code.co_filename if isinstance(code, types.CodeType) else "<"
+            module = getattr(sys.modules.get(kind.__module__), "__file__", None)
+            if (module in added) if file.startswith("<") and id(code) not in made else is_of_patch(code):
+                yield value
 
     seen_classes = {}
 
@@ -280,45 +413,139 @@ def _make():
 
     # ---- product code that has to do with tests ---------------------------------------------------------------------
     def check_uses():
-        for module in list(sys.modules.values()):
-            file = str(getattr(module, "__file__", None))
-            if file not in added or file in tests:
-                continue
+        for file in ran - tests:
             try:
                 with open(file, "rb") as stream:
-                    found = list(_uses(ast.parse(stream.read())))
+                    found = list(_uses(ast.parse(stream.read()), stems))
             except (OSError, SyntaxError, ValueError):
                 continue
-            before = {name for name, line in found if line not in added[file]} | set(settings["allowed"])
+            before = {name for name, line in found if line not in added[file]} | allowed
             for name, line in found:
-                if line in added[file] and name in FORBIDDEN and name not in before:
+                module = str(getattr(sys.modules.get(name), "__file__", None))
+                if line in added[file] and name not in before and (name in stems or not module.startswith(tree)):
                     deceit(f"{file[len(tree) :]}:{line}, uses {name}")
 
+    # ---- what else the tests rest on --------------------------------------------------------------------------------
+    def check_libraries():
+        """Functions of the patch in modules by which values are compared; other modules in the place of the runner."""
+        for name in COMPARING:
+            module = sys.modules.get(name)
+            if module is None or str(getattr(module, "__file__", None)).startswith(tree):
+                continue
+            holders = [module, *(one for one in vars(module).values() if isinstance(one, type))]
+            for holder in holders:
+                for title, value in list(vars(holder).items()):
+                    code = getattr(getattr(value, "__func__", value), "__code__", None)
+                    if isinstance(code, types.CodeType) and is_of_patch(code) and code.co_filename[:1] != "<":
+                        deceit(f"{holder.__name__}.{title} was replaced")
+        for name, module in state["modules"].items():
+            now = sys.modules.get(name)
+            if now is not None and now is not module:
+                values = [now, *vars(now).values()] if isinstance(now, types.ModuleType) else [now]
+                if any(brought_by_patch(one) for one in values):
+                    deceit(f"{name} was replaced")
+
+    def check_plugins():
+        """A hook of the patch could keep tests from running."""
+        manager = state.get("manager")
+        if manager is None or "pytest" in allowed:
+            return
+        for plugin in manager.get_plugins():
+            for caller in manager.get_hookcallers(plugin) or ():
+                for hook in caller.get_hookimpls():
+                    code = getattr(getattr(hook.function, "__func__", hook.function), "__code__", None)
+                    if (
+                        isinstance(code, types.CodeType)
+                        and code.co_filename not in tests
+                        and (id(code) in made or code.co_firstlineno in added.get(code.co_filename, ()))
+                    ):
+                        deceit(f"{caller.name} was hooked")
+
+    def note_items(items):
+        """What is to run, before any of it does."""
+        for item in items:
+            function = function_of(item)
+            code = getattr(function, "__code__", None)
+            if isinstance(code, types.CodeType) and code.co_filename in tests:
+                state["items"][item.nodeid] = code
+                test_codes[id(code)] = code
+            marks = getattr(function, "pytestmark", None)
+            if isinstance(marks, list):  # pytest has read them; their values are what is expected
+                marks[:] = [one for one in marks if getattr(one, "name", "") != "parametrize"]
+            for holder in (getattr(item, "module", None), getattr(item, "cls", None)):
+                if holder is not None and id(holder) not in test_names:
+                    test_names[id(holder)] = (holder, names_in(holder))
+
+    test_names = {}
+
+    def names_in(holder):
+        """The names by which a module or class of the tests has pytest, unittest or a builtin, and what they mean."""
+        own = vars(holder)
+        names = dir(unittest.TestCase) if isinstance(holder, type) else dir(builtins)
+        for name, value in own.items():
+            whose = getattr(value, "__name__" if isinstance(value, types.ModuleType) else "__module__", None)
+            if str(whose).split(".")[0] in RUNNERS:
+                names.append(name)
+        return {name: own.get(name) for name in names}
+
+    def check_names(holder):
+        """Whether a module or class of the tests still means by these names what it meant."""
+        _, before = test_names.get(id(holder), (None, None))
+        if before:
+            now = vars(holder)
+            if not all(map(operator.is_, map(now.get, before), before.values())):
+                for name, value in before.items():
+                    if now.get(name) is not value and brought_by_patch(now.get(name)):
+                        deceit(f"{holder.__name__}.{name} was replaced")
+
     # ---- the tests' own code ----------------------------------------------------------------------------------------
+    def check_file(file):
+        if file in digests and stamps.get(file) != _stamp(file):
+            stamps[file] = _stamp(file)
+            if _digest(file) != digests[file]:
+                deceit(f"{file[len(tree) :]} was changed while the tests ran")
+
+    stamps = {path: _stamp(path) for path in tests}
+
     def check_test(item):
-        function = getattr(item, "obj", None)
+        function = function_of(item)
         file = str(getattr(item, "path", None) or item.fspath)
         if "runtest" in vars(item):
             deceit(f"{item.nodeid}: its runtest was replaced")
         _, codes = state["codes"].get(file, (None, None))
-        if file in digests and _digest(file) != digests[file]:
-            deceit(f"{file[len(tree) :]} was changed while the tests ran")
-        if function is None or codes is None:
+        check_file(file)
+        code = getattr(function, "__code__", None)
+        if not isinstance(code, types.CodeType):
             return
+        codes = codes or {}
+        known = state["items"].get(item.nodeid, code)
+        of_file = id(code) in codes
+        name = getattr(item, "originalname", None) or item.name.partition("[")[0]
+        if known is not code and (of_file or is_of_patch(code)):
+            deceit(f"{item.nodeid}: its code was replaced")
+        elif of_file or is_inherited(item, name):
+            return
+        elif is_of_patch(code) and (code.co_filename in added or id(code) in made or code.co_filename[:1] != "<"):
+            deceit(f"{item.nodeid}: its code was replaced")
+        elif code.co_filename == file or code.co_filename.startswith("<"):  # noqa: SIM102
+            if any(one.co_name == name for one in codes.values()):
+                deceit(f"{item.nodeid}: its code was replaced")
+
+    def function_of(item):
+        function = getattr(item, "obj", None)
         for _ in range(100):
             inner = getattr(function, "__wrapped__", None) or getattr(function, "__func__", None)
             if inner is None:
                 break
             function = inner
-        code = getattr(function, "__code__", None)
-        if not isinstance(code, types.CodeType) or any(code is one for one in codes):
-            return
-        if is_of_patch(code) and (code.co_filename in added or not code.co_filename.startswith("<")):
-            deceit(f"{item.nodeid}: its code was replaced")
-        elif code.co_filename == file or code.co_filename.startswith("<"):
-            name = getattr(item, "originalname", None) or item.name.partition("[")[0]
-            if any(one.co_name == name for one in codes):
-                deceit(f"{item.nodeid}: its code was replaced")
+        return function
+
+    def is_inherited(item, name):
+        """A test of a class that the product offers for tests to inherit."""
+        for kind in getattr(getattr(item, "cls", None), "__mro__", ()):
+            if name in vars(kind):
+                return getattr(sys.modules.get(kind.__module__), "__file__", None) in added
+        return False
 
     # ---- statuses ---------------------------------------------------------------------------------------------------
     def status(item, call, report):
@@ -376,6 +603,32 @@ def _make():
     if any(str(sys.modules[name].__file__).startswith(tree) for name in ("pytest", "_pytest", "pluggy")):
         state["off"] = "the tests are about pytest itself"
 
+    def watch_approx(kind):
+        """An approximation with no bounds equals everything: only tests make any."""
+        kind = next(one for one in kind.__mro__ if "__init__" in vars(one))
+        begin = kind.__init__
+
+        def begin_watched(self, *args, **kwargs):
+            place = "pytest" not in allowed and place_of(get_frame(1), is_outside)
+            if place:
+                deceit(f"{place}, uses pytest.approx")
+            begin(self, *args, **kwargs)
+
+        kind.__init__ = begin_watched
+
+    def hide_values(runner):
+        """What PYTEST_CURRENT_TEST tells the product, without the values in a test's name."""
+        tell = getattr(runner, "_update_current_test_var", None)
+        if tell is None:
+            return
+
+        def tell_less(item, when):
+            tell(item, when)
+            if when and hasattr(item, "callspec") and "PYTEST_CURRENT_TEST" in os.environ:
+                os.environ["PYTEST_CURRENT_TEST"] = f"{item.nodeid.partition('[')[0]} ({when})"
+
+        runner._update_current_test_var = tell_less
+
     def pytest_configure(config):
         sys.modules.pop(__name__, None)
         if getattr(config.option, "numprocesses", None):
@@ -383,6 +636,7 @@ def _make():
         if state["off"]:
             send("off", why=state["off"])
             return
+        state["manager"] = config.pluginmanager
         send("begin", python=sys.version.split()[0], pytest=pytest.__version__)
 
     class quiet:
@@ -397,20 +651,33 @@ def _make():
             if self.mine:
                 busy.discard(self.ident)
 
-    def look(whole=False):
+    def look(whole=False, item=None):
         with quiet():
+            for holder in (getattr(item, "module", None), getattr(item, "cls", None)):
+                if holder is not None:
+                    check_names(holder)
+            began = clock()
+            if not whole and state["looks"] > 100 and began - state["looked"] < 5 * state["took"]:
+                return  # of a long run it takes a part at most
             check_baseline()
-            check_values()
+            check_values(whole)
+            state["looked"] = clock()
+            state.update(looks=state["looks"] + 1, took=state["looked"] - began)
             if whole:
                 check_functions()
+                check_libraries()
+                check_plugins()
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtestloop(session):
         if not state["off"]:
+            with quiet():
+                note_items(session.items)
             look(whole=True)
             run_canaries(session)
         yield
         if not state["off"]:
+            look(whole=True)
             run_canaries(session)
 
     @pytest.hookimpl(hookwrapper=True)
@@ -419,8 +686,6 @@ def _make():
             with quiet():
                 check_test(item)
         yield
-        if not state["off"]:
-            look()
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_makereport(item, call):
@@ -436,7 +701,10 @@ def _make():
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(item, nextitem):
         yield
-        if not state["off"] and item.nodeid in state["statuses"]:
+        if state["off"]:
+            return
+        look(item=item)  # what a test has put in another's place by itself is back by now
+        if item.nodeid in state["statuses"]:
             send("test", name=item.nodeid, status=state["statuses"][item.nodeid])
 
     def pytest_collectreport(report):
@@ -450,12 +718,17 @@ def _make():
             with quiet():
                 check_baseline()
                 check_functions()
+                check_libraries()
                 check_uses()
+                with contextlib.suppress(BlockingIOError):
+                    for line in os.read(of_forks[0], 1 << 16).decode(errors="replace").splitlines():
+                        deceit(f"in a process that it started: {line}")
                 for path in digests:
-                    if _digest(path) != digests[path]:
-                        deceit(f"{path[len(tree) :]} was changed while the tests ran")
+                    check_file(path)
             send("end", status=int(exitstatus), tests=len(state["statuses"]))
 
+    hide_values(sys.modules["_pytest.runner"])
+    watch_approx(type(pytest.approx(0)))
     take_baseline()
     sys.addaudithook(audit)
     return {name: value for name, value in locals().items() if name.startswith("pytest_")}
@@ -467,6 +740,44 @@ def _digest(path):
             return hashlib.sha256(file.read()).hexdigest()
     except OSError:
         return None
+
+
+def _inode(path):
+    try:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    except (OSError, ValueError):
+        return None
+
+
+def _stamp(path):
+    """What differs after every change of a file: nothing sets its ctime."""
+    try:
+        found = os.stat(path)
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+    except OSError:
+        return None
+
+
+class _Everything:
+    """The lines of a file of which git counts others than Python does."""
+
+    def __contains__(self, _):
+        return True
+
+    def __bool__(self):
+        return True
+
+
+def _lines_are_odd(path):
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return False
+    cookie = re.match(rb"(?:[^\n]*\n)?[ \t\f]*#[^\n]*?coding[:=][ \t]*([-\w.]+)", data)
+    plain = cookie is None or re.match(rb"(?i)(utf-?8|latin|iso-?8859|ascii|us-ascii|cp125|windows-125)", cookie[1])
+    return not plain or re.search(rb"\r(?!\n)", data) is not None
 
 
 def _lines(code):
@@ -487,17 +798,56 @@ def _nested(code):
             yield from _nested(one)
 
 
-def _uses(parsed):
-    """The top names of what is imported, and the attributes that are asked for, with their lines."""
+def _uses(parsed, stems):
+    """What is imported, asked for and named of a test runner, of frames and of the tests, with its lines."""
     for node in ast.walk(parsed):
+        names, line = [], getattr(node, "lineno", 0)
         if isinstance(node, ast.Import):
-            yield from ((one.name.split(".")[0], node.lineno) for one in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield (node.module or "").split(".")[0], node.lineno
+            names = [part for one in node.names for part in _packages(one.name)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [] if node.level else _packages(node.module or "")
+            names += [one.name for one in node.names if one.name in (*RUNNERS, *ATTRIBUTES, *stems)]
         elif isinstance(node, ast.Attribute):
-            yield node.attr, node.lineno
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in FORBIDDEN:
-            yield node.value, node.lineno
+            names = [node.attr] if node.attr not in MODULES or node.attr in RUNNERS else []
+        else:
+            text = _text(node)
+            if text:
+                names = text.split(".")
+                names = (
+                    names if names[0] in RUNNERS or names[-1] in stems else [one for one in names if one in ATTRIBUTES]
+                )
+        yield from ((one, line) for one in names if one in MODULES or one in ATTRIBUTES or one in stems)
+
+
+def _packages(name):
+    """A module's name, those of the packages that it is in, and its last part."""
+    parts = name.split(".")
+    return [".".join(parts[: number + 1]) for number in range(len(parts))] + parts[1:][-1:]
+
+
+def _text(node):
+    """A text that is written in one piece or in several."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [_text(node.left), _text(node.right)]
+    elif isinstance(node, ast.JoinedStr):
+        parts = [
+            _text(getattr(one, "value", one) if isinstance(one, ast.FormattedValue) else one) for one in node.values
+        ]
+    elif (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "join"
+        and len(node.args) == 1
+        and isinstance(node.args[0], (ast.List, ast.Tuple))
+    ):
+        between = _text(node.func.value)
+        parts = [_text(one) for one in node.args[0].elts]
+        return None if between is None or None in parts else between.join(parts)
+    else:
+        return None
+    return None if None in parts else "".join(parts)
 
 
 def _chain(entry):
@@ -511,21 +861,56 @@ def _is_state(value):
     return value is None or isinstance(value, (bool, int, float, str, bytes, list, dict, set, tuple, frozenset))
 
 
-def _objects_of(kind):
+def _canaries(codes):
+    """Values that nothing equals but by accident, and groups of values of which nothing equals two."""
+    numbers = random.Random(os.urandom(8))
+    some = numbers.getrandbits(60)
+    rare = [object(), some, str(some), float(some), [some], (some,), {some: some}, {some}, b"%d" % some]
+    small = numbers.sample(range(2, 50), 4)
+    expected = [{one for code in codes for one in code.co_consts if type(one) is kind} for kind in (int, float, str)]
+    groups = [small, [one / 4 for one in small], numbers.sample("bcdfghjklmnpqrstvwxz", 4), [[one] for one in small]]
+    return rare, groups + [sorted(values)[:20] for values in expected]
+
+
+def _objects_of(kind, comparing, whole):
+    """Objects of a class: one without attributes, some with those that its methods ask for, and those there are."""
     base = next((one for one in kind.__mro__ if one.__module__ == "builtins"), object)
     arguments = ("one", (), {}) if base is type else ()
-    with contextlib.suppress(Exception):
-        yield base.__new__(kind, *arguments)  # pyright: ignore[reportCallIssue]
-    for one in gc.get_referrers(kind):
-        if type(one) is kind:
+    codes = [one for one in (getattr(value, "__code__", None) for value in comparing) if one is not None]
+    names = {name for code in codes for name in code.co_names} | {"value"}
+    said = [one for code in codes for one in code.co_consts if type(one) in (int, float, str)][:4]
+    for value in (None, True, False, *said) if codes else (None,):
+        with contextlib.suppress(Exception):
+            one = base.__new__(kind, *arguments)  # pyright: ignore[reportCallIssue]
+            for name in names if value is not None else ():
+                with contextlib.suppress(Exception):
+                    if name[:2] != "__" and not hasattr(kind, name):
+                        object.__setattr__(one, name, value)
             yield one
+    if whole:
+        for one in gc.get_referrers(kind):
+            if type(one) is kind:
+                yield one
 
 
-def _says_equal(one, other):
-    try:
-        return type(one).__eq__(one, other) is True  # pyright: ignore[reportCallIssue]
-    except Exception:
-        return False
+def _is_alike(one, other):
+    """Whether a test would find two values equal; what is not plainly true or false is no answer."""
+    for compare in (
+        lambda: one == other,
+        lambda: _no(one != other),
+        lambda: one - other == 0,
+        lambda: other - one == 0,
+        lambda: one < other and one > other,
+    ):
+        with contextlib.suppress(Exception):
+            answer = compare()
+            if answer and type(answer) in (bool, int, float, str, list, tuple, dict):
+                return True
+    return False
+
+
+def _no(answer):
+    return type(answer) in (bool, int) and not answer
 
 
 def _module(session, file):

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from agent_loops.swe.patches import is_protected
 from agent_loops.swe.sandbox import Sandbox
 
 # What pytest imports where it is there, late, and by name.
@@ -27,6 +28,7 @@ class Shadows:
     Args:
         names: the modules that the tests' Python imports without the tree.
         tracked: the files of the tree before the patch.
+        tests: the modules of tests, by their files, that a package of the same name would hide.
 
     Example:
         >>> shadows = Shadows({"argparse", "json"}, {"src/app/__init__.py", "src/app/cli.py"})
@@ -36,11 +38,14 @@ class Shadows:
 
     names: Collection[str]
     tracked: Collection[str]
+    tests: Collection[str] = ()
 
     def __contains__(self, path: str) -> bool:
         parts = PurePosixPath(path).parts
         for number, part in enumerate(parts):
             place = "/".join(parts[: number + 1])
+            if f"{place}.py" in self.tests:
+                return True
             if part.split(".")[0] in self.names and not self._is_module(place):
                 return True
             if f"{place}/__init__.py" in self.tracked:
@@ -55,17 +60,22 @@ class Shadows:
 _names_of: dict[str, frozenset[str]] = {}
 
 
-def shadows_of(sandbox: Sandbox, tracked: Collection[str], kind: str) -> Shadows:
+def shadows_of(sandbox: Sandbox, tracked: Collection[str], kind: str, hidden: Collection[str] = ()) -> Shadows:
     """Return what new files of a tree would stand in the place of, as the sandbox's Python has it.
 
     Args:
         sandbox: where the tests will run.
         tracked: the files of its tree.
         kind: of which sandboxes have the same Python, asked once.
+        hidden: the files of the hidden tests.
     """
     if kind not in _names_of:
         _names_of[kind] = _ask(sandbox)
-    return Shadows(_names_of[kind] | sys.stdlib_module_names | _OF_TEST_RUNNERS, frozenset(tracked))
+    tests = {path for path in (*tracked, *hidden) if is_protected(path) and path.endswith(".py")}
+    stems = {PurePosixPath(path).stem for path in tests}
+    stems = {one for one in stems if one.startswith("test_") or one.endswith("_test")}
+    names = _names_of[kind] | sys.stdlib_module_names | _OF_TEST_RUNNERS | stems
+    return Shadows(names, frozenset(tracked), frozenset(tests))
 
 
 def _ask(sandbox: Sandbox) -> frozenset[str]:
