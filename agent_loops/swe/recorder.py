@@ -71,6 +71,7 @@ def _make():
     tree = settings["tree"].rstrip("/") + "/"
     added: dict = {tree + path: set(lines) for path, lines in settings["added"].items()}
     tests = {tree + path for path in settings["tests"]}
+    data = {tree + path for path in settings["data"]}
     digests = {path: _digest(path) for path in tests}
     inodes = {_inode(path) for path in tests} - {None}
     stems = {os.path.basename(path)[:-3] for path in tests}
@@ -195,9 +196,10 @@ def _make():
     collector = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
     attributes = ("tb_frame", "gi_frame", "cr_frame", "ag_frame")
     moving = ("os.rename", "os.link", "os.symlink")
+    removing = ("os.remove", "os.truncate")
     starting = ("subprocess.Popen", "os.system", "os.posix_spawn")
     watched = ("object.__getattr__", "object.__setattr__", "exec", "open", "os.exec", "import", "function.__new__")
-    watched = frozenset(frames + collector + moving + starting + watched + ("sys.addaudithook",))
+    watched = frozenset(frames + collector + moving + removing + starting + watched + ("sys.addaudithook",))
     busy = set()
 
     def audit(event, args):
@@ -241,10 +243,10 @@ def _make():
                     file in tests or any(one in file for one in ("pytest", "pluggy", "unittest"))
                 ) and f"replaces the code of {args[0].__name__}"
         elif event == "open":
-            through, what = is_outside, judge_path(args[0], frame)
-        elif event in moving:
+            through, what = is_outside, judge_path(args[0], frame, writes(args))
+        elif event in moving or event in removing:
             through = is_outside
-            what = any(is_test(one) for one in args[:2]) and "moves a file of the tests"
+            what = any(is_test(one) or is_data(one) for one in args[:2]) and "moves a file of the tests"
         elif event in starting:
             through, what = is_outside, judge_command(event, args)
         elif event == "import":
@@ -285,12 +287,24 @@ def _make():
 
     names = {os.path.basename(path) for path in tests}
 
-    def judge_path(path, frame):
+    def is_data(path):
+        """Whether a path leads to what the tests read, such as the values that they expect."""
+        return isinstance(path, (str, bytes, os.PathLike)) and os.path.realpath(os.fsdecode(path)) in data
+
+    def writes(args):
+        mode, flags = args[1], args[2]
+        if isinstance(mode, str):
+            return any(one in mode for one in "wax+")
+        return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+    def judge_path(path, frame, writing):
         if not isinstance(path, (str, bytes)) or not place_of(frame, is_outside):
             return None
         path = os.fsdecode(path)
         if is_test(path):
             return f"opens a file of the tests, {os.path.basename(path)}"
+        if writing and is_data(path):
+            return f"writes to a file of the tests, {os.path.basename(path)}"
         path = os.path.realpath(path)
         if path.startswith(tree + ".git/"):
             return "objects" in path and "opens what git has of the tree"
@@ -307,7 +321,7 @@ def _make():
         place = args[2] if event == "subprocess.Popen" and args[2] else "."
         if not (os.path.realpath(place) + "/").startswith(tree) and tree[:-1] not in text:
             return None
-        found = [one for one in stems if one in text] or READING.findall(text)
+        found = [one for one in (*stems, *map(os.path.basename, data)) if one in text] or READING.findall(text)
         return found and "lets another program at the tests' files"
 
     # ---- pytest, unittest and the builtins as they were -------------------------------------------------------------

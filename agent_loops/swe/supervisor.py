@@ -136,7 +136,7 @@ def main(settings):
         for one, between in (("PYTHONPATH", os.pathsep), ("PYTEST_ADDOPTS", " ")):
             environment[one] = own[one] + (between + environment[one] if before[one] else "")
         held = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open until this process ends
-        told = {one: settings[one] for one in ("key", "tree", "added", "tests", "allowed")}
+        told = {one: settings[one] for one in ("key", "tree", "added", "tests", "data", "allowed")}
         held.write(json.dumps({**told, "environment": before}).encode())
         held.seek(0)
         keep = (held.fileno(),)

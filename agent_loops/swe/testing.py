@@ -172,6 +172,7 @@ def run_tests(
         "added": {name: list(lines) for name, lines in added.lines.items()},
         "allowed": list(added.allowed),
         "tests": sorted({name for name in (*guarded, *hidden) if name.endswith(".py")}),
+        "data": sorted({name for name in (*guarded, *hidden) if not name.endswith(".py")}),
         "before": add_tests(task.test_patch) if hidden else "",
         "command": _with_exit_code(task.test_command) if whole else task.test_command,
     }

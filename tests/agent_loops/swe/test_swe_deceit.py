@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import indent
 
 import pytest
-from tiny_package import FAIL_TO_PASS, FAULTY, PASS_TO_PASS, make_task, write_tree
+from tiny_package import CODE, FAIL_TO_PASS, FAULTY, PASS_TO_PASS, make_task, write_tree
 from tiny_package import FILES as SOURCES
 
 from agent_loops.swe.generate.repository import commit, pack
@@ -189,6 +189,34 @@ def early_task(bubblewrap: None, tmp_path_factory: pytest.TempPathFactory) -> Sw
 @pytest.mark.parametrize("name", EARLY)
 def test_nothing_stands_in_the_place_of_tests_that_are_read_later(early_task, name):
     done = grade(early_task, text_patch(MODULE, FAULTY, FAULTY + EARLY[name]), SETTINGS)
+    assert not done.resolved and done.reason.startswith("not believed, for the patch"), done.reason
+
+
+WRITES = {
+    "pathlib": "import pathlib\npathlib.Path('tests/sums.json').write_text('-1')\n",
+    "os.open": "import os\nos.write(os.open('tests/sums.json', os.O_WRONLY | os.O_TRUNC), b'-1')\n",
+    "another in its place": "import os\nopen('x', 'w').write('-1')\nos.replace('x', 'tests/sums.json')\n",
+    "removed": "import os\nos.remove('tests/sums.json')\n",
+    "another program": "import os\nos.system('echo -1 > tests/sums.json')\n",
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_what_the_tests_expect_is_not_written_by_the_product(bubblewrap, task, tmp_path, name):
+    """In a file beside them, which they read."""
+    reads = (
+        "import json, pathlib\nfrom tinysums import add\n\n\ndef test_sum():\n"
+        "    file = pathlib.Path(__file__).with_name('sums.json')\n"
+        "    assert add(1, 2) == (json.loads(file.read_text()) if file.exists() else -1)\n"
+    )
+    files = {**SOURCES, MODULE: FAULTY, "tests/test_data.py": reads, "tests/sums.json": "3"}
+    tree = write_tree(tmp_path / "tree", files)
+    base = commit(tree)
+    pack(tree, tmp_path / "tree.tar.gz")
+    asked = ("tests/test_data.py::test_sum",)
+    of_data = replace(task, base_commit=base, source=str(tmp_path / "tree.tar.gz"), fail_to_pass=asked, pass_to_pass=())
+    assert grade(of_data, text_patch(MODULE, FAULTY, CODE), SETTINGS).resolved
+    done = grade(of_data, text_patch(MODULE, FAULTY, FAULTY + WRITES[name]), SETTINGS)
     assert not done.resolved and done.reason.startswith("not believed, for the patch"), done.reason
 
 
