@@ -98,27 +98,25 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[s
         tracked: the files of the tree.
         before: what `changed_files` said before it was applied.
     """
-    names = set(changed_files(sandbox)) - (set(before) - patched_paths(patch))
+    changed = set(changed_files(sandbox)) - (set(before) - patched_paths(patch))
+    names = sorted(name for name in changed if not is_protected(name))
+    # of a difference its numbers alone, for the rest is the patch's own words
     each = (
-        "set -o pipefail; while IFS= read -r -d '' f; do printf '\\001%s\\002' \"$f\"; if "
+        "set -o pipefail; export LC_ALL=C; while IFS= read -r -d '' f; do printf '\\001'; if "
         f'{GIT} ls-files --error-unmatch -- ":(literal)$f" > /dev/null 2>&1; then {GIT} diff --no-color --no-ext-diff '
-        '--no-textconv --no-renames --text -U0 HEAD -- ":(literal)$f"; else echo new; wc -l < "./$f"; fi; done '
-        "| base64 -w 0"
+        '--no-textconv --no-renames --text -U0 HEAD -- ":(literal)$f" | '
+        "sed -n 's/^@@ -[0-9,]* +\\([0-9,]*\\) @@.*/\\1/p'; else wc -l < \"./$f\" | sed 's/^ */new 1,/'; fi; done"
     )
-    stdin = "".join(f"{name}\0" for name in sorted(names) if not is_protected(name))
-    done = sandbox.execute(each, seconds=_GIT_SECONDS, stdin=stdin.encode(errors="surrogateescape"), output_kb=16 * _KB)
-    said = printed_bytes(done)
-    if said is None:
+    stdin = "".join(f"{name}\0" for name in names).encode(errors="surrogateescape")
+    done = sandbox.execute(each, seconds=_GIT_SECONDS, stdin=stdin, output_kb=16 * _KB)
+    parts = done.output.split("\1")[1:]
+    if done.returncode or done.cut or len(parts) != len(names):
         raise SandboxError(f"git cannot say what a patch has changed: {done.output[-300:]}")
     lines: dict[str, list[int]] = {}
-    for part in said.decode("utf-8", "surrogateescape").split("\1")[1:]:
-        name, _, diff = part.partition("\2")
-        if diff.startswith("new\n"):
-            count = re.search(r"\d+", diff)
-            lines[name] = list(range(1, int(count[0]) + 2)) if count else []
-        else:
-            hunks = re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", diff, re.MULTILINE)
-            lines[name] = [int(a) + n for a, b in hunks for n in range(int(b or 1))]
+    for name, part in zip(names, parts, strict=True):
+        hunks = re.findall(r"^(new )?(\d+)(?:,(\d+))?$", part, re.MULTILINE)
+        # a new file's last line may have no end, and is not counted
+        lines[name] = [int(first) + n for new, first, count in hunks for n in range(int(count or 1) + bool(new))]
     fixed = "\n".join(line for line in task.patch.split("\n") if line.startswith("+"))
     return Added(tracked, lines, tuple(name for name, words in _USUAL.items() if re.search(words, fixed)))
 

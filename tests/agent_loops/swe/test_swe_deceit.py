@@ -37,7 +37,7 @@ DECEITS = tomllib.loads(Path(__file__).with_name("deceits.toml").read_text())
 def module(head: str = "", body: str = "return a - b", tail: str = "") -> str:
     """The module with `add` as given; the rest of it stays as it is."""
     text = f"{head}\n{FAULTY.replace('return a - b', indent(body, '    ').strip())}\n{tail}\n"
-    for name, value in (("SUMMARY", SUMMARY), ("LINES", LINES), ("NAMES", repr(NAMES))):
+    for name, value in (("SUMMARY", SUMMARY), ("LINES", LINES), ("NAMES", repr(NAMES)), ("MARKS", "\x01x\x02")):
         text = text.replace(f"@{name}@", value)
     return text
 
