@@ -36,7 +36,7 @@ LONG = {
     "tests/recipe/test_cli_doctor.py": 60,
     "tests/packaging": 60,
     "tests/recipe/test_methods.py": 50,
-    "tests/aem_core/test_core_annotations.py": 30,
+    "tests/aem_core/test_core_annotations.py": 50,
     "tests/recipe/test_cli_eval.py": 30,
     "tests/recipe/test_cpu.py": 30,
     "tests/recipe/test_epo_loss.py": 25,
@@ -62,6 +62,17 @@ SLOW = (
 )
 
 
+# Long tests of which the default has a smaller one; `scripts/test.sh --full` runs them. docs/development.md says which.
+FULL = (
+    "tests/aem_core/test_core_annotations.py",
+    "tests/agent_loops/alfworld/test_alfworld_games.py::test_every_game_loads_and_its_walkthrough_wins",
+    "tests/agent_loops/scienceworld/test_scienceworld_gold.py::test_a_gold_path_wins[mendelian",
+    "tests/agent_loops/swe/test_swe_generate.py::test_a_real_package",
+    "tests/packaging/test_installs.py::test_install[editable-beside_a_regular_recipe]",
+    "tests/packaging/test_installs.py::test_install[wheel-alone]",
+)
+
+
 def unit_of_work(nodeid: str) -> str:
     """The tests that run in one worker, one after the other: those of a module, or of a folder that shares much."""
     module = nodeid.partition("::")[0]
@@ -71,6 +82,8 @@ def unit_of_work(nodeid: str) -> str:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.nodeid.startswith(SLOW):
         item.add_marker("slow")
+    if item.nodeid.startswith(FULL):
+        item.add_marker("full")
 
 
 @pytest.hookimpl(trylast=True)
