@@ -5,7 +5,7 @@
 #   bash scripts/test.sh                      # sets everything up (scripts/setup.sh --dev), then all but `--full`'s runs
 #   bash scripts/test.sh --full               # also the engine's runs that are marked `full`: what CI does
 #   bash scripts/test.sh --quick              # for the loop of work: sets nothing up, leaves out what is slow (markers
-#                                             # slow and e2e) and asks hypothesis for fewer examples
+#                                             # slow, full and e2e) and asks hypothesis for fewer examples
 #   bash scripts/test.sh --quick -k setup     # further arguments go to pytest
 #   bash scripts/test.sh tests/packaging      # these alone, in one process
 #
@@ -46,7 +46,7 @@ run_pytest() {
         options+=(-n "$workers" --dist loadscope -q --durations=20 tests) # tests/conftest.py says what goes where
         case $HOW in
         default) options+=(-m 'not full') ;;
-        quick) options+=(-m 'not slow and not e2e' --hypothesis-profile=quick) ;;
+        quick) options+=(-m 'not slow and not full and not e2e' --hypothesis-profile=quick) ;;
         esac
     fi
     if [ -t 1 ]; then options+=(--color=yes); fi # through the pipe below it could not tell

@@ -58,7 +58,9 @@ SLOW = (
     *(f"tests/recipe/test_{what}.py" for what in ("report_browser", "tiny_model", "cpu", "epo_loss")),
     *("tests/recipe/test_forkserver.py", "tests/recipe/test_liveness.py", "tests/models"),
     *("tests/recipe/test_supervise.py", "tests/recipe/test_full_disk.py", "tests/recipe/test_run_scripts.py"),
-    "tests/recipe/test_supervise.py",
+    *("tests/recipe/test_configs.py", "tests/recipe/test_evaluate.py::test_what_is_no_checkpoint"),
+    "tests/recipe/test_dump.py::test_killed_in_mid_write",
+    "tests/agent_loops/test_adapter_openenv.py::test_an_answer_that_is_late",
 )
 
 
