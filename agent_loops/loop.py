@@ -248,5 +248,5 @@ async def _close(episode: Episode) -> None:
         await asyncio.wait_for(asyncio.to_thread(contained, episode.environment.close), seconds)
     except TimeoutError:  # its own too: there is nothing more to wait for
         logger.warning("the environment was not closed within %g s (episode.step_seconds); it is left", seconds)
-    except Exception:
+    except Exception:  # whatever it raises: the episode is over, and its outcome stands
         logger.warning("closing the environment failed", exc_info=True)

@@ -170,25 +170,17 @@ def _importable(names: set[str], view: View) -> dict[str, str]:
 
 
 def _files(root: str, covered: set[Path], seen: set[str]) -> Iterator[str]:
-    hidden, waiting = {str(path) for path in covered}, [root]
-    if os.path.isfile(root):
-        yield from () if root in hidden else waiting
+    hidden = {str(path) for path in covered}
+    if root in hidden or root in seen:
         return
-    while waiting:
-        directory = waiting.pop()
-        if directory in hidden or directory in seen:
-            continue
+    if os.path.isfile(root):
+        yield root
+    for directory, below, names in os.walk(root):  # what cannot be listed, a command cannot read either
+        below[:] = [name for name in below if os.path.join(directory, name) not in hidden | seen]
         seen.add(directory)
-        try:
-            entries = os.scandir(directory)
-        except OSError:
-            continue  # nor can a command read it
-        with entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif entry.path not in hidden and entry.is_file():
-                    yield entry.path
+        for path in (os.path.join(directory, name) for name in names):
+            if path not in hidden and os.path.isfile(path):
+                yield path
 
 
 class _Search:

@@ -270,7 +270,7 @@ class SweEnvironment:
             return sandbox.execute("true", seconds=self._command_seconds).returncode == 0
         except SandboxClosedError:
             raise
-        except Exception:
+        except Exception:  # whatever a back end raises: it ran no command
             return False
 
     def _try_fresh(self, task: SweTask, error: Exception) -> None:

@@ -113,24 +113,15 @@ def package_directories(root: Path) -> tuple[Path, ...]:
 
     Wheels count, too, and what large programs bring along; in an installation of conda its cache and environments.
     """
-    found, waiting = [], [os.fspath(root)]
+    found = []
     conda = (root / "conda-meta").is_dir()
-    while waiting:
-        directory = waiting.pop()
-        try:
-            entries = os.scandir(directory)
-        except OSError:
-            continue  # nor can a command read it
-        with entries:
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    continue
-                bundled = entry.name == "_bundled" and directory.endswith("ensurepip")
-                caches = conda and entry.name in ("pkgs", "envs") and directory == os.fspath(root)
-                if entry.name in _PACKAGES | _COLLECTIONS or bundled or caches:
-                    found.append(Path(entry.path))
-                else:
-                    waiting.append(entry.path)
+    for directory, below, _ in os.walk(root):  # what cannot be listed, a command cannot read either
+        packages = {name for name in below if name in _PACKAGES | _COLLECTIONS}
+        packages |= {"_bundled"}.intersection(below) if directory.endswith("ensurepip") else set()
+        packages |= {"pkgs", "envs"}.intersection(below) if conda and directory == os.fspath(root) else set()
+        packages = {name for name in packages if not os.path.islink(os.path.join(directory, name))}
+        found += [Path(directory, name) for name in packages]
+        below[:] = [name for name in below if name not in packages]
     return tuple(sorted(found))
 
 

@@ -20,21 +20,12 @@ from pathlib import Path
 
 import pytest
 from eventually import eventually
+from in_sandbox import FINE, SECONDS, python, run
 
-from agent_loops.swe.sandbox import Executed, read_patch
+from agent_loops.swe.sandbox import read_patch
 from agent_loops.swe.sandbox.seccomp import FORBIDDEN
 
 ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 300.0  # far more than any of these commands takes
-FINE = Executed("fine\n", 0)
-
-
-def run(sandbox, command: str, seconds: float = SECONDS) -> Executed:
-    return sandbox.execute(command, seconds=seconds)
-
-
-def python(sandbox, code: str, seconds: float = SECONDS) -> Executed:
-    return sandbox.execute("python -", seconds=seconds, stdin=code.encode())
 
 
 @pytest.fixture(autouse=True)

@@ -14,20 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from in_sandbox import FINE, SECONDS, python, run
 
 from agent_loops.swe.sandbox import Executed, SandboxError
-
-SECONDS = 300.0  # far more than any of these commands takes
-FINE = Executed("fine\n", 0)
-
-
-def run(sandbox, command: str, seconds: float = SECONDS) -> Executed:
-    return sandbox.execute(command, seconds=seconds)
-
-
-def python(sandbox, code: str, seconds: float = SECONDS) -> Executed:
-    return sandbox.execute("python -", seconds=seconds, stdin=code.encode())
-
 
 # ------------------------------------------------------------------------------------ memory that no process is charged
 
