@@ -50,8 +50,8 @@ from agent_loops.arguments import mapping, text
 from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
+from agent_loops.layouts import ROWS, Rows
 from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout, contained
-from agent_loops.rows import ROWS, Rows
 from agent_loops.workers import DEFAULT_WORKERS, WorkerPool, check_workers
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
 
     Nothing of an environment, a template or a text raises: that is a fault, which the rows carry. What the engine
     raises does, and so does a benchmark that cannot be opened: verl then has no row of this session, and
-    `recipe.aem.trajectories` counts it.
+    `recipe.aem.seam.trajectories` counts it.
     """
 
     def __init__(

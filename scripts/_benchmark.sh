@@ -109,7 +109,7 @@ run_benchmark() {
     export VERL_FILE_LOGGER_PATH=${VERL_FILE_LOGGER_PATH:-$metrics}
     local parquet=${benchmark^^}_PARQUET
     export "$parquet=${!parquet:-$AEM_OUTPUT/tasks}"
-    python -m recipe.aem.tasks "$config" "${!parquet}" "$@"
+    python -m recipe.aem.tools.task_files "$config" "${!parquet}" "$@"
 
     # in a Ray cluster that is there already, processes know nothing of this shell
     local cluster=() name

@@ -24,7 +24,7 @@ aem_setup() {
 
 # A command, after which nothing of it is left: neither at its end, nor where a signal ends it or this shell.
 aem_supervised() {
-    python -I -S "$AEM_ROOT/recipe/aem/supervise.py" $$ --say "interrupted; the same command goes on from the last checkpoint, if there is one" -- "$@"
+    python -I -S "$AEM_ROOT/recipe/aem/tools/supervise.py" $$ --say "interrupted; the same command goes on from the last checkpoint, if there is one" -- "$@"
 }
 
 aem_activate() { # an environment that is there
@@ -32,6 +32,6 @@ aem_activate() { # an environment that is there
     export AEM_STACK VIRTUAL_ENV=$AEM_VENV PATH=$AEM_VENV/bin:$PATH
     unset PYTHONHOME
     if [ "$AEM_STACK" = cpu ]; then
-        export VERL_PLATFORM=${VERL_PLATFORM:-cpu} # brings recipe/aem/cpu.py into force
+        export VERL_PLATFORM=${VERL_PLATFORM:-cpu} # brings recipe/aem/cpu/remedies.py into force
     fi
 }

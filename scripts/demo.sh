@@ -11,4 +11,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 aem_setup
 cd "$AEM_ROOT"
 if [ "$AEM_STACK" = gpu ]; then set -- "$@" machine=gpu1; fi
-exec python -m recipe.aem.demo "$@"
+exec python -m recipe.aem.tools.demo "$@"

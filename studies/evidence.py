@@ -24,7 +24,7 @@ import gradients
 from evidence_parts import figures, tables, why
 from evidence_parts.runs import Run, runs
 
-from recipe.aem.study.results import read_csv
+from recipe.aem.tools.study.results import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("shop", "order")

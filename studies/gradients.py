@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from replica import study_of, training_of
 
-from recipe.aem.study.cells import Cell, cells
+from recipe.aem.tools.study.cells import Cell, cells
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -111,7 +111,7 @@ def run(all_cells: Sequence[Cell], benchmark: str, seed: int, steps: Sequence[in
     """Measure the policies of one of GRPO's runs, in a process of its own."""
     import torch
 
-    from recipe.aem.composition import compose
+    from recipe.aem.tools.hydra_config import compose
 
     here = [cell for cell in all_cells if (cell.benchmark, cell.seed) == (benchmark, seed)]
     chosen = {cell.method: cell for cell in here if cell.method not in WITHOUT}

@@ -4,7 +4,7 @@ python studies/replica.py studies/study.yaml --out outputs/replica [--seeds 20] 
 python studies/replica.py studies/study.yaml --out outputs/replica --seeds 20 --csv studies/results/replica.csv
 
 What decides a comparison is the product's own: episodes and prompts (`agent_loops.episode`), the form of the rows, and
-the advantages (`recipe.aem.advantage.compute_advantages`, which runs inside verl). Written anew are sampling
+the advantages (`recipe.aem.seam.advantage.compute_advantages`, which runs inside verl). Written anew are sampling
 (transformers in place of vLLM) and the update (verl's vanilla policy loss and AdamW in place of its engine), because a
 start of verl takes longer than a whole run here. Every setting comes from the configuration that verl would be given,
 and what this loop does not do is refused. Unlike in the engine, a seed fixes every sample.
@@ -28,10 +28,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.aem.study.cells import Cell, cells, select
-from recipe.aem.study.file import Study, read_study
-from recipe.aem.study.results import Result, Row, as_csv, read_csv, rows, with_earlier
-from recipe.aem.study.state import State
+from recipe.aem.tools.study.cells import Cell, cells, select
+from recipe.aem.tools.study.file import Study, read_study
+from recipe.aem.tools.study.results import Result, Row, as_csv, read_csv, rows, with_earlier
+from recipe.aem.tools.study.state import State
 
 if TYPE_CHECKING:
     from replica_parts.training import Training
@@ -61,7 +61,7 @@ def training_of(cell: Cell) -> Training:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from recipe.aem.composition import compose
+    from recipe.aem.tools.hydra_config import compose
 
     torch.set_num_threads(1)
     disable_progress_bar()

@@ -20,7 +20,7 @@ settings.register_profile("quick", settings.get_profile("suite"), max_examples=1
 settings.load_profile("suite")
 
 # What one worker runs from end to end, for it is made once a process and dear. Everything else goes by module.
-SHARED = ("tests/e2e", "tests/packaging", "tests/agent_loops/scienceworld", "tests/recipe/doctor")
+SHARED = ("tests/e2e", "tests/packaging", "tests/agent_loops/scienceworld", "tests/recipe/tools/doctor")
 
 # The long units, with their processor seconds: they are begun first, so that all workers end at about the same time.
 LONG = {
@@ -30,21 +30,21 @@ LONG = {
     "tests/agent_loops/swe/test_swe_deceit.py": 70,
     "tests/agent_loops/swe/test_swe_faults.py": 60,
     "tests/agent_loops/swe/test_swe_sandbox_kernel.py": 60,
-    "tests/recipe/test_supervise.py": 60,
-    "tests/recipe/test_cli_study.py": 60,
+    "tests/recipe/tools/test_supervise.py": 60,
+    "tests/recipe/tools/test_cli_study.py": 60,
     "tests/agent_loops/scienceworld": 80,
-    "tests/recipe/test_cli_doctor.py": 60,
+    "tests/recipe/tools/test_cli_doctor.py": 60,
     "tests/packaging": 60,
     "tests/recipe/test_methods.py": 50,
     "tests/aem_core/test_core_annotations.py": 50,
-    "tests/recipe/test_cli_eval.py": 30,
-    "tests/recipe/test_cpu.py": 30,
-    "tests/recipe/test_epo_loss.py": 25,
-    "tests/recipe/test_cli_report.py": 20,
-    "tests/recipe/test_cli.py": 20,
-    "tests/recipe/test_replay.py": 20,
-    "tests/recipe/test_dump.py": 20,
-    "tests/recipe/doctor": 20,
+    "tests/recipe/tools/test_cli_eval.py": 30,
+    "tests/recipe/cpu/test_cpu.py": 30,
+    "tests/recipe/seam/test_epo_loss.py": 25,
+    "tests/recipe/tools/test_cli_report.py": 20,
+    "tests/recipe/tools/test_cli.py": 20,
+    "tests/recipe/tools/test_replay.py": 20,
+    "tests/recipe/dump/test_dump.py": 20,
+    "tests/recipe/tools/doctor": 20,
 }
 
 # Their set-up takes long: processes that import verl, installs, JVMs, a browser, sandboxes, trainings.
@@ -54,12 +54,12 @@ SLOW = (
     *("tests/agent_loops/scienceworld", "tests/agent_loops/textworld_express", "tests/agent_loops/test_workers.py"),
     *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("deceit", "faults", "generate", "grading", "honest")),
     *(f"tests/agent_loops/swe/test_swe_{what}" for what in ("applying", "changes", "parsing", "sandbox")),
-    *(f"tests/recipe/test_{what}.py" for what in ("cli", "cli_doctor", "cli_eval", "cli_report", "cli_study")),
-    *(f"tests/recipe/test_{what}.py" for what in ("report_browser", "tiny_model", "cpu", "epo_loss")),
-    *("tests/recipe/test_forkserver.py", "tests/recipe/test_liveness.py", "tests/models"),
-    *("tests/recipe/test_supervise.py", "tests/recipe/test_full_disk.py", "tests/recipe/test_run_scripts.py"),
-    *("tests/recipe/test_configs.py", "tests/recipe/test_evaluate.py::test_what_is_no_checkpoint"),
-    "tests/recipe/test_dump.py::test_killed_in_mid_write",
+    *(f"tests/recipe/tools/test_{what}.py" for what in ("cli", "cli_doctor", "cli_eval", "cli_report", "cli_study")),
+    *(f"tests/recipe/tools/test_{what}.py" for what in ("report_browser", "tiny_model", "supervise")),
+    *(f"tests/recipe/seam/test_{what}.py" for what in ("epo_loss", "liveness", "full_disk")),
+    *("tests/recipe/cpu/test_cpu.py", "tests/verl_aem/test_forkserver.py", "tests/models"),
+    *("tests/recipe/test_configs.py", "tests/recipe/tools/test_evaluate.py::test_what_is_no_checkpoint"),
+    "tests/recipe/dump/test_dump.py::test_killed_in_mid_write",
     "tests/agent_loops/test_adapter_openenv.py::test_an_answer_that_is_late",
 )
 

@@ -40,4 +40,4 @@ def vllm_plugin() -> None:
     """vLLM calls this in each of its processes; it matters only on a machine without a GPU."""
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         uncover_recipe()
-        importlib.import_module("recipe.aem.cpu").keep_plain_weights()
+        importlib.import_module("recipe.aem.cpu.remedies").keep_plain_weights()

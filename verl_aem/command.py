@@ -9,10 +9,10 @@ from verl_aem import uncover_recipe
 
 
 def main() -> None:
-    """Run the command line. `recipe.aem.cli` holds the subcommands."""
+    """Run the command line. `recipe.aem.tools.cli` holds the subcommands."""
     uncover_recipe()
     try:
-        cli = importlib.import_module("recipe.aem.cli")
+        cli = importlib.import_module("recipe.aem.tools.cli")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise

@@ -142,7 +142,7 @@ class GymnasiumBenchmark:
         self._make: Callable[[], gymnasium.Env]
         if env_id is not None:
             env_id = arguments.text("env_id", env_id)
-            # the checker would warn anew in every episode; `agent_loops.check` is ours
+            # the checker would warn anew in every episode; `agent_loops.check_environment` is ours
             self._make = lambda: gymnasium.make(env_id, disable_env_checker=True, **given)
         else:
             make = _resolved(arguments.text("factory", factory))

@@ -11,10 +11,11 @@ from typing import Any
 
 import wrapt
 
-from recipe.aem import cpu, full_disk, seam
+from recipe.aem.cpu import remedies
+from recipe.aem.seam import full_disk, wraps
 
-if cpu.selected():
-    cpu.install()
+if remedies.selected():
+    remedies.install()
 
 
 def _register_agent_loop(_: Any) -> None:
@@ -25,11 +26,11 @@ def _register_agent_loop(_: Any) -> None:
         import agent_loops.loop  # noqa: F401
 
 
-wrapt.register_post_import_hook(seam.register_estimators, "verl.trainer.ppo.core_algos")
-wrapt.register_post_import_hook(seam.wrap_trainer, "verl.trainer.ppo.v1.trainer_base")
-wrapt.register_post_import_hook(seam.wrap_replay_buffer, "verl.trainer.ppo.v1.replay_buffer")
-wrapt.register_post_import_hook(seam.wrap_metrics, "verl.trainer.ppo.v1.utils")
-wrapt.register_post_import_hook(seam.wrap_engine, "verl.workers.engine.base")
-wrapt.register_post_import_hook(seam.refuse_legacy_trainer, "verl.trainer.ppo.ray_trainer")
+wrapt.register_post_import_hook(wraps.register_estimators, "verl.trainer.ppo.core_algos")
+wrapt.register_post_import_hook(wraps.wrap_trainer, "verl.trainer.ppo.v1.trainer_base")
+wrapt.register_post_import_hook(wraps.wrap_replay_buffer, "verl.trainer.ppo.v1.replay_buffer")
+wrapt.register_post_import_hook(wraps.wrap_metrics, "verl.trainer.ppo.v1.utils")
+wrapt.register_post_import_hook(wraps.wrap_engine, "verl.workers.engine.base")
+wrapt.register_post_import_hook(wraps.refuse_legacy_trainer, "verl.trainer.ppo.ray_trainer")
 wrapt.register_post_import_hook(full_disk.wrap_tracking, "verl.utils.tracking")
 wrapt.register_post_import_hook(_register_agent_loop, "verl.experimental.agent_loop.agent_loop")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from evidence_parts.runs import PRIMARY, Run, difference, values
 from evidence_parts.tables import BASELINE, NAMES, WAYS
-from recipe.aem.study.figure import draw
-from recipe.aem.study.results import Row
+from recipe.aem.tools.study.figure import draw
+from recipe.aem.tools.study.results import Row
 
 CURVES = {"alpha": ("grpo", "aem", "aem_reversed", "aem_shuffled"), "neighbours": ("grpo", "empg", "grpo_epo", "gigpo")}
 """Which methods share a picture."""

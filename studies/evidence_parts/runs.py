@@ -9,8 +9,8 @@ from statistics import fmean, variance
 
 import numpy as np
 
-from recipe.aem.study.results import Row
-from recipe.aem.study.statistics import Estimate, mean_interval, paired_difference, summarise, t_quantile
+from recipe.aem.tools.statistics import Estimate, mean_interval, paired_difference, summarise, t_quantile
+from recipe.aem.tools.study.results import Row
 
 Series = Sequence[tuple[int, float]]
 RESAMPLES = 10_000

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import stdev
 
 from evidence_parts.runs import PRIMARY, Difference, Run, apart, difference, holm, interval, values
-from recipe.aem.study.statistics import Estimate, mean_interval
+from recipe.aem.tools.statistics import Estimate, mean_interval
 
 BASELINE = "grpo"
 WAYS = {

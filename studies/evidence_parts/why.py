@@ -8,7 +8,7 @@ from statistics import fmean
 from gradients import Line
 
 from evidence_parts.tables import BASELINE, NAMES
-from recipe.aem.study.statistics import mean_interval, paired_difference
+from recipe.aem.tools.statistics import mean_interval, paired_difference
 
 KIND = "share, kind "
 SEEN = 0.05

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from recipe.aem.evaluate.intervals import wilson
-from recipe.aem.study.statistics import mean_interval
+from recipe.aem.tools.evaluate.intervals import wilson
+from recipe.aem.tools.statistics import mean_interval
 
 Row = dict[str, str | int | float]
 

@@ -30,9 +30,9 @@ from agent_loops.dataset import write_parquet
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.textworld_express import TextWorldExpress
-from recipe.aem.demo.cloning import Policy, clone, demonstrate
-from recipe.aem.demo.play import play, success_rate
-from recipe.aem.demo.tiny_model import build_model, build_tokenizer, save
+from recipe.aem.tools.demo.cloning import Policy, clone, demonstrate
+from recipe.aem.tools.demo.play import play, success_rate
+from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer, save
 
 SETTINGS = EpisodeSettings(prompt="textworld_express/order", max_turns=8, require_think=False, history_length=2)
 SHOWN = dataclasses.replace(SETTINGS, max_turns=12)

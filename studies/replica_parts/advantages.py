@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from aem_core import rescale_advantages
-from recipe.aem.advantage import Computed, SideInfo, compute_advantages
-from recipe.aem.metrics import aem_metrics
 from recipe.aem.rows import first_tokens, number_labels
+from recipe.aem.seam.advantage import Computed, SideInfo, compute_advantages
+from recipe.aem.seam.metrics import aem_metrics
 from recipe.aem.settings import Settings
 from replica_parts.kinds import of_the_kind
 from replica_parts.rollout import Row

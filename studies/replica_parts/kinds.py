@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from aem_core import AemStats
-from recipe.aem.advantage import Computed
+from recipe.aem.seam.advantage import Computed
 from replica_parts.rollout import Row
 
 

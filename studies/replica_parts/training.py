@@ -18,9 +18,9 @@ from aem_core import AemStats
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import EpisodeSettings
-from recipe.aem.epo import EpoSettings, batch_weights
-from recipe.aem.report.turns import eta_squared
+from recipe.aem.seam.epo import EpoSettings, batch_weights
 from recipe.aem.settings import Settings
+from recipe.aem.tools.report.turns import eta_squared
 from replica_parts.advantages import advantages
 from replica_parts.policy import mask_of, old_policy
 from replica_parts.rollout import Rollout, Row, as_ended, roll_out

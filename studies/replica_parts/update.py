@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aem_core.epo import epo_entropy, epo_smoothing
-from recipe.aem.epo import EpoSettings
+from recipe.aem.seam.epo import EpoSettings
 from replica_parts.policy import log_probs_and_entropies, response_logits
 from replica_parts.rollout import Row
 
@@ -70,7 +70,7 @@ def update(
     pad: int,
     terms: EpoTerms | None,
 ) -> float:
-    """One optimiser step a part; a part without a row is passed over, as `recipe.aem.updates` does.
+    """One optimiser step a part; a part without a row is passed over, as `recipe.aem.seam.empty_updates` does.
 
     Returns:
         The mean norm of the gradients before clipping.

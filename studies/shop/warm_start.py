@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from agent_loops.dataset import write_parquet
-from recipe.aem.demo.cloning import clone, demonstrate
-from recipe.aem.demo.play import play, success_rate
-from recipe.aem.demo.shopping import SETTINGS, careful_policy, hurried_policy, open_shop
-from recipe.aem.demo.tiny_model import build_model, build_tokenizer, save
-from recipe.aem.demo.warm_start import CLONING_STEPS, shown_phrases
+from recipe.aem.tools.demo.cloning import clone, demonstrate
+from recipe.aem.tools.demo.play import play, success_rate
+from recipe.aem.tools.demo.shopping import SETTINGS, careful_policy, hurried_policy, open_shop
+from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer, save
+from recipe.aem.tools.demo.warm_start import CLONING_STEPS, shown_phrases
 
 KEPT = Path(__file__).with_name("warm_start")
 

@@ -9,15 +9,15 @@ import pytest
 pytest.importorskip("gymnasium", reason="gymnasium is not installed: pip install 'verl-aem[gymnasium]'")
 
 import gymnasium
-from digit_gym import Digit
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_loops.adapters import GymnasiumBenchmark
-from agent_loops.check import check_benchmark
+from agent_loops.check_environment import check_benchmark
 from agent_loops.environment import Benchmark, Environment, TaskSet
+from tests.helpers.digit_gym import Digit
 
-HERE = "digit_gym"
+HERE = "tests.helpers.digit_gym"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -249,7 +249,7 @@ def test_environments_are_made_late_and_closed():
 
 def test_the_loop_plays_it():
     pytest.importorskip("verl", reason="verl is not installed")
-    from scripted import run
+    from tests.helpers.scripted import run
 
     target = {"target": "agent_loops.adapters.GymnasiumBenchmark", "factory": f"{HERE}:Digit", "thread_safe": True}
     answers = ["<action>[no]</action>", f"<action>Guess {number(5)}</action>"]

@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from eventually import PATIENCE, eventually
+
+from tests.helpers.eventually import PATIENCE, eventually
 
 pytest.importorskip("openenv", reason="openenv is not installed: pip install 'verl-aem[openenv]'")
 
 from agent_loops.adapters import OpenEnvBenchmark, OpenEnvError
 from agent_loops.adapters.openenv import check_fields
-from agent_loops.check import check_benchmark
+from agent_loops.check_environment import check_benchmark
 from agent_loops.environment import Benchmark, Environment, TaskSet
 
 # OpenEnv 0.2.1 under websockets 17
@@ -41,7 +42,7 @@ class Server:
     def start(self) -> None:
         command = [
             os.environ.get("AEM_OPENENV_PYTHON", sys.executable),
-            str(Path(__file__).with_name("openenv_server.py")),
+            str(Path(__file__).parents[1] / "helpers" / "openenv_server.py"),
             str(self.port),
             str(self._sessions),
         ]
@@ -259,7 +260,7 @@ def test_an_episode_that_is_over_before_it_begins(environment):
 
 def test_the_loop_reports_the_servers_death_as_the_episodes_fault():
     pytest.importorskip("verl", reason="verl is not installed")
-    from scripted import run
+    from tests.helpers.scripted import run
 
     settings = {"target": "agent_loops.adapters.OpenEnvBenchmark", "keys": KEYS, "connect_seconds": PATIENCE}
     with running() as one:
@@ -279,7 +280,7 @@ def test_nobody_at_the_address():
 
 
 def test_a_server_of_another_kind(tmp_path):
-    from shaky_server import shaky_server
+    from tests.helpers.shaky_server import shaky_server
 
     with shaky_server() as other, pytest.raises(OpenEnvError, match="no OpenEnv server answers"):
         OpenEnvBenchmark(other.url)

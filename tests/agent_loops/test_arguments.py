@@ -148,16 +148,18 @@ def test_gymnasium():
         **{"train": {"a number"}, "validation": {"a number"}, "options": {"null", "a mapping"}, "keys": {"null"}},
         **{"winning_reward": {"null", *NUMBER}, "thread_safe": {"a truth value"}, "name": {"null", *TEXT}},
     }
-    refused(GymnasiumBenchmark, {"factory": "digit_gym:Digit"}, allowed)
+    refused(GymnasiumBenchmark, {"factory": "tests.helpers.digit_gym:Digit"}, allowed)
     refused(lambda env_id: GymnasiumBenchmark(env_id), {}, {"env_id": {"null"}})
-    with pytest.raises(ValueError, match=r"^factory='digit_gym:Digits': .*no attribute 'Digits'; expected module:func"):
-        GymnasiumBenchmark(factory="digit_gym:Digits")
+    with pytest.raises(
+        ValueError, match=r"^factory='.*digit_gym:Digits': .*no attribute 'Digits'; expected module:func"
+    ):
+        GymnasiumBenchmark(factory="tests.helpers.digit_gym:Digits")
     with pytest.raises(ValueError, match=r"^factory='no_such_module:Digit': No module named 'no_such_module'"):
         GymnasiumBenchmark(factory="no_such_module:Digit")
-    with pytest.raises(ValueError, match=r"^factory='digit_gym:LETTERS' is a str: expected module:function"):
-        GymnasiumBenchmark(factory="digit_gym:LETTERS")
-    with pytest.raises(ValueError, match=r"^factory='digit_gym:Digit' with env_kwargs=.* makes no env.*'levels'"):
-        GymnasiumBenchmark(factory="digit_gym:Digit", env_kwargs={"levels": 3})
+    with pytest.raises(ValueError, match=r"^factory='.*digit_gym:LETTERS' is a str: expected module:function"):
+        GymnasiumBenchmark(factory="tests.helpers.digit_gym:LETTERS")
+    with pytest.raises(ValueError, match=r"^factory='.*digit_gym:Digit' with env_kwargs=.* makes no env.*'levels'"):
+        GymnasiumBenchmark(factory="tests.helpers.digit_gym:Digit", env_kwargs={"levels": 3})
     with pytest.raises(ValueError, match=r"^env_id='Nothing-v7' makes no environment: NameNotFound: "):
         GymnasiumBenchmark("Nothing-v7")
 

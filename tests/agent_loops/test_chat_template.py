@@ -15,7 +15,6 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import LetterTokenizer, run
 from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder, QwenContinuousTokenBuilder
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
@@ -29,7 +28,8 @@ from agent_loops.chat_template import (
     template_of,
     why_not,
 )
-from recipe.aem.demo.tiny_model import CHAT_TEMPLATE, END, START, build_tokenizer
+from recipe.aem.tools.demo.tiny_model import CHAT_TEMPLATE, END, START, build_tokenizer
+from tests.helpers.scripted import LetterTokenizer, run
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
 ALTERNATING = (
@@ -369,8 +369,8 @@ def test_the_trainer_refuses_before_it_starts(layout, tmp_path):
     import verl_aem
 
     verl_aem.load()
+    from recipe.aem.seam.checks import check_template
     from recipe.aem.settings import SettingsError
-    from recipe.aem.startup import check_template
 
     tokenizer = made(ONE_QUESTION)
     tokenizer.save_pretrained(tmp_path)

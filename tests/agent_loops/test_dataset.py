@@ -10,9 +10,9 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
-from guess import GuessBenchmark
 
 from agent_loops import dataset
+from tests.helpers.guess import GuessBenchmark
 
 
 class Tasks:
@@ -37,6 +37,9 @@ class Benchmark:
 
     def make(self):
         raise AssertionError("writing the tasks needs no environment")
+
+
+GUESS = "tests.helpers.guess.GuessBenchmark"
 
 
 def read(path):
@@ -113,7 +116,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_the_command_line(tmp_path, capsys):
-    dataset.main(["guess.GuessBenchmark", str(tmp_path / "out")])
+    dataset.main([GUESS, str(tmp_path / "out")])
     assert capsys.readouterr().out == f"{tmp_path / 'out'}: 32 train tasks, 4 validation tasks\n"
     assert len(read(tmp_path / "out" / "train.parquet")) == 32
 
@@ -125,13 +128,15 @@ def test_the_command_line_gives_the_benchmark_its_arguments(tmp_path, monkeypatc
         given.append(arguments)
         return GuessBenchmark()
 
-    monkeypatch.setattr("guess.GuessBenchmark", make)
-    dataset.main(["guess.GuessBenchmark", str(tmp_path), "data_dir=/a=b", "fault="])
+    monkeypatch.setattr(GUESS, make)
+    dataset.main([GUESS, str(tmp_path), "data_dir=/a=b", "fault="])
     assert given == [{"data_dir": "/a=b", "fault": ""}]
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["guess.GuessBenchmark"], ["guess.GuessBenchmark", "out", "data_dir"]], ids=["0", "1", "no ="]
+    "arguments",
+    [[], [GUESS], [GUESS, "out", "data_dir"]],
+    ids=["0", "1", "no ="],
 )
 def test_wrong_usage_shows_the_right_one(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -140,7 +145,7 @@ def test_wrong_usage_shows_the_right_one(arguments, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["guess.Nothing", "no_such_module.Benchmark"])
+@pytest.mark.parametrize("target", ["tests.helpers.guess.Nothing", "no_such_module.Benchmark"])
 def test_a_benchmark_that_is_not_there_is_named(target, tmp_path):
     with pytest.raises(SystemExit, match=f"{target} is not to be found: expected a benchmark such as"):
         dataset.main([target, str(tmp_path)])

@@ -18,10 +18,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import damage
 import pytest
-from eventually import eventually
-from shaky_server import shaky_server
+
+from tests.helpers import damage
+from tests.helpers.eventually import eventually
+from tests.helpers.shaky_server import shaky_server
 
 pytest.importorskip("requests")
 from agent_loops import download

@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-from guess import GuessBenchmark
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_loops.environment import Benchmark, Environment, TaskSet
 from agent_loops.episode import Episode, EpisodeSettings, load_template
+from tests.helpers.guess import GuessBenchmark
 
 
 def play(settings: EpisodeSettings, responses: list[str], secret: int = 7) -> Episode:

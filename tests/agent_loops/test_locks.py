@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from eventually import eventually
 
 from agent_loops import locks
 from agent_loops.locks import LOCK, InUse, held, hold, take
+from tests.helpers.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 HOLDER = f"""

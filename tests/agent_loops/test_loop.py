@@ -10,18 +10,19 @@ import re
 import time
 from types import SimpleNamespace
 
-import guess
 import pytest
-from eventually import PATIENCE
+
+from tests.helpers import guess
+from tests.helpers.eventually import PATIENCE
 
 pytest.importorskip("verl", reason="verl is not installed")
 
 from omegaconf import OmegaConf
-from scripted import ScriptedServer, log_prob, make_loop, play, run
 
 from agent_loops import episode as episode_module
 from agent_loops import loop as loop_module
-from agent_loops.rows import ROWS
+from agent_loops.layouts import ROWS
+from tests.helpers.scripted import ScriptedServer, log_prob, make_loop, play, run
 
 
 @pytest.fixture(params=["turns", "transcript"])
@@ -118,7 +119,7 @@ def test_a_fault_of_the_environment_masks_the_trajectory_and_raises_nothing(faul
 
 def test_a_benchmark_that_cannot_be_opened_is_the_users_to_mend():
     with pytest.raises(Exception, match="NoSuchBenchmark"):
-        run([], benchmark={"target": "guess.NoSuchBenchmark"})
+        run([], benchmark={"target": "tests.helpers.guess.NoSuchBenchmark"})
 
 
 def test_an_environment_that_cannot_close_costs_nothing(layout):
@@ -331,7 +332,7 @@ def test_missing_settings_are_named():
 )
 def test_environments_that_are_not_thread_safe_play_in_workers(last, fault, layout):
     """One of two episodes meets a fault; the other has another worker, and the next one finds both."""
-    benchmark = {"target": "fragile.FragileBenchmark"}
+    benchmark = {"target": "tests.helpers.fragile.FragileBenchmark"}
     episode = {"layout": layout, "step_seconds": 5.0 if "sleep" in last else PATIENCE}
 
     async def one(actions, number):
@@ -353,12 +354,12 @@ def test_environments_that_are_not_thread_safe_play_in_workers(last, fault, layo
 
 def test_the_number_of_workers_is_a_setting():
     def opened(**custom):
-        settings = {"benchmark": {"target": "fragile.FragileBenchmark"}, **custom}
+        settings = {"benchmark": {"target": "tests.helpers.fragile.FragileBenchmark"}, **custom}
         return loop_module.open_benchmark(OmegaConf.create(settings))[1]
 
     assert [len(opened(**custom)._workers) for custom in ({}, {"workers": 1}, {"workers": 3})] == [2, 1, 3]
     assert opened(workers=3) is opened(workers=3)
-    for target in ("fragile.FragileBenchmark", "guess.GuessBenchmark"):
+    for target in ("tests.helpers.fragile.FragileBenchmark", "tests.helpers.guess.GuessBenchmark"):
         with pytest.raises(ValueError, match=r"rollout\.custom\.workers=0: expected a whole number"):
             loop_module.open_benchmark(OmegaConf.create({"benchmark": {"target": target}, "workers": 0}))
 
@@ -479,7 +480,7 @@ def test_a_step_that_outlasts_the_trajectory_is_no_fault(filtered, layout, monke
 
 def test_a_worker_is_never_killed_for_a_trajectorys_time(layout, monkeypatch):
     """Its other episodes would die with it."""
-    benchmark = {"target": "fragile.FragileBenchmark"}
+    benchmark = {"target": "tests.helpers.fragile.FragileBenchmark"}
 
     asked = []
     answered: list[float] = []
@@ -531,7 +532,7 @@ def concluding(monkeypatch):
             raise RuntimeError("no grade")
         return {"won": True, "score": 0.75}
 
-    monkeypatch.setattr("guess.GuessEnvironment.conclude", conclude, raising=False)
+    monkeypatch.setattr("tests.helpers.guess.GuessEnvironment.conclude", conclude, raising=False)
     return asked
 
 
@@ -573,14 +574,16 @@ def test_the_environment_is_closed_off_the_event_loop(layout, monkeypatch):
     import threading
 
     closed = []
-    monkeypatch.setattr("guess.GuessEnvironment.close", lambda self: closed.append(threading.current_thread()))
+    monkeypatch.setattr(
+        "tests.helpers.guess.GuessEnvironment.close", lambda self: closed.append(threading.current_thread())
+    )
     run([RIGHT], layout=layout)
     assert len(closed) == 1 and closed[0] is not threading.main_thread()
 
 
 def test_the_number_of_threads_is_a_setting():
     def opened(**custom):
-        settings = {"benchmark": {"target": "guess.GuessBenchmark"}, **custom}
+        settings = {"benchmark": {"target": "tests.helpers.guess.GuessBenchmark"}, **custom}
         return loop_module.open_benchmark(OmegaConf.create(settings))[1]
 
     assert opened(threads=3)._executor._max_workers == 3 and opened(threads=3) is not opened()

@@ -14,13 +14,12 @@ import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from guess import GuessBenchmark
-from scripted import LetterTokenizer, ScriptedServer, make_loop, play, run
-
 from agent_loops import episode as episode_module
 from agent_loops import loop as loop_module
 from agent_loops.environment import Observation, Step
 from agent_loops.workers import WorkerPool
+from tests.helpers.guess import GuessBenchmark
+from tests.helpers.scripted import LetterTokenizer, ScriptedServer, make_loop, play, run
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
 
@@ -81,8 +80,10 @@ def check_fault(rows, where):
 def test_a_page_that_cannot_be_encoded_is_played_or_a_fault_and_raises_nothing(when, layout, monkeypatch):
     bad = Observation("a page \ud800", ["guess[<digit>]"], {"instruction": "find the secret digit"})
     if when == "first":
-        monkeypatch.setattr("guess.GuessEnvironment.reset", lambda self, task: bad)
-    monkeypatch.setattr("guess.GuessEnvironment.step", lambda self, action: Step(bad, 0.0, terminated=False))
+        monkeypatch.setattr("tests.helpers.guess.GuessEnvironment.reset", lambda self, task: bad)
+    monkeypatch.setattr(
+        "tests.helpers.guess.GuessEnvironment.step", lambda self, action: Step(bad, 0.0, terminated=False)
+    )
     rows, _ = run([WRONG], layout=layout, tokenizer=Strict())
     if {row.extra_fields["fault"] for row in rows} != {""}:
         check_fault(rows, f"the prompt of turn {int(when == 'later')}")
@@ -171,7 +172,7 @@ def test_what_would_end_or_hang_an_event_loop_is_a_fault_like_any_other(name, me
     def failing(self, *args):
         raise FOREIGN[name]
 
-    monkeypatch.setattr(f"guess.GuessEnvironment.{method}", failing, raising=False)
+    monkeypatch.setattr(f"tests.helpers.guess.GuessEnvironment.{method}", failing, raising=False)
     rows, _ = run([WRONG], layout=layout, episode={"max_turns": 1})
     if method == "close":
         assert {row.extra_fields["fault"] for row in rows} == {""}
@@ -183,7 +184,7 @@ def test_what_would_end_or_hang_an_event_loop_is_a_fault_like_any_other(name, me
 @pytest.mark.parametrize("action", ["stop", "exit"])
 def test_in_a_worker_too_and_its_other_episodes_go_on(action):
 
-    pool = WorkerPool("fragile.FragileBenchmark", {}, workers=1)
+    pool = WorkerPool("tests.helpers.fragile.FragileBenchmark", {}, workers=1)
 
     async def scenario():
         seats = [pool.open() for _ in range(3)]
@@ -205,14 +206,14 @@ def test_an_environment_that_cannot_be_made_is_a_fault(layout, monkeypatch):
         made.append(self)
         return make(self) if len(made) == 1 else 1 / 0
 
-    monkeypatch.setattr("guess.GuessBenchmark.make", second_fails)
+    monkeypatch.setattr("tests.helpers.guess.GuessBenchmark.make", second_fails)
     rows, _ = run([WRONG], layout=layout)
     assert "division by zero" in check_fault(rows, "reset") and len(made) == 2
 
 
 def test_an_environment_that_never_closes_is_left(layout, monkeypatch):
     over = threading.Event()
-    monkeypatch.setattr("guess.GuessEnvironment.close", lambda self: over.wait())
+    monkeypatch.setattr("tests.helpers.guess.GuessEnvironment.close", lambda self: over.wait())
 
     async def scenario():
         made = make_loop(ScriptedServer([RIGHT]), episode={"layout": layout, "step_seconds": 0.2})

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import run
 
-from agent_loops.check import check_benchmark
+from agent_loops.check_environment import check_benchmark
 from agent_loops.environment import Benchmark, Environment, TaskSet
 from agent_loops.episode import Episode, EpisodeSettings
+from tests.helpers.scripted import run
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "guess_the_number.py"
@@ -145,7 +145,9 @@ def python(command: str, folder: Path) -> subprocess.CompletedProcess:
 
 def test_the_pages_commands_check_it_and_write_its_tasks(tmp_path):
     assert "export PYTHONPATH=$PWD/examples" in commands()
-    (check,) = [command for command in commands() if command.startswith(f"python -m agent_loops.check {TARGET}")]
+    (check,) = [
+        command for command in commands() if command.startswith(f"python -m agent_loops.check_environment {TARGET}")
+    ]
     done = python(check, tmp_path)
     assert done.returncode == 0 and "no broken promise" in done.stdout, done.stderr
     (write,) = [command for command in commands() if command.startswith(f"python -m agent_loops.dataset {TARGET}")]

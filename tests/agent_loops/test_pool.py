@@ -4,10 +4,10 @@ import asyncio
 import threading
 
 import pytest
-from eventually import PATIENCE
-from guess import GuessBenchmark
 
 from agent_loops.pool import EnvironmentPool, EnvironmentTimeout
+from tests.helpers.eventually import PATIENCE
+from tests.helpers.guess import GuessBenchmark
 
 
 def test_the_event_loop_runs_on_while_an_environment_blocks():

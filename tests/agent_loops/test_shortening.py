@@ -12,14 +12,14 @@ import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from guess import GuessEnvironment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import LetterTokenizer, run
 
 from agent_loops.environment import Observation, Step
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.shortening import KEPT_CHARACTERS, longest_that_fits, say_once
+from tests.helpers.guess import GuessEnvironment
+from tests.helpers.scripted import LetterTokenizer, run
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
 LIMIT = 4096

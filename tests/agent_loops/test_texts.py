@@ -5,13 +5,13 @@ import dataclasses
 import json
 
 import pytest
-from guess import GuessEnvironment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_loops.environment import Observation
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.texts import REPLACEMENT, clean, clean_observation, cut_middle
+from tests.helpers.guess import GuessEnvironment
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]) | st.sampled_from("\ud83d\ude00\udc80\ud800\0a"))
 

@@ -10,10 +10,9 @@ import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from guess import GuessEnvironment
-from scripted import LetterTokenizer, ScriptedServer, make_loop, play, run
-
 from agent_loops.environment import Observation, Step
+from tests.helpers.guess import GuessEnvironment
+from tests.helpers.scripted import LetterTokenizer, ScriptedServer, make_loop, play, run
 
 STEP = GuessEnvironment.step
 THINK = {"require_think": True}

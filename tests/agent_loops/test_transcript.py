@@ -14,14 +14,14 @@ import pytest
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from guess import GuessBenchmark
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scripted import LetterTokenizer, log_prob, run
 
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.loop import EnvironmentAgentLoop
-from recipe.aem.demo.tiny_model import build_tokenizer
+from recipe.aem.tools.demo.tiny_model import build_tokenizer
+from tests.helpers.guess import GuessBenchmark
+from tests.helpers.scripted import LetterTokenizer, log_prob, run
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
 LENGTH = len(RIGHT) + 1  # with the token that ends the message

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from eventually import eventually
-from fragile import FragileBenchmark
 
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.pool import EnvironmentTimeout, Seat
 from agent_loops.workers import ProcessUnusable, RemoteError, WorkerDied, WorkerPool
+from tests.helpers.eventually import eventually
+from tests.helpers.fragile import FragileBenchmark
 
-HERE = Path(__file__).parent
-TARGET = "fragile.FragileBenchmark"
+ROOT = Path(__file__).parents[2]
+TARGET = "tests.helpers.fragile.FragileBenchmark"
 LONG = 240.0  # seconds; no call takes as many
 
 
@@ -379,7 +379,7 @@ import asyncio, os, sys, time
 from agent_loops.workers import WorkerPool
 
 async def main():
-    pool = WorkerPool("fragile.FragileBenchmark", {}, 2)
+    pool = WorkerPool("tests.helpers.fragile.FragileBenchmark", {}, 2)
     seats = [pool.open() for _ in range(2)]
     pids = []
     for seat in seats:
@@ -406,7 +406,7 @@ kept = asyncio.run(main())
 @pytest.mark.parametrize("end", ["normal", "raise", "busy", "_exit", "killed", "killed busy", "terminated"])
 def test_no_process_outlives_its_parent(end, tmp_path):
     """Neither the workers nor what they started, whatever ends the parent."""
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), "killed" if end == "terminated" else end, str(tmp_path / "a")],
         stdout=subprocess.PIPE,

@@ -15,12 +15,11 @@ import pytest
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("rapidfuzz", reason="the WebShop extra is not installed")
 
-from scripted import LetterTokenizer, run
-
 from agent_loops.environment import Observation
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.webshop import Oracle, WebShop
 from agent_loops.webshop.generate import generate_catalogue
+from tests.helpers.scripted import LetterTokenizer, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "conversations.md"
 BEGIN = "<!-- generated: AEM_WRITE_DOCS=1 pytest tests/docs/test_conversations.py -->\n"

@@ -58,9 +58,9 @@ def shopper(folder: Path, shop_data: Path) -> Path:
 
     from agent_loops.episode import Episode
     from agent_loops.webshop import WebShop
-    from recipe.aem.demo.cloning import clone, demonstrate
-    from recipe.aem.demo.shopping import SETTINGS, careful_policy, hurried_policy, phrases
-    from recipe.aem.demo.tiny_model import build_model, build_tokenizer, save
+    from recipe.aem.tools.demo.cloning import clone, demonstrate
+    from recipe.aem.tools.demo.shopping import SETTINGS, careful_policy, hurried_policy, phrases
+    from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer, save
 
     torch.set_num_threads(2)
     shop = WebShop(shop_data, n_validation=500)

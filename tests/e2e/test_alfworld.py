@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from by_hand import check_step
 from engine import ROOT, Run
-from kitchen import write_games
+
+from tests.helpers.kitchen import write_games
 
 pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(900)]
 

@@ -1,7 +1,7 @@
 """`aem eval` of a checkpoint that verl saved: exactly the figures of the training's own validation.
 
 Greedy, for a sampled validation does not come back: the order in which the engine sees requests is not the same twice.
-Not covered: Hugging Face checkpoints and several seeds (tests/recipe/test_cli_eval.py, with a stand-in for verl).
+Not covered: Hugging Face checkpoints and several seeds (tests/recipe/tools/test_cli_eval.py, with a stand-in for verl).
 """
 
 from __future__ import annotations

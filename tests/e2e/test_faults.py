@@ -1,6 +1,6 @@
 """A process that generates is killed in the middle of a step: the run ends by itself, says which, and saves nothing.
 
-Not covered: a process that hangs instead of ending (tests/recipe/test_trajectories.py), several nodes.
+Not covered: a process that hangs instead of ending (tests/recipe/seam/test_trajectories.py), several nodes.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ CALL = '<tool_call>{"name": "roll", "arguments": {}}</tool_call>'
 @pytest.fixture(scope="module")
 def talker(folder: Path) -> Path:
     """A model that says a digit, or rolls the die first; which one it does is left to chance, so entropies differ."""
-    from recipe.aem.demo.cloning import Demonstration, clone
-    from recipe.aem.demo.tiny_model import build_model, build_tokenizer, save
+    from recipe.aem.tools.demo.cloning import Demonstration, clone
+    from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer, save
 
     chance = random.Random(0)
 

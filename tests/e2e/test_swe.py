@@ -34,9 +34,8 @@ LIMITS = {"statement_characters": 300, "observation_characters": 1000}
 @pytest.fixture(scope="module")
 def tasks(folder: Path) -> Path:
     """Four tasks with the same fault, one of them to validate on."""
-    from tiny_package import make_task
-
     from agent_loops.swe.readers import task_row
+    from tests.helpers.tiny_package import make_task
 
     place = folder / "swe_tasks"
     made = [make_task(place, f"tinysums-1.0__{number}") for number in range(4)]
@@ -52,8 +51,8 @@ def mender(folder: Path, tasks: Path) -> Path:
 
     from agent_loops.episode import Episode, EpisodeSettings
     from agent_loops.swe.benchmark import Swe
-    from recipe.aem.demo.cloning import Demonstration, clone
-    from recipe.aem.demo.tiny_model import END, START, build_model, build_tokenizer, save
+    from recipe.aem.tools.demo.cloning import Demonstration, clone
+    from recipe.aem.tools.demo.tiny_model import END, START, build_model, build_tokenizer, save
 
     torch.set_num_threads(2)
     benchmark = Swe(tasks, by="task", **LIMITS)

@@ -43,7 +43,7 @@ def test_the_workers_loss_sees_what_a_plain_loop_computes(three_steps: Run):
 
 
 def test_every_mini_batch_trains_something(three_steps: Run):
-    """Logged in the worker: recipe.aem.updates is there, and lets every mini-batch with a token pass."""
+    """Logged in the worker: recipe.aem.seam.empty_updates is there, and lets every mini-batch with a token pass."""
     assert {metrics["actor/skipped_updates"] for metrics in three_steps.metrics.values()} == {0.0}
 
 
@@ -70,7 +70,7 @@ def test_the_resumed_run_goes_on_at_step_four(resumed: Run):
 @pytest.mark.full
 def test_the_dump_of_both_runs_gives_the_workers_advantages_back(resumed: Run, folder: Path):
     from recipe.aem.dump.reader import find_files, read_step
-    from recipe.aem.replay import check
+    from recipe.aem.tools.replay.advantages import check
 
     steps = [read_step(path) for path in find_files([folder / "dump"])]
     assert [step.meta.step for step in steps] == [1, 2, 3, 4]

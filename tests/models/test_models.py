@@ -20,7 +20,6 @@ import pytest
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from host_tree import TASK
 from omegaconf import OmegaConf
 from reading import Reading
 from real_models import IM_END, MODELS, TEXT_END, Model, write
@@ -28,8 +27,9 @@ from recorded import actions_of, pages_of, read, transcripts
 
 from agent_loops import loop as loop_module
 from agent_loops.chat_template import engine_stops, load_tokenizer, template_of, why_not
+from agent_loops.layouts import Rows
 from agent_loops.loop import EnvironmentAgentLoop
-from agent_loops.rows import Rows
+from tests.helpers.host_tree import TASK
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN = "<!-- generated: AEM_WRITE_DOCS=1 pytest tests/models -->\n"
@@ -215,7 +215,7 @@ FINISH = "<function=finish></function>"
 def test_calls_of_a_software_engineer(model, play, tmp_path, layout):
     answers = [sampled(model, call, number) for number, call in enumerate((VIEW, MEND, FINISH))]
     episode = {"prompt": "swe/full", "action_format": "function_calls", "max_prompt_characters": 40_000}
-    target = {"target": "host_tree.HostSwe", "directory": str(tmp_path)}
+    target = {"target": "tests.helpers.host_tree.HostSwe", "directory": str(tmp_path)}
     rows, server = play(model, answers, layout, target, episode, TASK)
     check(model, rows, server.requests, layout)
     assert len(server.requests) == 3 and rows[-1].extra_fields["reward_extra_info"]["acc"] == 1.0
@@ -348,7 +348,7 @@ def test_the_doctor_plays_it(transcript):
 
 
 def doctor(model: Any, tokenizer: Any, model_type: str) -> list[Any]:
-    from recipe.aem.doctor import mask
+    from recipe.aem.tools.doctor import mask
 
     custom = {
         "benchmark": {"target": "recorded.Page", "page": "You see , so to say,\n\n  nothing ."},

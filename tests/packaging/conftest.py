@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from surroundings import ROOT, Environment, run
+
+from tests.helpers.surroundings import ROOT, Environment, run
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import zipfile
 from email import message_from_string
 
 import pytest
-from surroundings import ROOT
+
+from tests.helpers.surroundings import ROOT
 
 PACKAGES = ("aem_core", "agent_loops", "recipe/aem", "verl_aem")
 

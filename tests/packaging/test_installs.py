@@ -13,7 +13,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from surroundings import Environment, run
+
+from tests.helpers.surroundings import Environment, run
 
 LOOK = """
 import json

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from surroundings import ROOT
 
 from agent_loops.locks import held
+from tests.helpers.surroundings import ROOT
 
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("run_*.sh"))
 # in the place of the environment's python: notes its arguments, and leaves a checkpoint where verl would
@@ -87,10 +87,13 @@ def test_it_makes_the_tasks_then_trains_then_says_how_to_evaluate(script, run, t
     benchmark = config.partition("_")[0]
     code, out, err, calls = run(script, "method=gigpo", "a.b=c d", ALFWORLD_DATA="games", AEM_MODEL="my model")
     assert code == 0, err
-    tasks = next(number for number, call in enumerate(calls) if "recipe.aem.tasks" in call)
+    tasks = next(number for number, call in enumerate(calls) if "recipe.aem.tools.task_files" in call)
     engine = next(number for number, call in enumerate(calls) if "main_ppo" in call)
     output = tmp_path / "out"
-    assert tasks < engine and calls[tasks] == f"-m recipe.aem.tasks {config} {output}/tasks method=gigpo a.b=c d"
+    assert (
+        tasks < engine
+        and calls[tasks] == f"-m recipe.aem.tools.task_files {config} {output}/tasks method=gigpo a.b=c d"
+    )
     assert f"--config-name={config} " in calls[engine] and calls[engine].endswith(" method=gigpo a.b=c d")
     assert f"trainer.default_local_dir={output}/checkpoints trainer.experiment_name={config}_gigpo" in calls[engine]
     assert f"VERL_FILE_LOGGER_PATH={output}/metrics.jsonl" in calls[engine:]
@@ -122,7 +125,7 @@ def test_two_runs_on_one_output_are_refused(run, tmp_path, checkout):
         code, out, err, calls = run("run_alfworld_7b.sh", ALFWORLD_DATA="games")
     assert (code, out) == (1, "") and err.count("\n") == 1
     assert f"{tmp_path}/out is in use by process {os.getpid()} on " in err and "set AEM_OUTPUT to another folder" in err
-    assert not any("recipe.aem.tasks" in call or "main_ppo" in call for call in calls)
+    assert not any("recipe.aem.tools.task_files" in call or "main_ppo" in call for call in calls)
     assert not list((tmp_path / "out").glob("[!.]*")), "nothing was written"
     code, _, err, calls = run("run_alfworld_7b.sh", ALFWORLD_DATA="games")
     assert code == 0 and any("main_ppo" in call for call in calls), err
@@ -133,7 +136,7 @@ def test_two_runs_on_one_output_are_refused(run, tmp_path, checkout):
 def test_what_trains_is_looked_after(run):
     calls = run("run_alfworld_7b.sh", ALFWORLD_DATA="games")[3]
     engine = next(call for call in calls if "main_ppo" in call)
-    assert re.match(r"-I -S \S.*/recipe/aem/supervise\.py \d+ --say interrupted; .* -- python -m verl", engine)
+    assert re.match(r"-I -S \S.*/recipe/aem/tools/supervise\.py \d+ --say interrupted; .* -- python -m verl", engine)
 
 
 def test_metrics_of_an_earlier_run_are_kept(run, tmp_path):

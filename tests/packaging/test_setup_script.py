@@ -16,8 +16,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from eventually import PATIENCE, eventually
-from surroundings import ROOT, run
+
+from tests.helpers.eventually import PATIENCE, eventually
+from tests.helpers.surroundings import ROOT, run
 
 
 def setup(tmp_path: Path, *arguments: str, check: bool = False, **variables: str):

@@ -1,14 +1,10 @@
-"""Lets the tests of this folder import their helper modules, and composes each shipped configuration once."""
+"""Composes each shipped configuration once."""
 
 from __future__ import annotations
 
 import pickle
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -29,8 +29,8 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
+from recipe.aem.seam.trajectories import TrajectorySettings  # noqa: E402
 from recipe.aem.settings import check_config  # noqa: E402
-from recipe.aem.trajectories import TrajectorySettings  # noqa: E402
 
 # what whoever uses aem_trainer brings: verl's own configuration leaves these open, and verl's FSDP1 needs a GPU
 BROUGHT = (
@@ -59,7 +59,7 @@ EVERY = [(name, machine) for name, machines in GIVEN.items() for machine in mach
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    from recipe.aem.demo import tiny_model
+    from recipe.aem.tools.demo import tiny_model
 
     directory = tmp_path_factory.mktemp("model")
     tokenizer = tiny_model.build_tokenizer(["hello"], [], max_words=10)
@@ -149,8 +149,8 @@ def test_it_starts_without_a_word(name, machine):
     """No setting that `check_run` refuses, and none that `cautions` has to speak of, but for one."""
     import verl
 
-    from recipe.aem.precision import entropy_precision
-    from recipe.aem.startup import cautions, check_run
+    from recipe.aem.seam.checks import cautions, check_run
+    from recipe.aem.seam.precision import entropy_precision
 
     config = compose(name, *GIVEN[name][machine])
     settings, epo = check_run(config, set(core_algos.ADV_ESTIMATOR_REGISTRY), verl.__version__)
@@ -478,7 +478,7 @@ def test_every_method_composes_with_swe(method, machine):
     """The other benchmarks' are in test_methods.py."""
     import verl
 
-    from recipe.aem.epo import check_epo
+    from recipe.aem.seam.epo import check_epo
     from recipe.aem.settings import ESTIMATORS
 
     config = compose("swe_32b", f"method={method}", f"machine={machine}")
@@ -509,7 +509,7 @@ def test_the_loop_can_read_its_settings(name):
 
 def test_the_demo_plays_what_its_warm_start_was_shown():
     from agent_loops.episode import EpisodeSettings
-    from recipe.aem.demo import shopping
+    from recipe.aem.tools.demo import shopping
 
     rollout = compose("webshop_demo").actor_rollout_ref.rollout
     assert EpisodeSettings.from_config(OmegaConf.to_container(rollout.custom.episode)) == shopping.SETTINGS

@@ -1,6 +1,6 @@
 """The same episodes in both row layouts get the same advantage for every response, whatever the estimator.
 
-The rows come from the agent loop itself (tests/agent_loops/scripted.py). Not covered: verl's own bases under unequal
+The rows come from the agent loop itself (tests/helpers/scripted.py). Not covered: verl's own bases under unequal
 numbers of turns (test_bases.py), the engine (tests/e2e/test_transcript.py).
 """
 
@@ -14,10 +14,9 @@ import torch
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from scripted import run
-
-from recipe.aem.advantage import SideInfo, compute_advantages
+from recipe.aem.seam.advantage import SideInfo, compute_advantages
 from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
+from tests.helpers.scripted import run
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
 LOW, NONE = "<think>hm</think><action>guess[8]</action>", "no tags"

@@ -1,6 +1,6 @@
 """The shipped methods: each one composes, passes verl's checks, and does what its paper says with verl's own parts.
 
-Trajectories come from the real agent loop (tests/agent_loops/scripted.py), queue and rollouts are faked. Not covered:
+Trajectories come from the real agent loop (tests/helpers/scripted.py), queue and rollouts are faked. Not covered:
 the estimators' own arithmetic (test_advantage.py, test_bases.py, tests/aem_core) and training runs (tests/e2e).
 """
 
@@ -24,7 +24,6 @@ import verl_aem
 
 verl_aem.load()
 
-from scripted import run  # noqa: E402
 from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY  # noqa: E402
 from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
@@ -32,8 +31,9 @@ from verl.trainer.ppo.v1 import replay_buffer, trainer_base  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
 from agent_loops.episode import EpisodeSettings  # noqa: E402
-from recipe.aem.epo import check_epo  # noqa: E402
+from recipe.aem.seam.epo import check_epo  # noqa: E402
 from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, check_config  # noqa: E402
+from tests.helpers.scripted import run  # noqa: E402
 
 PLAIN = ("grpo", "dapo", "gspo", "drgrpo", "grpopp", "gigpo", "empg")
 WITH_AEM = ("aem", "aem_dapo", "aem_gspo", "aem_grpopp", "aem_gigpo")
@@ -419,7 +419,7 @@ def test_dapo_resamples_groups_in_which_all_fared_alike(monkeypatch, method):
 
 
 def failed(rows: list) -> list:
-    """The same trajectory, had its environment failed at the end; as `agent_loops.rows` reports it."""
+    """The same trajectory, had its environment failed at the end; as `agent_loops.layouts` reports it."""
     rows = copy.deepcopy(rows)
     for row in rows:
         row.reward_score, row.response_mask = 0.0, [0] * len(row.response_mask)

@@ -15,7 +15,7 @@ import pytest
 from evidence_parts import runs, tables, why
 from evidence_parts.runs import Run
 
-from recipe.aem.study.results import Row, read_csv
+from recipe.aem.tools.study.results import Row, read_csv
 
 ROOT = Path(evidence.__file__).parents[1]
 RESULTS, DOCS = ROOT / "studies" / "results", ROOT / "docs"

@@ -22,8 +22,8 @@ from replica_parts.policy import mask_of
 from replica_parts.rollout import Row
 from toy_task import configured
 
-from recipe.aem.demo.tiny_model import build_model, build_tokenizer
-from recipe.aem.study.cells import Cell
+from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer
+from recipe.aem.tools.study.cells import Cell
 
 
 def rows_of(outcomes):

@@ -19,8 +19,8 @@ from agent_loops.dataset import write_parquet
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.java import JavaError, find_java
 from agent_loops.textworld_express import TextWorldExpress
-from recipe.aem.composition import compose
-from recipe.aem.demo.tiny_model import build_tokenizer
+from recipe.aem.tools.demo.tiny_model import build_tokenizer
+from recipe.aem.tools.hydra_config import compose
 
 STUDY = Path(__file__).parents[2] / "studies" / "order"
 try:

@@ -24,8 +24,8 @@ from toy_task import PROMPT, Echo, EchoBenchmark, build
 
 from aem_core import AemStats, find_responses
 from agent_loops.episode import EpisodeSettings
-from recipe.aem.advantage import Computed
-from recipe.aem.composition import compose
+from recipe.aem.seam.advantage import Computed
+from recipe.aem.tools.hydra_config import compose
 
 STUDIES = Path(replica.__file__).parent
 

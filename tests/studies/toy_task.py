@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from agent_loops.environment import Observation, Step
-from recipe.aem.composition import compose
-from recipe.aem.demo.cloning import Demonstration, clone
-from recipe.aem.demo.tiny_model import build_model, build_tokenizer
+from recipe.aem.tools.demo.cloning import Demonstration, clone
+from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer
+from recipe.aem.tools.hydra_config import compose
 
 PROMPT = "{{ instruction }}{% for past in history %} {{ past.action }}{% endfor %} {{ observation }}"
 

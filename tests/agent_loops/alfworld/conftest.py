@@ -5,7 +5,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from kitchen import write_games
+
+from tests.helpers.kitchen import write_games
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kitchen import write_games
+from tests.helpers.kitchen import write_games
 
 ROOT = Path(__file__).resolve().parents[3]
 

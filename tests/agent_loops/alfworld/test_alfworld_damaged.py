@@ -6,13 +6,13 @@ import json
 import random
 from pathlib import Path
 
-import damage
 import pytest
-from kitchen import ACTIONS, DOMAIN, RULES, game_data, grammar, problem, write_games
 
 from agent_loops.alfworld.environment import AlfworldEnvironment, _shared_game
 from agent_loops.alfworld.game import GameError
 from agent_loops.alfworld.tasks import Alfworld
+from tests.helpers import damage
+from tests.helpers.kitchen import ACTIONS, DOMAIN, RULES, game_data, grammar, problem, write_games
 
 GAME = "train/pick_and_place_simple-Apple-None-Desk-0/trial_T1/game.tw-pddl"
 

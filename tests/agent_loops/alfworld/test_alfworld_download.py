@@ -21,9 +21,10 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-import damage
 import pytest
-from shaky_server import shaky_server
+
+from tests.helpers import damage
+from tests.helpers.shaky_server import shaky_server
 
 pytest.importorskip("requests")
 from agent_loops import download as shared

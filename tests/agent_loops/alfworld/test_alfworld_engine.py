@@ -6,13 +6,13 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kitchen import DOMAIN, game_data, grammar, problem
 
 from agent_loops.alfworld.facts import Facts, Relation
 from agent_loops.alfworld.game import Game, Play
 from agent_loops.alfworld.grammar import GrammarError, parse_query
 from agent_loops.alfworld.joins import Join
 from agent_loops.alfworld.pddl import Conjunction, Domain, Literal, PddlError, disjuncts, parse, parse_domain
+from tests.helpers.kitchen import DOMAIN, game_data, grammar, problem
 
 PREDICATES = {"p": ("object",), "q": ("object", "object"), "r": ("object", "object", "object")}
 OBJECTS = "abcd"

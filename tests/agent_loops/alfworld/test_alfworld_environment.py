@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from kitchen import WALKTHROUGH, game_data, write_games
 
 from agent_loops.alfworld import KINDS, Alfworld, AlfworldEnvironment, GameError, find_games
-from agent_loops.check import check_benchmark
+from agent_loops.check_environment import check_benchmark
 from agent_loops.environment import Benchmark, Environment, TaskSet
 from agent_loops.episode import Episode, EpisodeSettings
+from tests.helpers.kitchen import WALKTHROUGH, game_data, write_games
 
 GAME = "train/pick_and_place_simple-Apple-None-Desk-0/trial_T1/game.tw-pddl"
 

@@ -9,13 +9,13 @@ import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from kitchen import WALKTHROUGH
-from scripted import run
 from verl.trainer.ppo.metric_utils import process_validation_metrics
 
 from agent_loops import loop as loop_module
 from agent_loops.alfworld import Alfworld
 from agent_loops.dataset import write_parquet
+from tests.helpers.kitchen import WALKTHROUGH
+from tests.helpers.scripted import run
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from plans import make_plans, verb
 
 from agent_loops.alfworld import Play, find_games, load_game
+from tests.helpers.plans import make_plans, verb
 
 PER_TYPE = 18  # games of each of the six types
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from eventually import eventually
+
+from tests.helpers.eventually import eventually
 
 pytest.importorskip("scienceworld", reason="ScienceWorld is not installed (pip install 'verl-aem[scienceworld]')")
 

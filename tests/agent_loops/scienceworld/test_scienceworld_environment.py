@@ -9,7 +9,7 @@ import pickle
 
 import pytest
 
-from agent_loops.check import check_benchmark
+from agent_loops.check_environment import check_benchmark
 from agent_loops.environment import Benchmark, Environment, TaskSet
 from agent_loops.scienceworld import ScienceWorld, ScienceWorldEnvironment, SimulatorError
 

@@ -12,9 +12,8 @@ import pytest
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from scripted import ScriptedServer, make_loop, play
-
 from agent_loops import loop as loop_module
+from tests.helpers.scripted import ScriptedServer, make_loop, play
 
 TARGET = "agent_loops.scienceworld.ScienceWorld"
 PLANT = {"task": "find-plant", "variation": 0, "simplification": "easy"}

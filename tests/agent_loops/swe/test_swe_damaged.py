@@ -7,7 +7,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import damage
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +16,7 @@ from agent_loops.swe.generate import packages
 from agent_loops.swe.generate.journal import Journal
 from agent_loops.swe.generate.packages import unpack
 from agent_loops.swe.readers import read_tasks
+from tests.helpers import damage
 
 ROW = {
     "instance_id": "a__1",

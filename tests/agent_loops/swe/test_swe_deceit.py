@@ -13,14 +13,14 @@ from pathlib import Path
 from textwrap import indent
 
 import pytest
-from tiny_package import CODE, FAIL_TO_PASS, FAULTY, PASS_TO_PASS, make_task, write_tree
-from tiny_package import FILES as SOURCES
 
 from agent_loops.swe.generate.repository import commit, pack
 from agent_loops.swe.grading import Grade, GradeSettings, grade
 from agent_loops.swe.patches import text_patch
 from agent_loops.swe.sandbox import SandboxSettings
 from agent_loops.swe.tasks import SweTask
+from tests.helpers.tiny_package import CODE, FAIL_TO_PASS, FAULTY, PASS_TO_PASS, make_task, write_tree
+from tests.helpers.tiny_package import FILES as SOURCES
 
 pytest.importorskip("swebench", reason="swebench is not installed: install the extra swe")
 

@@ -12,7 +12,6 @@ import venv
 from types import SimpleNamespace
 
 import pytest
-from host_tree import HostTree
 
 from agent_loops.environment import Benchmark, Environment
 from agent_loops.swe.benchmark import Swe
@@ -22,6 +21,7 @@ from agent_loops.swe.patches import text_patch
 from agent_loops.swe.readers import task_row
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
+from tests.helpers.host_tree import HostTree
 
 WRONG, RIGHT = "def add(a, b):\n    return a - b\n", "def add(a, b):\n    return a + b\n"
 TESTS = """from sums import add

@@ -9,7 +9,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_package import FIXED, make_task
 
 from agent_loops.swe import evaluate as module
 from agent_loops.swe.evaluate import (
@@ -25,6 +24,7 @@ from agent_loops.swe.grading import Grade
 from agent_loops.swe.readers import task_row
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
+from tests.helpers.tiny_package import FIXED, make_task
 
 
 def _task(name: str) -> SweTask:

@@ -6,7 +6,6 @@ import base64
 from types import SimpleNamespace
 
 import pytest
-from host_tree import HostTree
 
 from agent_loops.swe.applying import NotApplied, apply_patch
 from agent_loops.swe.environment import SweEnvironment
@@ -14,6 +13,7 @@ from agent_loops.swe.grading import Grade
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
 from agent_loops.texts import clean
+from tests.helpers.host_tree import HostTree
 
 WRONG, RIGHT = "def add(a, b):\n    return a - b\n", "def add(a, b):\n    return a + b\n"
 LATIN = "# coding: latin-1\nname = 'Jos\xe9'\nlast = 'K\xf6ln'\nsum = 1 - 2\n".encode("latin-1")

@@ -17,7 +17,6 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_package import CODE, FILES, TITLE, make_sdist, write_tree
 
 from agent_loops.swe.generate import Options, Package, bundled_recipe, generate, make
 from agent_loops.swe.generate import packages as packages_module
@@ -31,6 +30,7 @@ from agent_loops.swe.generate.suite import Run, modules, reliable, top_names
 from agent_loops.swe.grading import GradeSettings, grade
 from agent_loops.swe.readers import read_tasks
 from agent_loops.swe.sandbox import SandboxSettings
+from tests.helpers.tiny_package import CODE, FILES, TITLE, make_sdist, write_tree
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = GradeSettings(SandboxSettings(memory_mb=512, processes=64, file_mb=64, tree_mb=128), seconds=120)

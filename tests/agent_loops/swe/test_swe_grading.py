@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_package import CODE, FAIL_TO_PASS, FAULTY, FIXED, PASS_TO_PASS, TESTS, make_task
 
 from agent_loops.swe.grading import Grade, GradeSettings, grade, grade_row
 from agent_loops.swe.patches import text_patch
 from agent_loops.swe.sandbox import SandboxError, SandboxSettings
 from agent_loops.swe.tasks import SweTask
+from tests.helpers.tiny_package import CODE, FAIL_TO_PASS, FAULTY, FIXED, PASS_TO_PASS, TESTS, make_task
 
 pytest.importorskip("swebench", reason="swebench is not installed: install the extra swe")
 

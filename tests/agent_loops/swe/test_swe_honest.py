@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_package import write_tree
 
 from agent_loops.swe.generate.repository import commit, pack
 from agent_loops.swe.generate.suite import pytest_command
@@ -15,6 +14,7 @@ from agent_loops.swe.grading import Grade, GradeSettings, grade
 from agent_loops.swe.patches import text_patch
 from agent_loops.swe.sandbox import SandboxSettings
 from agent_loops.swe.tasks import SweTask
+from tests.helpers.tiny_package import write_tree
 
 pytest.importorskip("swebench", reason="swebench is not installed: install the extra swe")
 

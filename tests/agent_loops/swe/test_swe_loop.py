@@ -15,14 +15,14 @@ import pytest
 pytest.importorskip("verl", reason="verl is not installed")
 
 import torch
-from host_tree import TASK
 from omegaconf import OmegaConf
-from scripted import LetterTokenizer, ScriptedServer, make_loop, play
 from verl.trainer.ppo import core_algos
 
 from agent_loops import loop as loop_module
-from recipe.aem.advantage import SideInfo, compute_advantages
+from recipe.aem.seam.advantage import SideInfo, compute_advantages
 from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
+from tests.helpers.host_tree import TASK
+from tests.helpers.scripted import LetterTokenizer, ScriptedServer, make_loop, play
 
 VIEW = "<function=file_editor><parameter=command>view</parameter><parameter=path>sums.py</parameter></function>"
 MEND = (
@@ -66,7 +66,7 @@ def swe(tmp_path, monkeypatch):
     def run(*scripts, fault="", response_length=32_768, late=(), **episode):
         clock = SimpleNamespace(now=0.0)
         monkeypatch.setattr(loop_module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-        benchmark = {"target": "host_tree.HostSwe", "directory": str(tmp_path / "trees"), "fault": fault}
+        benchmark = {"target": "tests.helpers.host_tree.HostSwe", "directory": str(tmp_path / "trees"), "fault": fault}
         servers = [(Late if number in late else ScriptedServer)(script) for number, script in enumerate(scripts)]
         for server in servers:
             server.clock = clock

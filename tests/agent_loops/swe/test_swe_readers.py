@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_package import make_task
 
 from agent_loops.swe.readers import read_tasks, task_row
+from tests.helpers.tiny_package import make_task
 
 PATCH = "diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-a\n+b\n"
 TEST_PATCH = PATCH.replace("x.py", "tests/forms/test_x.py")

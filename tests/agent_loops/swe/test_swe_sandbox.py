@@ -16,11 +16,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from eventually import run_late
 
 from agent_loops.swe.sandbox import Executed, SandboxError, SandboxSettings, open_sandbox, read_patch
 from agent_loops.swe.sandbox.bubblewrap import BubblewrapSandbox
 from agent_loops.swe.sandbox.visible import python_paths
+from tests.helpers.eventually import run_late
 
 SECONDS = 300.0  # far more than any of these commands takes
 

@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from eventually import eventually
-from in_sandbox import FINE, SECONDS, python, run
 
 from agent_loops.swe.sandbox import read_patch
 from agent_loops.swe.sandbox.seccomp import FORBIDDEN
+from tests.helpers.eventually import eventually
+from tests.helpers.in_sandbox import FINE, SECONDS, python, run
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from eventually import eventually, run_late
+
+from tests.helpers.eventually import eventually, run_late
 
 pytest.importorskip("minisweagent.environments", reason="mini-swe-agent is missing: pip install 'verl-aem[swe]'")
 

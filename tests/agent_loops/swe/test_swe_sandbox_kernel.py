@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from in_sandbox import FINE, SECONDS, python, run
 
 from agent_loops.swe.sandbox import Executed, SandboxError
+from tests.helpers.in_sandbox import FINE, SECONDS, python, run
 
 # ------------------------------------------------------------------------------------ memory that no process is charged
 

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from eventually import eventually, run_late
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from agent_loops.swe.sandbox.run import BoundedOutput, Process
 from agent_loops.swe.sandbox.seccomp import FORBIDDEN, forbidding_filter
 from agent_loops.swe.sandbox.visible import make_view
 from agent_loops.swe.sandbox.watch import ResourceWatch, descendants
+from tests.helpers.eventually import eventually, run_late
 
 SECONDS = 300.0  # far more than any of these commands takes
 

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from eventually import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from agent_loops.swe.patches import is_protected, patched_paths, text_patch
 from agent_loops.swe.shadows import Shadows
 from agent_loops.swe.slots import core_slot, cores
 from agent_loops.swe.tasks import SweTask, SweTasks
+from tests.helpers.eventually import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from host_tree import HostTree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from agent_loops.actions import CallError
 from agent_loops.episode import load_template
 from agent_loops.swe import editor
 from agent_loops.swe.tools import EDITOR_COMMANDS, FORMAT, TOOLS, Toolbox, cut_middle, read_tool_call
+from tests.helpers.host_tree import HostTree
 
 
 def call(name, **arguments):

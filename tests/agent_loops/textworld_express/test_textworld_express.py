@@ -12,7 +12,7 @@ import signal
 import pytest
 from textworld_express import TextWorldExpressEnv
 
-from agent_loops.check import main as check
+from agent_loops.check_environment import main as check
 from agent_loops.textworld_express import (
     GAMES,
     JavaError,

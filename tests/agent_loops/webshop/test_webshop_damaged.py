@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import damage
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from agent_loops.webshop.files import find_files
 from agent_loops.webshop.generate import ATTRIBUTES_FILE, GOALS_FILE, ITEMS_FILE, generate_catalogue
 from agent_loops.webshop.prepared import open_prepared, prepare
 from agent_loops.webshop.stream import read_array, read_object
+from tests.helpers import damage
 
 
 @pytest.fixture(scope="module")

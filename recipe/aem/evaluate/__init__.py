@@ -1,9 +1,0 @@
-"""Evaluating a checkpoint through verl's own validation, for `aem eval`. Printing is in `recipe.aem.cli.eval`."""
-
-from __future__ import annotations
-
-from agent_loops.reading import FileError
-
-
-class EvaluationError(FileError):
-    """What the user can put right: the message says what is wrong and what to do."""

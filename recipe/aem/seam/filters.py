@@ -1,0 +1,56 @@
+"""DAPO's group filter without faults: verl's replay buffer drops prompt groups whose trajectories all fared alike.
+
+Wrapped by `seam.py`. A trajectory that failed for the infrastructure's sake says nothing of its group, so the rest is
+what has to differ: three winners and a fault are dropped like four winners, and a group that faults leave with one
+trajectory, or none, is dropped too. Without faults the filter is verl's own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+NO_LEVEL = math.nan
+"""verl counts the dropped groups by the value that their trajectories share; a single one shares it with nobody."""
+
+
+def without_faults(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
+    """Round `ReplayBuffer._dapo_filtered_keys`, which both of verl's buffers use."""
+
+    def bound(partition_id: str) -> Any:
+        if partition_id == "val" or buffer.filter_groups_metric is None:
+            return wrapped(partition_id)
+        every, known = buffer.partitions[partition_id], buffer._dapo_classification_cache[partition_id]
+        new = buffer.finished_keys[partition_id] - known.keys()
+        keys = [key for key in every if _uid(key) in new]
+        faulted = _faulted(partition_id, keys)
+        if not faulted:
+            return wrapped(partition_id)
+        sound = {key.rsplit("_", 1)[0] for key in keys if key not in faulted}
+        for uid in {_uid(key) for key in faulted}:
+            if sum(_uid(trajectory) == uid for trajectory in sound) < 2:
+                known[uid] = NO_LEVEL
+        buffer.partitions[partition_id] = {key: tag for key, tag in every.items() if key not in faulted}
+        try:
+            return wrapped(partition_id)
+        finally:  # what is dropped is dropped with all its rows
+            buffer.partitions[partition_id] = every
+
+    return bound(*args, **kwargs)
+
+
+def _uid(key: str) -> str:
+    """As verl's buffer reads it."""
+    return key.split("_")[0]
+
+
+def _faulted(partition_id: str, keys: list[str]) -> set[str]:
+    from verl.trainer.ppo.v1 import replay_buffer
+
+    from recipe.aem.batch import extra_fields
+
+    if not keys:
+        return set()
+    queue: Any = replay_buffer.tq  # type: ignore[attr-defined]  # the queue that the buffer itself asks
+    data = queue.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["extra_fields"])
+    return {key for key, extra in zip(keys, extra_fields(data, len(keys)), strict=True) if (extra or {}).get("fault")}

@@ -1,0 +1,219 @@
+"""Whether the processes that generate for the trainer live: verl's agent loop workers, and its inference servers with
+their engines.
+
+verl hands prompts out and then waits for them (trainer/ppo/v1/replay_buffer.py:412); it never asks after those that
+play them. A worker that is killed takes its prompts along, for which the trainer waits for ever; a weight update to a
+dead engine does not return. Here a thread of the trainer's process asks every few seconds: each Ray actor by a call
+that every actor answers, and vLLM's engine, a process below its server, by the server's own `GET /health`, whose 503
+means `EngineDeadError` and nothing else. No answer, which a busy process gives too, means nothing.
+
+The trainer raises `RolloutDied` where it waits for trajectories (`trajectories.py`), and where it calls what is dead.
+Where it is caught in another wait it gets `GRACE_SECONDS` to come out, then a signal that interrupts it, and at
+last its process is ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, build_opener
+
+logger = logging.getLogger(f"verl.{__name__}")
+
+EVERY_SECONDS = 5.0
+GRACE_SECONDS = 30.0
+ANSWER_SECONDS = 3.0
+_SIGNAL = signal.SIGUSR1
+
+
+class RolloutDied(RuntimeError):
+    """A process that generates for the trainer is dead; the message names it."""
+
+
+class Watch:
+    """Looks after processes until one is dead.
+
+    Args:
+        actors: Ray actors by a name to say.
+        engines: addresses (`host:port`) of vLLM servers by a name to say.
+    """
+
+    def __init__(self, actors: Callable[[], Mapping[str, Any]] = dict, engines: Callable[[], Mapping[str, str]] = dict):
+        self._actors, self._engines = actors, engines
+        self._asked: dict[str, Any] = {}
+        self._looking = threading.Lock()
+        self.dead = ""
+
+    def look(self) -> str:
+        """What is dead, in words; empty while everything lives, and once something is dead always the same."""
+        with self._looking:
+            if not self.dead:
+                self.dead = self._dead_actor() or self._dead_engine()
+            return self.dead
+
+    def _dead_actor(self) -> str:
+        actors = self._actors()
+        if not actors:
+            return ""
+        import ray
+        from ray.exceptions import ActorDiedError, RayError
+
+        # one question at a time: a busy actor answers it later
+        asked = {name: self._asked.get(name) or actor.__ray_ready__.remote() for name, actor in actors.items()}
+        answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=1.0)
+        self._asked = {name: question for name, question in asked.items() if question not in answered}
+        for name, question in asked.items():
+            try:
+                if question in answered:
+                    ray.get(question)
+            except ActorDiedError as error:
+                return f"{name} has died: {' '.join(str(error).split())}"
+            except RayError:  # it cannot be reached just now
+                continue
+        return ""
+
+    def _dead_engine(self) -> str:
+        engines = self._engines()
+        if not engines:
+            return ""
+        with ThreadPoolExecutor(min(16, len(engines))) as pool:  # each may be busy
+            for (name, address), dead in zip(engines.items(), pool.map(is_dead, engines.values()), strict=True):
+                if dead:
+                    return f"{name} has died: its server at {address} lives, and says so"
+        return ""
+
+
+def is_dead(address: str) -> bool:
+    """Whether a vLLM server answers that its engine is dead."""
+    opener = build_opener(ProxyHandler({}))  # no proxy of the environment's: it is a neighbour
+    try:
+        opener.open(f"http://{address}/health", timeout=ANSWER_SECONDS).close()
+    except HTTPError as error:
+        return error.code == 503
+    except (OSError, HTTPException):  # busy, not there yet, or not to be reached from here
+        return False
+    return False
+
+
+def watch_of(trainer: Any, agent_loop_manager: Any) -> Watch:
+    """What plays for a trainer of verl's."""
+
+    def managers() -> dict[str, Any]:
+        known = {"": "llm_server_manager", "standalone ": "standalone_server_manager"}
+        found = {word: getattr(trainer, name, None) for word, name in known.items()}
+        return {word: manager for word, manager in found.items() if manager is not None}
+
+    def actors() -> dict[str, Any]:
+        workers = getattr(agent_loop_manager, "agent_loop_workers", None) or []
+        found = {f"agent loop worker {number}": worker for number, worker in enumerate(workers)}
+        for word, manager in managers().items():
+            for replica in manager.get_replicas():
+                for node, server in enumerate(replica.servers):
+                    found[f"the {word}inference server of replica {replica.replica_rank}, node {node},"] = server
+        return found
+
+    def engines() -> dict[str, str]:
+        if trainer.config.actor_rollout_ref.rollout.name != "vllm":  # another's /health means something else
+            return {}
+        found = {}
+        for word, manager in managers().items():
+            for number, address in enumerate(manager.get_addresses()):
+                found[f"the vLLM engine (EngineCore) of {word}replica {number}"] = address
+        return found
+
+    return Watch(actors, engines)
+
+
+def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
+    """Round `PPOTrainer.fit`: look after what plays for it."""
+
+    def bound(agent_loop_manager: Any) -> Any:
+        from recipe.aem.seam.trajectories import Trajectories
+
+        watch = watch_of(trainer, agent_loop_manager)
+        Trajectories.of(trainer).watch = watch
+        with Guard(watch):
+            return wrapped(agent_loop_manager)
+
+    return bound(*args, **kwargs)
+
+
+def _is_rays(error: BaseException | None) -> bool:
+    """Whether it is Ray's: what a call of something dead raises, which does not say whose actor that was."""
+    if error is None or type(error).__module__.partition(".")[0] != "ray":
+        return False
+    from ray.exceptions import RayError
+
+    return isinstance(error, RayError)
+
+
+class Guard:
+    """While it is entered, a dead process ends what this thread does, wherever it waits.
+
+    Args:
+        watch: what is looked after.
+        every: seconds between two looks.
+        grace: seconds from the end of a process until this thread is interrupted, and again until its process is ended.
+        end: ends this process.
+    """
+
+    def __init__(
+        self,
+        watch: Watch,
+        every: float = EVERY_SECONDS,
+        grace: float = GRACE_SECONDS,
+        end: Callable[[int], Any] = os._exit,
+    ):
+        self._watch, self._every, self._grace, self._end = watch, every, grace, end
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._guard, name="aem liveness", daemon=True)
+        self._guarded = threading.current_thread()
+        self._previous: Any = None
+        self._interrupted = False
+
+    def __enter__(self) -> Guard:
+        if self._guarded is threading.main_thread():  # only there can a signal be handled
+            self._previous = signal.signal(_SIGNAL, self._interrupt)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._guarded is threading.main_thread():
+            signal.signal(_SIGNAL, self._previous)
+        if self._interrupted and kind is KeyboardInterrupt:
+            raise RolloutDied(f"{self._watch.dead}. The trainer waited for it, so the run ends here") from error
+        if _is_rays(error) and (dead := self._watch.look()):
+            raise RolloutDied(f"{dead}. The trainer called it, so the run ends here") from error
+
+    def _guard(self) -> None:
+        try:
+            while not self._watch.look():
+                if self._over.wait(self._every):
+                    return
+        except Exception:  # a run does not end for what only looks after it
+            logger.warning("nothing looks after the processes that generate any more", exc_info=True)
+            return
+        logger.error("%s. The run is about to end", self._watch.dead)
+        if self._over.wait(self._grace):
+            return
+        if self._guarded is threading.main_thread():
+            signal.pthread_kill(threading.main_thread().ident, _SIGNAL)  # type: ignore[arg-type]
+            if self._over.wait(self._grace):
+                return
+        logger.critical(
+            "%s, and the trainer waits for it where nothing reaches it: its process is ended", self._watch.dead
+        )
+        self._end(1)
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt  # the only exception of a handler for which `ray.get` comes back

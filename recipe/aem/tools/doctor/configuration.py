@@ -1,0 +1,173 @@
+"""Does the chosen configuration compose, and would the trainer take it?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from recipe.aem.tools.finding import Finding
+
+CUSTOM = "actor_rollout_ref.rollout.custom"
+_VARIABLES = {"webshop": "WEBSHOP", "alfworld": "ALFWORLD", "scienceworld": "SCIENCEWORLD"}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the checks need to know of a configuration.
+
+    Attributes:
+        benchmark: `webshop`, `alfworld`, `scienceworld`, or empty for another one.
+        target: what makes the benchmark; empty where the agent loop is not ours.
+        data_dir: the benchmark's data; None where it has none, or its variable is not set.
+        unset: the environment variable that `data_dir` waits for.
+        parquet: the tasks' files by the setting that names them; None where a variable is not set.
+        model: a folder or a name; None where a variable is not set.
+    """
+
+    benchmark: str
+    target: str
+    data_dir: Path | None
+    unset: str
+    parquet: dict[str, Path | None]
+    model: str | None
+
+
+def read(config: DictConfig) -> Chosen:
+    """What a composed configuration names."""
+    rollout = config.actor_rollout_ref.rollout
+    ours = rollout.agent.default_agent_loop == "environment"
+    target = str(_select(config, f"{CUSTOM}.benchmark.target") or "") if ours else ""
+    benchmark = next((name for name in _VARIABLES if f".{name}." in target), "")
+    data_dir = _select(config, f"{CUSTOM}.benchmark.data_dir")
+    has_data = ours and OmegaConf.select(config, f"{CUSTOM}.benchmark") is not None
+    needs = has_data and "data_dir" in OmegaConf.select(config, f"{CUSTOM}.benchmark")
+    parquet = {}
+    for setting in ("data.train_files", "data.val_files"):
+        named = _select(config, setting)
+        named = named[0] if isinstance(named, list) and named else named
+        parquet[setting] = Path(os.path.expanduser(str(named))) if named else None
+    return Chosen(
+        benchmark,
+        target,
+        Path(os.path.expanduser(str(data_dir))) if data_dir else None,
+        f"{_VARIABLES.get(benchmark, '')}_DATA" if needs and not data_dir and benchmark else "",
+        parquet,
+        _select(config, "actor_rollout_ref.model.path"),
+    )
+
+
+def variable(benchmark: str, what: str) -> str:
+    """The environment variable for a benchmark's `DATA` or `PARQUET`."""
+    return f"{_VARIABLES[benchmark]}_{what}"
+
+
+def put_data_dir(config: DictConfig, directory: Path) -> None:
+    """Have the configuration's benchmark read another directory."""
+    OmegaConf.update(config, f"{CUSTOM}.benchmark.data_dir", str(directory))
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    """A value as plain data; None where it is missing, or waits for a variable of the environment."""
+    try:
+        value = OmegaConf.select(config, key)
+    except InterpolationResolutionError:
+        return None
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def check_settings(config: DictConfig) -> Iterator[Finding]:
+    """What our part of the trainer checks before it starts (`startup.check_run`), in its words.
+
+    The plug-in has to be loaded in this process.
+    """
+    import verl
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    from recipe.aem.seam.checks import cautions, check_run
+    from recipe.aem.settings import ESTIMATORS, SettingsError
+
+    title = "Settings"
+    estimator = str(config.algorithm.adv_estimator)
+    try:
+        settings, epo = check_run(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
+    except (SettingsError, TypeError) as error:
+        yield Finding("failure", title, str(error), "change that setting, in the configuration or as an override")
+        return
+    if estimator not in ESTIMATORS and estimator not in ADV_ESTIMATOR_REGISTRY:
+        yield Finding(
+            "failure",
+            title,
+            f"algorithm.adv_estimator={estimator} is not registered with verl",
+            f"choose one of {', '.join(sorted(ADV_ESTIMATOR_REGISTRY))}",
+        )
+        return
+    if not config.trainer.get("use_v1", False) and estimator in ESTIMATORS:
+        yield Finding(
+            "failure",
+            title,
+            f"algorithm.adv_estimator={estimator} does not run on verl's older trainer, which drops the entropies "
+            "before the advantage is computed",
+            "set trainer.use_v1=True",
+        )
+        return
+    if settings is None:
+        about = f"{estimator}, verl's own"
+    else:
+        about = f"{estimator} over {settings.base}" if settings.base != estimator else estimator
+    yield Finding("ok", title, about + (", with EPO's loss" if epo.enable else ""))
+    for caution in cautions(config, settings, epo):
+        yield Finding("warning", caution.title, caution.detail, caution.remedy)
+
+
+def check_precision(config: DictConfig) -> Iterator[Finding]:
+    """What entropies are computed in, where it is float32 for certain; `check_settings` says where it is not."""
+    from recipe.aem.seam.precision import entropy_precision
+
+    precision = entropy_precision(config)
+    if precision.level == "float32":
+        yield Finding("ok", "Precision of entropies", f"float32: {precision.why}")
+
+
+def check_row_order(config: DictConfig) -> Iterator[Finding]:
+    """Whether each update of a step sees the same kind of rows (docs/choices.md, "The order of rows")."""
+    title = "Order of rows"
+    rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
+    turns = str(_select(config, f"{CUSTOM}.episode.layout") or "turns") == "turns"
+    if rollout.agent.default_agent_loop != "environment" or not turns:
+        return
+    if actor.shuffle:
+        yield Finding("ok", title, "shuffled within each update pass")
+        return
+    yield Finding(
+        "warning",
+        title,
+        "each turn is a row, and verl takes rows in the order in which trajectories ended: a step's last mini-batch is "
+        "what is left of the longest ones, and by token-mean weighs as much as a full one",
+        "set actor_rollout_ref.actor.shuffle=true",
+    )
+
+
+def check_verl(config: DictConfig) -> Iterator[Finding]:
+    """What verl's own trainer checks before it starts."""
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    title = "verl's own checks"
+    config = config.copy()
+    for key in ("data.train_files", "data.val_files"):  # of no interest here, and a variable may be unset
+        OmegaConf.update(config, key, "unread.parquet")
+    try:
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    except InterpolationResolutionError as error:
+        yield Finding("failure", title, str(error).splitlines()[0], "set that variable")
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        said = " ".join(str(error).split()) or f"an assertion in verl, {type(error).__name__}"
+        yield Finding("failure", title, said, "change that setting, in the configuration or as an override")
+    else:
+        yield Finding("ok", title, "verl takes the configuration")

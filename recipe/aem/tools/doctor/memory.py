@@ -1,0 +1,187 @@
+"""What the environments of one step take of this machine's memory: a few are measured, the rest follows.
+
+They are measured in a process of their own (`main`), so that nothing else is counted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from agent_loops.environment import Task
+from recipe.aem.tools.doctor.configuration import CUSTOM
+from recipe.aem.tools.doctor.machine import GB
+from recipe.aem.tools.finding import Finding
+
+SECONDS = 240.0
+_MARK = "AEM-MEMORY "
+_RUN = (
+    "import sys; sys.path[:] = {path!r}; import verl_aem; verl_aem.uncover_recipe(); "
+    "from recipe.aem.tools.doctor.memory import main; main()"
+)
+_STEPS = 3
+_HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many environments a step has at once, and in how many processes.
+
+    Attributes:
+        groups: tasks a step, `data.train_batch_size`.
+        copies: episodes a task, `rollout.n`.
+        loops: verl's agent loop workers, each of which opens the benchmark.
+        workers: processes of each for environments that are not thread-safe.
+    """
+
+    groups: int
+    copies: int
+    loops: int
+    workers: int
+
+    @property
+    def episodes(self) -> int:
+        return self.groups * self.copies
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of one process.
+
+    Attributes:
+        opened: the benchmark with one episode.
+        episodes: how many more were then played side by side.
+        added: what they took together.
+        thread_safe: whether they may share a process with the agent loop.
+    """
+
+    opened: int
+    episodes: int
+    added: int
+    thread_safe: bool
+
+
+def load_of(config: DictConfig) -> Load:
+    """What a configuration asks for."""
+    from agent_loops.workers import DEFAULT_WORKERS
+
+    rollout = config.actor_rollout_ref.rollout
+    workers = OmegaConf.select(config, f"{CUSTOM}.workers")
+    return Load(
+        int(config.data.train_batch_size),
+        int(rollout.n),
+        int(rollout.agent.num_workers),
+        int(workers or DEFAULT_WORKERS),
+    )
+
+
+def measure(custom: Mapping[str, Any], tasks: Sequence[Task], copies: int, seconds: float = SECONDS) -> Measured:
+    """Measure in a process of its own.
+
+    Args:
+        custom: `rollout.custom` as plain data.
+        tasks: one for the beginning, and more for what is measured.
+        copies: episodes of each.
+
+    Raises:
+        RuntimeError: the process failed, or took too long.
+    """
+    given = json.dumps({"benchmark": custom["benchmark"], "tasks": list(tasks), "copies": copies})
+    code = _RUN.format(path=[one for one in sys.path if one] or [""])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=given, capture_output=True, text=True, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"opening {len(tasks) * copies} environments took longer than {seconds:g} s") from None
+    report = next((line for line in done.stdout.splitlines() if line.startswith(_MARK)), "")
+    if not report:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+        raise RuntimeError(f"the measuring process ended with status {done.returncode}: {last[:300]}")
+    return Measured(**json.loads(report.removeprefix(_MARK)))
+
+
+def main() -> None:
+    """The measuring process: reads its work from standard input."""
+    import hydra.utils
+
+    from recipe.aem.tools.doctor.answers import choose_action
+
+    given = json.loads(sys.stdin.read())
+    arguments = dict(given["benchmark"])
+    get = hydra.utils.get_object(arguments.pop("target"))
+    choose, kept = random.Random(0), []
+
+    def begin(task: Task) -> None:
+        environment = benchmark.make()
+        observation = environment.reset(task)
+        for _ in range(_STEPS):
+            step = environment.step(choose_action(observation, "", choose))
+            if step.terminated or step.truncated:
+                break
+            observation = step.observation
+        kept.append((environment, observation))
+
+    before = resident()
+    benchmark = get(**arguments)
+    first, *tasks = given["tasks"]
+    begin(first)
+    opened = resident()
+    for task in tasks:
+        for _ in range(given["copies"]):
+            begin(task)
+    added = resident() - opened
+    safe = bool(type(kept[0][0]).thread_safe)
+    report = Measured(max(opened - before, 0), len(kept) - 1, max(added, 0), safe)
+    for environment, _ in kept:
+        environment.close()
+    print(_MARK + json.dumps(asdict(report)), flush=True)
+
+
+def resident() -> int:
+    """Bytes in memory of this process and those that it started."""
+    import gc
+
+    import psutil
+
+    gc.collect()
+    this = psutil.Process()
+    return sum(one.memory_info().rss for one in (this, *this.children(recursive=True)))
+
+
+def check_memory(measured: Measured, load: Load, available: int, heap: int = 0) -> Iterator[Finding]:
+    """Extrapolate, and compare with what there is.
+
+    Args:
+        measured: of one process.
+        load: what the run asks for.
+        available: bytes.
+        heap: the bound of a process's JVM, which it may grow to; 0 for none.
+    """
+    processes = load.loops * (1 if measured.thread_safe else load.workers)
+    each = measured.added / max(measured.episodes, 1)
+    total = int(max(processes * measured.opened + load.episodes * each, processes * heap))
+    where = f"{processes} processes" if processes > 1 else "one process"
+    found = (
+        f"{load.episodes:,} environments ({load.groups} × {load.copies}) in {where}: about {total / 1e6:,.0f} MB of "
+        f"{available / GB:.1f} GB available ({measured.opened / 1e6:,.0f} MB a process, {each / 1e6:.2f} MB an "
+        f"environment; measured with {measured.episodes + 1})"
+    )
+    fewer = (
+        "lower actor_rollout_ref.rollout.agent.num_workers (processes), data.train_batch_size or "
+        "actor_rollout_ref.rollout.n (environments)"
+    )
+    title = "Memory for environments"
+    if total > available:
+        yield Finding("failure", title, found, fewer)
+    elif total > _HALF * available:
+        yield Finding("warning", title, f"{found}; model, optimiser and engine need the rest", fewer)
+    else:
+        yield Finding("ok", title, found)

@@ -1,0 +1,78 @@
+"""Do the tasks fit the prompt? Of a sample only the first message is made; whole episodes are in `mask`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from agent_loops.environment import Task
+from recipe.aem.tools.doctor.mask import Limits, Words
+from recipe.aem.tools.finding import Finding
+
+TITLE = "Length of tasks"
+
+
+def first_lengths(config: DictConfig, words: Words, tasks: Sequence[Task]) -> list[int]:
+    """Tokens of the first message of each task, uncut; a task whose episode does not begin is left out.
+
+    Args:
+        config: of the run.
+        words: the model's tokenizer.
+        tasks: of the configured benchmark.
+    """
+    from agent_loops.episode import Episode
+    from agent_loops.loop import open_benchmark
+
+    _, pool, settings = open_benchmark(config.actor_rollout_ref.rollout.custom)
+    given = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create(), resolve=True)
+    kwargs: Any = given
+
+    async def length(task: Task) -> int | None:
+        seat = pool.open()
+        episode = Episode(seat.environment, settings)
+        try:
+            await seat.call(settings.step_seconds, episode.reset, task)
+            messages = [{"role": "user", "content": episode.prompt()}]
+        except Exception:  # of any environment: the episodes that are played say what is wrong with it
+            return None
+        finally:
+            with contextlib.suppress(Exception):
+                await asyncio.to_thread(episode.environment.close)
+        options = {"add_generation_prompt": True, "tokenize": False, **kwargs}
+        return len(
+            words.tokenizer.encode(words.tokenizer.apply_chat_template(messages, **options), add_special_tokens=False)
+        )
+
+    async def lengths() -> list[int | None]:
+        return [await length(task) for task in tasks]
+
+    return [one for one in asyncio.run(lengths()) if one is not None]
+
+
+def check_lengths(lengths: Sequence[int], limits: Limits) -> Iterator[Finding]:
+    """How many tasks would be shown shortened from the beginning.
+
+    Args:
+        lengths: tokens of first messages (`first_lengths`).
+        limits: the configured ones.
+    """
+    if not lengths:
+        return
+    # the last token of the context is the answer's
+    limit = min(limits.prompt, limits.context)
+    setting = "data.max_prompt_length" if limit == limits.prompt else "actor_rollout_ref.rollout.max_model_len"
+    long = [one for one in lengths if one >= limit]
+    if long:
+        yield Finding(
+            "warning",
+            TITLE,
+            f"{len(long)} of {len(lengths)} tasks begin with {limit:,} tokens or more, the longest with {max(long):,}: "
+            "the agent loop shortens their observation or their words",
+            f"raise {setting} (={limit}) to show them whole",
+        )
+    else:
+        yield Finding("ok", TITLE, f"{len(lengths)} begin with {max(lengths):,} tokens at most, of {limit:,}")

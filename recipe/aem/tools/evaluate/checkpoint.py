@@ -1,0 +1,302 @@
+"""What a checkpoint's name stands for: a Hugging Face model, or what verl saved in training."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_loops.reading import parse_json, read_bytes, reason, require_file, shown
+from recipe.aem.tools.evaluate import EvaluationError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+_SHARD = re.compile(r"model_world_size_([0-9]{1,6})_rank_([0-9]{1,6})\.pt")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# what has to be the same in a base model for a checkpoint's weights to fit it
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights to evaluate.
+
+    Attributes:
+        kind: `hf`, or `verl` (sharded, to be loaded onto a base model).
+        path: the folder as an absolute path, or the hub's name.
+        step: of the training; 0 for `hf`.
+        world_size: how many processes wrote it, and have to read it; 0 for `hf`.
+        identity: the files' names, sizes and times of change, or the hub's commit: other weights, another identity.
+    """
+
+    kind: Literal["hf", "verl"]
+    path: str
+    step: int
+    world_size: int
+    identity: list[Any]
+
+
+def resolve(name: str) -> Checkpoint:
+    """Find a checkpoint, and see that it is whole.
+
+    Args:
+        name: a Hugging Face folder or hub name; a `global_step_N`, a folder of them, or the output of a run.
+
+    Raises:
+        EvaluationError: there is none, or it is not whole.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        return _from_hub(name)
+    if path.is_file():
+        raise EvaluationError(f"{path} is a file; a checkpoint is a folder: a Hugging Face model, or a global_step_N")
+    path = path.resolve()
+    if path.name == "actor" and path.parent.name.startswith("global_step_"):
+        path = path.parent
+    if re.fullmatch(r"global_step_[0-9]{1,18}", path.name):
+        return _of_verl(path)
+    if (path / "config.json").exists():
+        return _of_hf(path)
+    for folder in (path, path / "checkpoints"):
+        if (folder / TRACKER).exists():
+            step = _content(folder / TRACKER, 1000).decode("ascii", "replace").strip()
+            if not re.fullmatch(r"[0-9]{1,18}", step):
+                raise EvaluationError(f"{folder / TRACKER} holds {shown(step)}, not the number of a step")
+            if not (folder / f"global_step_{step}").is_dir():
+                raise EvaluationError(f"{folder / TRACKER} names step {step}, and there is no global_step_{step} in it")
+            return _of_verl(folder / f"global_step_{step}")
+    steps = sorted(one.name for one in path.glob("global_step_*"))
+    if steps:
+        raise EvaluationError(
+            f"{path} has {', '.join(steps)} but no {TRACKER}, which verl writes when a checkpoint is complete; "
+            "name the step's folder to evaluate it all the same"
+        )
+    raise EvaluationError(
+        f"{path} holds no checkpoint: looked for config.json (a Hugging Face model), {TRACKER} here and in "
+        "checkpoints/ (a run of verl), or a folder that is called global_step_N"
+    )
+
+
+def check_fits(checkpoint: Checkpoint, base: str, processes: int) -> None:
+    """Can verl load the checkpoint in this configuration?
+
+    Args:
+        checkpoint: of verl; another kind passes.
+        base: the base model, a folder or a hub name (which is not looked into).
+        processes: how many the trainer will have.
+
+    Raises:
+        EvaluationError: it cannot.
+    """
+    if checkpoint.kind == "hf":
+        return
+    if checkpoint.world_size != processes:
+        target = f"{checkpoint.path}/hf"
+        raise EvaluationError(
+            f"{checkpoint.path} was written by {checkpoint.world_size} processes, and verl can read it only with as "
+            f"many; here are trainer.nnodes × trainer.n_gpus_per_node = {processes}. Set these, or merge it: "
+            f"python -m verl.model_merger merge --backend fsdp --local_dir {checkpoint.path}/actor --target_dir "
+            f"{target}; then aem eval {target}"
+        )
+    theirs, ours = Path(checkpoint.path, "actor", "huggingface", "config.json"), Path(base, "config.json")
+    if not (theirs.is_file() and ours.is_file()):
+        return
+    one, other = (_mapping(file) for file in (theirs, ours))
+    for key in _SHAPE:
+        if one.get(key) != other.get(key):
+            raise EvaluationError(
+                f"{base} is not the base of {checkpoint.path}: its {key} is {shown(other.get(key))}, the "
+                f"checkpoint's {shown(one.get(key))}. Name the model that was trained: --model, or AEM_MODEL"
+            )
+
+
+def _of_hf(path: Path) -> Checkpoint:
+    weights = sorted([*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")])
+    if not weights:
+        hint = ""
+        if path.name == "huggingface" and path.parent.name == "actor":
+            hint = f"; verl keeps the weights beside it: aem eval {path.parent.parent}"
+        raise EvaluationError(f"{path} has a config.json and no weights (*.safetensors){hint}")
+    _mapping(path / "config.json")
+    for file in weights:
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+        else:
+            _check_pickle(file)
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        names = _mapping(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise EvaluationError(f"{index} has no weight_map from names to files")
+        wanted = set(names.values())
+        if missing := sorted(wanted - {file.name for file in weights}):
+            raise EvaluationError(f"{path} is unfinished: {index.name} names {missing[0][:200]}, which is not there")
+    return Checkpoint("hf", str(path), 0, 0, _identity(path, [path / "config.json", *weights]))
+
+
+def _of_verl(path: Path) -> Checkpoint:
+    actor = path / "actor"
+    found: dict[int, list[Path]] = {}
+    for file in actor.glob("model_world_size_*_rank_*.pt"):
+        if match := _SHARD.fullmatch(file.name):
+            found.setdefault(int(match[1]), []).append(file)
+    if not found:
+        raise EvaluationError(
+            f"{path} is unfinished, or not of verl's FSDP trainer: there is no actor/model_world_size_N_rank_0.pt"
+        )
+    # the trainer reads those of its own size; an older set beside them is of an earlier run in the same folder
+    size = max(found, key=lambda one: max(file.stat().st_mtime_ns for file in found[one]))
+    shards = [actor / f"model_world_size_{size}_rank_{rank}.pt" for rank in range(size)]
+    for shard in shards:
+        if not shard.is_file():
+            raise EvaluationError(f"{path} is unfinished: {shard.name} is missing ({len(found[size])} of {size} there)")
+        _check_zip(shard, path)
+    return Checkpoint("verl", str(path), int(path.name.removeprefix("global_step_")), size, _identity(path, shards))
+
+
+def check_safetensors(file: Path) -> None:
+    """See that a file of weights is whole: its header says which bytes each tensor has. The weights are not read.
+
+    Raises:
+        EvaluationError: names the file and the tensor.
+    """
+    size = _size(file)
+    if not size:
+        raise EvaluationError(f"{file} is empty: the checkpoint is unfinished")
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, _HEADER_BYTES):
+            raise EvaluationError(f"{file} is cut short or damaged: its header is said to have {length:,} bytes")
+        try:
+            header = parse_json(stream.read(length))
+        except ValueError as error:
+            raise EvaluationError(f"{file} is damaged: its header is no JSON ({reason(error)})") from None
+    if not isinstance(header, dict):
+        raise EvaluationError(f"{file} is damaged: its header is {shown(header)}, not a mapping")
+    header.pop("__metadata__", None)
+    reached = 0
+    for name, (start, stop) in sorted(((name, _offsets(file, name, of)) for name, of in header.items()), key=_second):
+        if start != reached:
+            raise EvaluationError(f"{file} is damaged: {shown(name)} begins at byte {start:,}, not {reached:,}")
+        reached = stop
+    if 8 + length + reached != size:
+        raise EvaluationError(
+            f"{file} is unfinished: it has {size:,} bytes, and its header is of {8 + length + reached:,}"
+        )
+
+
+def _offsets(file: Path, name: str, of: Any) -> tuple[int, int]:
+    offsets, shape, kind = (of.get(key) if isinstance(of, dict) else None for key in ("data_offsets", "shape", "dtype"))
+    numbers = [*offsets, *shape] if isinstance(offsets, list) and isinstance(shape, list) else [None]
+    if any(isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 1 << 62 for one in numbers) or not (
+        isinstance(offsets, list) and len(offsets) == 2 and offsets[0] <= offsets[1] and isinstance(kind, str)
+    ):
+        raise EvaluationError(f"{file} is damaged: {shown(name)} is {shown(of)}, no tensor")
+    bits = re.search(r"[0-9]+", kind)
+    wide = 8 if kind == "BOOL" else int(bits[0][:3]) if bits else 0
+    assert isinstance(shape, list)
+    if wide and 8 * (offsets[1] - offsets[0]) != math.prod(shape) * wide:
+        raise EvaluationError(
+            f"{file} is damaged: {shown(name)} of {shown(shape)} {shown(kind)} has {offsets[1] - offsets[0]:,} bytes"
+        )
+    return offsets[0], offsets[1]
+
+
+def _second(pair: tuple[str, tuple[int, int]]) -> tuple[int, int]:
+    return pair[1]
+
+
+def _check_pickle(file: Path) -> None:
+    """A zip file, or the older format. Nothing of it is loaded, for a pickle is a program."""
+    if not _size(file):
+        raise EvaluationError(f"{file} is empty: the checkpoint is unfinished")
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    if start[:2] == b"PK":
+        _check_zip(file, file.parent)
+    elif start[:1] != b"\x80":
+        raise EvaluationError(f"{file} holds no weights of torch")
+
+
+def _check_zip(file: Path, checkpoint: Path) -> None:
+    """Is torch's zip file whole, as far as its list of parts says? The weights are not read."""
+    size = _size(file)
+    try:
+        if not zipfile.is_zipfile(file):  # torch writes the list, which stands at the end, last
+            raise EvaluationError(f"{checkpoint} is unfinished: {file} is cut short")
+        with zipfile.ZipFile(file) as parts:
+            infos = parts.infolist()
+            names = [info.filename for info in infos]
+            wrong = next(
+                (one for one in infos if one.header_offset + one.compress_size > size or one.compress_type), None
+            )
+            if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+                raise EvaluationError(f"{file} is damaged: it holds no data.pkl, which torch writes")
+            if wrong is not None or len(set(names)) < len(names):
+                raise EvaluationError(
+                    f"{file} is damaged: {shown(wrong.filename if wrong else 'a part')} does not fit into it"
+                )
+            for info in infos:
+                parts.open(info).close()  # compares the name in the list with the one at its place
+    except (*_DAMAGED_ZIP, OSError) as error:
+        raise EvaluationError(f"{file} is damaged: {reason(error)}") from None
+
+
+_DAMAGED_ZIP = (
+    *(zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError, struct.error, OverflowError, IndexError),
+    *(KeyError, EOFError, MemoryError),
+)
+_HEADER_BYTES = 100_000_000  # the format's own limit
+_CONFIG_BYTES = 64 << 20
+
+
+def _size(file: Path) -> int:
+    try:
+        return require_file(file).st_size
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read: {reason(error)}") from None
+
+
+def _content(file: Path, at_most: int = _CONFIG_BYTES) -> bytes:
+    try:
+        return read_bytes(file, at_most)
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read: {reason(error)}") from None
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(_content(file), not_a_number=True)
+    except EvaluationError:
+        raise
+    except ValueError as error:
+        raise EvaluationError(f"{file} is damaged: it is no JSON ({reason(error)})") from None
+    if not isinstance(found, dict):
+        raise EvaluationError(f"{file} is damaged: it holds {shown(found)}, not a mapping")
+    return found
+
+
+def _from_hub(name: str) -> Checkpoint:
+    looked = f"there is no checkpoint {name}: no such folder"
+    if not _HUB.fullmatch(name):
+        raise EvaluationError(f"{looked}, and it is not a hub's name such as Qwen/Qwen2.5-1.5B-Instruct")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        file = Path(hf_hub_download(name, "config.json"))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise EvaluationError(f"{looked}, and the Hugging Face hub gives no such model ({said})") from None
+    return Checkpoint("hf", name, 0, 0, [file.parent.name])  # the cache's folders are called by their commits
+
+
+def _identity(folder: Path, files: list[Path]) -> list[Any]:
+    try:
+        states = [(file, file.stat()) for file in files]
+    except OSError as error:  # it vanished meanwhile
+        raise EvaluationError(f"{folder} cannot be read: {reason(error)}") from None
+    return [[str(file.relative_to(folder)), state.st_size, state.st_mtime_ns] for file, state in states]

@@ -1,0 +1,122 @@
+"""Episodes, as verl's dump of a validation has them (`trainer.validation_data_dir`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_loops.reading import parse_json, reason, require_file, shown
+from recipe.aem.tools.evaluate import EvaluationError
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of one task.
+
+    Attributes:
+        task: the task's place in its split.
+        seed: of the engine.
+        success, score: in [0, 1].
+        reward: what a training would have been given.
+        turns, invalid_turns: how many.
+        fault: the environment failed; the episode counts as a failure.
+        cut: a limit ended it.
+        lost: the agent loop itself failed, so nothing came back; the episode counts as a failure, as verl counts it.
+        kind: the type of the task, empty where there are no types.
+    """
+
+    task: int
+    seed: int
+    success: float
+    score: float
+    reward: float
+    turns: float
+    invalid_turns: float
+    fault: bool
+    cut: bool
+    lost: bool = False
+    kind: str = ""
+
+
+def read_episodes(path: Path, tasks: Sequence[int], repetitions: int, seed: int) -> list[Episode]:
+    """Read the dump of one run.
+
+    verl writes a line a row, and of a trajectory with several rows the same outcome on each. A line's `uid` is
+    `{prompt}_{session}_{row}`; its `gts` is what `write_files` wrote there, the task's place.
+
+    Args:
+        path: the file.
+        tasks: the places of the tasks that were to be played.
+        repetitions: how often each.
+        seed: of the run.
+
+    Returns:
+        The episodes by task, in the order of `tasks`, each with all its repetitions; those that never came back are
+        `lost`.
+
+    Raises:
+        EvaluationError: the file is not of such a run.
+    """
+    last: dict[tuple[str, str], tuple[int, Mapping[str, Any]]] = {}
+    try:
+        require_file(path)
+        lines = path.open("rb")
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {reason(error)}") from None
+    with lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = parse_json(line, not_a_number=True)
+                prompt, session, place = str(row["uid"]).rsplit("_", 2)
+                found = (int(place), {key: value for key, value in row.items() if key not in ("input", "output")})
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise EvaluationError(
+                    f"{path}:{number} is not a line of verl's dump of a validation: {shown(error, 200)}"
+                ) from None
+            before = last.get((prompt, session))
+            if before is None or found[0] > before[0]:
+                last[prompt, session] = found
+    by_task: dict[int, list[Episode]] = {task: [] for task in tasks}
+    for _, row in last.values():
+        episode = _episode(path, row, seed)
+        if episode.task not in by_task:
+            raise EvaluationError(f"{path}: task {episode.task} was not asked for; is it of another evaluation?")
+        by_task[episode.task].append(episode)
+    for task, episodes in by_task.items():
+        if len(episodes) > repetitions:
+            raise EvaluationError(f"{path}: task {task} was played {len(episodes)} times, not {repetitions}")
+        lost = Episode(task, seed, 0.0, 0.0, 0.0, math.nan, math.nan, False, False, lost=True)
+        episodes += [lost] * (repetitions - len(episodes))
+    return [episode for episodes in by_task.values() for episode in episodes]
+
+
+def with_kinds(episodes: Iterable[Episode]) -> dict[int, str]:
+    """The type of each task: of its first episode that knows it (a fault at the start does not)."""
+    kinds: dict[int, str] = {}
+    for episode in episodes:
+        kinds[episode.task] = kinds.get(episode.task) or episode.kind
+    return kinds
+
+
+def _episode(path: Path, row: Mapping[str, Any], seed: int) -> Episode:
+    try:
+        return Episode(
+            task=int(row["gts"]),
+            seed=seed,
+            success=float(row["acc"]),
+            score=float(row["task_score"]),
+            reward=float(row["reward"]),
+            turns=float(row["turns"]),
+            invalid_turns=float(row["invalid_turns"]),
+            fault=bool(row["fault"]),
+            cut=bool(row["cut"]),
+            kind=next((key[4:] for key, value in row.items() if key.startswith("acc/") and value is not None), ""),
+        )
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise EvaluationError(
+            f"{path}: a line lacks what the agent loop `environment` reports, or has it in another form: "
+            f"{shown(error, 200)}"
+        ) from None

@@ -1,0 +1,312 @@
+"""What an evaluation is: everything that is decided before the engine starts, and what makes two of them the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.aem.tools.evaluate import EvaluationError
+from recipe.aem.tools.evaluate.checkpoint import Checkpoint, check_fits, resolve
+from recipe.aem.tools.evaluate.needs import DATA, base_model, check_data, check_device, kind_of, select
+from recipe.aem.tools.evaluate.tasks import Tasks, open_tasks
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIGS = {
+    "webshop": "webshop_7b",
+    "alfworld": "alfworld_7b",
+    "scienceworld": "scienceworld_7b",
+    "swe": "swe_32b",
+}
+"""The configuration of a benchmark, where none is named."""
+
+_VALIDATION = "actor_rollout_ref.rollout.val_kwargs"
+# settings that have an option here, or that an evaluation is made of
+_OWNED = {
+    "actor_rollout_ref.model.path": "the CHECKPOINT, or --model for the base of one of verl's",
+    "actor_rollout_ref.rollout.seed": "--seeds",
+    f"{_VALIDATION}.n": "--repetitions",
+    f"{_VALIDATION}.temperature": "--temperature",
+    f"{_VALIDATION}.top_p": "--top-p",
+    f"{_VALIDATION}.do_sample": "--greedy",
+    "data.val_max_samples": "--tasks",
+    "data.val_files": "--split and --tasks",
+    "data.train_files": "--split and --tasks",
+    "data.val_split": "--split",
+    "trainer.validation_data_dir": "--out",
+    "trainer.val_only": "nothing: it is always true",
+    "trainer.val_before_train": "nothing: it is always true",
+    "trainer.resume_mode": "the CHECKPOINT",
+    "trainer.resume_from_path": "the CHECKPOINT",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for; None leaves the choice to the configuration."""
+
+    checkpoint: str
+    benchmark: str | None = None
+    config: str | None = None
+    split: str | None = None
+    tasks: str | None = None
+    repetitions: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    model: str | None = None
+    data: Path | None = None
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation, but for its seeds.
+
+    Attributes:
+        benchmark: its name.
+        config: the configuration's name.
+        checkpoint: what is evaluated.
+        model: what verl loads first: the checkpoint itself, or the base of one of verl's.
+        tasks: what is played.
+        repetitions: episodes a task and a seed.
+        sampling: `temperature`, `top_p` and `top_k`.
+        settings: the resolved configuration, as far as an episode can depend on it.
+        data: the identity of the benchmark's files.
+        train_rows: see `write_files`.
+        device: `cuda` or `cpu`.
+        overrides: hydra's, without what differs between seeds.
+        given: hydra's, as the user gave them.
+    """
+
+    benchmark: str
+    config: str
+    checkpoint: Checkpoint
+    model: str
+    tasks: Tasks
+    repetitions: int
+    sampling: dict[str, float]
+    settings: dict[str, Any]
+    data: list[Any]
+    train_rows: int
+    device: str
+    overrides: list[str]
+    given: list[str] = field(default_factory=list)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the fingerprint is taken of: two evaluations with the same are draws of the same thing."""
+        return {
+            "benchmark": self.benchmark,
+            "split": self.tasks.split,
+            "tasks": self.tasks.indices,
+            "task_ids": self.tasks.ids,
+            "repetitions": self.repetitions,
+            "sampling": self.sampling,
+            "checkpoint": [self.checkpoint.kind, self.checkpoint.path, self.checkpoint.identity],
+            "model": self.model,
+            "settings": self.settings,
+            "data": self.data,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of `identity`."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    def overrides_of(self, seed: int, files: tuple[Path, Path], folder: Path) -> list[str]:
+        """All of hydra's overrides for one run of the engine.
+
+        Args:
+            seed: vLLM's.
+            files: of `write_files`.
+            folder: where verl dumps the validation.
+        """
+        return [
+            *self.overrides,
+            f"actor_rollout_ref.rollout.seed={seed}",
+            "data.val_max_samples=-1",  # the file holds those that were chosen
+            f"data.train_files={quoted(files[0])}",
+            f"data.val_files={quoted(files[1])}",
+            f"trainer.validation_data_dir={quoted(folder)}",
+            f"trainer.default_local_dir={quoted(folder.parent / 'unused')}",
+        ]
+
+
+def make_plan(request: Request) -> Plan:
+    """Decide everything, and look whether it can be done; opens the benchmark.
+
+    Raises:
+        EvaluationError: it cannot.
+    """
+    import verl_aem
+
+    verl_aem.load()
+    from omegaconf import OmegaConf
+
+    from agent_loops.loop import open_benchmark
+
+    for text in request.overrides:
+        if (key := text.partition("=")[0].lstrip("+~")) in _OWNED:
+            raise EvaluationError(f"{text}: `aem eval` decides that itself; say it with {_OWNED[key]}")
+    if request.top_p == 0:
+        raise EvaluationError("--top-p 0 leaves no token to sample: expected a number above 0, up to 1")
+    name = request.config or _config_of(request.benchmark)
+    if name.endswith((".yaml", ".yml")):  # `train` has verl look for it among ours
+        raise EvaluationError(f"--config {name}: `aem eval` takes one of this package's configurations, by its name")
+    checkpoint = resolve(request.checkpoint)
+    config = _compose(name, _overrides(request, checkpoint))
+    kind = kind_of(config, name)
+    if request.benchmark and request.benchmark != kind:
+        raise EvaluationError(f"{name} plays {kind}, not {request.benchmark}: leave out --benchmark, or --config")
+    check_data(kind, config, request.data is not None)
+    model = base_model(config, checkpoint)
+    check_fits(checkpoint, model, int(config.trainer.nnodes) * int(config.trainer.n_gpus_per_node))
+    check_device(str(config.trainer.device), name)
+
+    try:
+        benchmark, _, _ = open_benchmark(config.actor_rollout_ref.rollout.custom)
+    except Exception as error:  # of any benchmark: whatever is wrong is the user's to mend
+        raise EvaluationError(f"the benchmark does not open: {type(error).__name__}: {_line(error)}") from None
+    seed = config.data.get("seed")
+    tasks = open_tasks(
+        benchmark,
+        request.split or _own_split(config, benchmark.task_set.splits),
+        _count(request.tasks, config.data.get("val_max_samples", -1)),
+        bool(config.data.get("shuffle", False)),
+        None if seed is None else int(seed),
+    )
+    validation = config.actor_rollout_ref.rollout.val_kwargs
+    settings: Any = OmegaConf.to_container(_settings(config), resolve=True)
+    return Plan(
+        benchmark=benchmark.name,
+        config=name,
+        checkpoint=checkpoint,
+        model=model,
+        tasks=tasks,
+        repetitions=int(validation.n),
+        sampling={key: float(validation[key]) for key in ("temperature", "top_p", "top_k")},
+        settings=settings,
+        data=_files(Path(str(OmegaConf.select(config, DATA[kind][0])))) if kind in DATA else [],
+        train_rows=int(config.data.get("gen_batch_size") or config.data.train_batch_size),
+        device=str(config.trainer.device),
+        overrides=_overrides(request, checkpoint),
+        given=list(request.overrides),
+    )
+
+
+def quoted(value: Any) -> str:
+    """A value as hydra's command line takes it, whatever is in it."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _overrides(request: Request, checkpoint: Checkpoint) -> list[str]:
+    """Everything but the seed and the files. Only what validation needs is loaded: no critic, no reference model, no
+    state of the optimiser."""
+    given: list[str | None] = [
+        *request.overrides,
+        "algorithm.adv_estimator=grpo",
+        "algorithm.use_kl_in_reward=false",
+        "actor_rollout_ref.actor.use_kl_loss=false",
+        "actor_rollout_ref.actor.checkpoint.load_contents=[model]",
+        "trainer.val_only=true",
+        "trainer.val_before_train=true",
+        "trainer.logger=[console,file]",
+        "trainer.log_val_generations=0",
+    ]
+    for key, value in (("n", request.repetitions), ("temperature", request.temperature), ("top_p", request.top_p)):
+        given.append(None if value is None else f"{_VALIDATION}.{key}={value}")
+    if request.temperature is not None:  # verl refuses to sample at 0
+        given.append(f"{_VALIDATION}.do_sample={str(request.temperature > 0).lower()}")
+    if checkpoint.kind == "verl":
+        given += ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={quoted(checkpoint.path)}"]
+    else:
+        given.append("trainer.resume_mode=disable")
+    model = request.model if checkpoint.kind == "verl" else checkpoint.path
+    given.append(None if model is None else f"actor_rollout_ref.model.path={quoted(model)}")
+    if request.data is not None:
+        kind = request.benchmark or str(request.config).partition("_")[0]
+        if kind not in DATA:
+            raise EvaluationError(f"--data names a benchmark's files, and {kind} reads none: leave it out")
+        given.append(f"{DATA[kind][0]}={quoted(request.data.resolve())}")
+    return [one for one in given if one is not None]
+
+
+def _config_of(benchmark: str | None) -> str:
+    if benchmark is None:
+        raise EvaluationError(f"name what to play: --benchmark {'|'.join(CONFIGS)}, or a configuration with --config")
+    if benchmark not in CONFIGS:
+        raise EvaluationError(f"there is no benchmark {benchmark!r}: choose one of {', '.join(CONFIGS)}")
+    return CONFIGS[benchmark]
+
+
+def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    from recipe.aem.tools.hydra_config import ConfigurationError, compose
+
+    try:
+        return compose(name, overrides)
+    except ConfigurationError as error:
+        raise EvaluationError(f"{error}; {error.remedy}") from None
+
+
+def _own_split(config: DictConfig, splits: Sequence[str]) -> str:
+    """The split on which the configuration validates."""
+    if named := select(config, "data.val_split"):
+        return str(named)
+    files = config.data._get_node("val_files")  # unresolved: its folder may wait for a variable
+    stem = Path(str(files._value())).stem
+    if stem not in splits:
+        raise EvaluationError(f"name the split: --split {'|'.join(splits)}")
+    return stem
+
+
+def _count(text: str | None, own: int | None) -> int | None:
+    if text is None:
+        return None if own is None or own <= 0 else int(own)
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise EvaluationError(f"--tasks {text}: expected a whole number from 1 on, or all")
+    return int(text)
+
+
+def _settings(config: DictConfig) -> DictConfig:
+    """What an episode can depend on. Training's settings and places are left out."""
+    from omegaconf import OmegaConf, open_dict
+
+    kept = OmegaConf.create(
+        {
+            "data": OmegaConf.masked_copy(
+                config.data,
+                [
+                    "max_prompt_length",
+                    "max_response_length",
+                    "apply_chat_template_kwargs",
+                    "truncation",
+                    "seed",
+                    "shuffle",
+                ],
+            ),
+            "rollout": config.actor_rollout_ref.rollout,
+            "override_config": config.actor_rollout_ref.model.get("override_config"),
+        }
+    )
+    with open_dict(kept):
+        for key in ("seed", "n", "temperature", "top_p", "top_k", "prompt_length", "response_length"):
+            kept.rollout.pop(key, None)
+        kept.rollout.custom.benchmark.pop("data_dir", None)
+    return kept
+
+
+def _files(path: Path) -> list[Any]:
+    """Names and sizes of the data: another catalogue has other ones."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size] for file in files if file.is_file() and not file.name.startswith(".")]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,215 @@
+"""Running the engine once a seed, and keeping what is there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_loops.files import write_json
+from agent_loops.locks import LOCK
+from agent_loops.reading import parse_json, read_bytes
+from recipe.aem.tools.evaluate import EvaluationError
+from recipe.aem.tools.evaluate.episodes import Episode, read_episodes
+from recipe.aem.tools.evaluate.plan import Plan
+from recipe.aem.tools.evaluate.tasks import write_files
+from recipe.aem.tools.trainer_process import Metrics, train
+
+_DONE = "done.json"
+_COUNTS = re.compile(r"pending: (\d+), running: (\d+), finished: (\d+), failure: (\d+)")
+# what is asked of verl's processes: no reports to anyone, and a count of episodes every few seconds
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VERL_REPLAY_BUFFER_DEBUG_INTERVAL_SECONDS": "2",
+}
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """What one run of the engine gave.
+
+    Attributes:
+        seed: of the engine.
+        episodes: all that were asked for.
+        metrics: what verl itself logged.
+        seconds: how long it took.
+        kept: it was there already.
+    """
+
+    seed: int
+    episodes: list[Episode]
+    metrics: Metrics
+    seconds: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        phase: in words.
+        done: tasks of which every repetition is over.
+    """
+
+    phase: str
+    done: int
+
+
+def check_folder(plan: Plan, folder: Path) -> None:
+    """Refuse a folder that holds another evaluation.
+
+    Raises:
+        EvaluationError: it does.
+    """
+    file = folder / "plan.json"
+    if not file.exists():
+        if folder.is_dir() and any(one.name != LOCK for one in folder.iterdir()):
+            raise EvaluationError(f"{folder} is not empty, and not of `aem eval`: name another --out")
+        return
+    try:
+        known = parse_json(read_bytes(file), not_a_number=True)
+        differs = [key for key, value in _plain(plan.identity).items() if known["identity"].get(key) != value]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise EvaluationError(f"{file} cannot be read: remove {folder}, or name another --out") from None
+    if differs:
+        what = ", ".join(key.replace("_", " ") for key in differs)
+        raise EvaluationError(
+            f"{folder} holds another evaluation, which differs in {what}: name another --out, or remove it"
+        )
+
+
+def finished(plan: Plan, folder: Path, seed: int) -> SeedRun | None:
+    """What is kept of a seed; None where it has to run."""
+    place = folder / f"seed_{seed}"
+    try:
+        done = parse_json(read_bytes(place / _DONE))
+    except (OSError, ValueError):
+        return None  # it runs again
+    if not isinstance(done, dict) or done.get("fingerprint") != plan.fingerprint:
+        return None
+    dump, metrics, seconds = done.get("dump"), done.get("metrics"), done.get("seconds")
+    if not isinstance(dump, str) or not isinstance(metrics, dict) or not isinstance(seconds, int | float):
+        return None
+    if not (place / dump).resolve().is_relative_to(place.resolve()):
+        return None
+    episodes = read_episodes(place / dump, plan.tasks.indices, plan.repetitions, seed)
+    return SeedRun(seed, episodes, metrics, seconds, kept=True)
+
+
+def run_seed(
+    plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None], lock: int | None = None
+) -> SeedRun:
+    """Run the engine once, or take what is kept.
+
+    Args:
+        plan: what to do.
+        folder: of the evaluation.
+        seed: vLLM's.
+        on_progress: called about once a second.
+        lock: a descriptor that holds the folder.
+
+    Raises:
+        TrainingFailed: verl did not end well.
+        EvaluationError: verl's own figure is not that of its dump.
+    """
+    if (kept := finished(plan, folder, seed)) is not None:
+        return kept
+    place = folder / f"seed_{seed}"
+    dump, log = place / "validation", place / "verl.log"
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "plan.json", {"fingerprint": plan.fingerprint, "identity": plan.identity})
+    for file in [place / _DONE, *dump.glob("*.jsonl")]:  # of a run that did not end
+        file.unlink(missing_ok=True)
+    files = write_files(plan.benchmark, plan.tasks, plan.train_rows, folder / "tasks")
+    logged: list[Metrics] = []
+    began = time.monotonic()
+    look = _watch(log)
+    # absolute: Ray's workers stand elsewhere
+    train(
+        plan.config,
+        plan.overrides_of(seed, (files[0].resolve(), files[1].resolve()), dump.resolve()),
+        environment={**_QUIET, **_platform(plan)},
+        log=log,
+        metrics=(place / "metrics.jsonl").resolve(),
+        on_metrics=lambda step, values: logged.append(values),
+        on_look=lambda: on_progress(look()),
+        lock=lock,
+    )
+    seconds = time.monotonic() - began
+    written = sorted(dump.glob("*.jsonl"))
+    if len(written) != 1 or len(logged) != 1:
+        raise EvaluationError(
+            f"verl ended well and left {len(written)} dumps and {len(logged)} lines of metrics in {place}, not one of "
+            f"each: look at {log}"
+        )
+    episodes = read_episodes(written[0], plan.tasks.indices, plan.repetitions, seed)
+    _check_against_verl(plan, episodes, logged[0], place)
+    done = {
+        "fingerprint": plan.fingerprint,
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "dump": str(written[0].relative_to(place)),
+        "metrics": logged[0],
+    }
+    write_json(place / _DONE, done)
+    return SeedRun(seed, episodes, logged[0], seconds, kept=False)
+
+
+def success_logged(plan: Plan, metrics: Metrics) -> float | None:
+    """The success that verl logged, under the name that a training's curve has."""
+    return metrics.get(f"val-core/{plan.benchmark}/acc/mean@{plan.repetitions}")
+
+
+def _check_against_verl(plan: Plan, episodes: list[Episode], metrics: Metrics, place: Path) -> None:
+    """The dump and the metrics are two ways out of one validation: they have to say the same."""
+    ours = sum(episode.success for episode in episodes) / len(episodes)
+    theirs = success_logged(plan, metrics)
+    if theirs is None or abs(ours - theirs) > 1e-9:
+        raise EvaluationError(
+            f"verl logged a success of {theirs}, and the episodes it dumped have {ours}: see {place}. This is a fault "
+            "of this command, or of another version of verl; please report it"
+        )
+
+
+def _watch(log: Path) -> Callable[[], Progress]:
+    """A function that reads the new end of verl's log and says how far it is."""
+    position, now = 0, Progress("starting", 0)
+
+    def look() -> Progress:
+        nonlocal position, now
+        with contextlib.suppress(FileNotFoundError), log.open(errors="replace") as file:
+            file.seek(position)
+            for line in _whole_lines(file):
+                position = file.tell()
+                if "dataloader initialized" in line:
+                    now = Progress("loading the model and vLLM", 0)
+                elif match := _COUNTS.search(line):
+                    now = Progress("playing", int(match[3]) + int(match[4]))
+                elif "Initial validation metrics" in line:
+                    now = Progress("ending", now.done)
+        return now
+
+    return look
+
+
+def _whole_lines(file: Any) -> Iterator[str]:
+    while (line := file.readline()).endswith("\n"):
+        yield line
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _platform(plan: Plan) -> dict[str, str]:
+    """The environment that verl needs for a device."""
+    return {"VERL_PLATFORM": os.environ.get("VERL_PLATFORM") or "cpu"} if plan.device == "cpu" else {}

@@ -1,0 +1,122 @@
+"""Which tasks an evaluation plays, and the files in which verl is given them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agent_loops.environment import Benchmark, Task
+from agent_loops.splits import check_split
+from recipe.aem.tools.evaluate import EvaluationError
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of an evaluation, in the order in which verl sends them off.
+
+    Attributes:
+        split: their split.
+        total: how many it has.
+        indices: the places of those that are played.
+        tasks: they themselves.
+    """
+
+    split: str
+    total: int
+    indices: list[int]
+    tasks: list[Task]
+
+    @property
+    def ids(self) -> list[str]:
+        """What each task is, whatever its place: equal in two evaluations if they play the same."""
+        return [_digest(task) for task in self.tasks]
+
+
+def choose(total: int, count: int | None, shuffle: bool, seed: int | None) -> list[int]:
+    """The places that verl's `data.val_max_samples` would choose.
+
+    It is `verl.utils.dataset.rl_dataset.RLHFDataset._read_files_and_tokenize` in short (a contract test holds the two
+    together): so the tasks are known before anything starts, and are those of the training's validation.
+
+    Args:
+        total: of the split.
+        count: how many; None for all of them.
+        shuffle, seed: `data.shuffle` and `data.seed`.
+    """
+    if count is None or count >= total:
+        return list(range(total))
+    if not shuffle:
+        return list(range(count))
+    return np.random.default_rng(seed).choice(total, size=count, replace=False).tolist()
+
+
+def open_tasks(benchmark: Benchmark, split: str, count: int | None, shuffle: bool, seed: int | None) -> Tasks:
+    """Choose tasks of a split.
+
+    Raises:
+        EvaluationError: there is no such split, or it is empty.
+    """
+    splits = benchmark.task_set.splits
+    try:
+        every = benchmark.task_set.tasks(check_split(split, splits))
+    except ValueError:
+        raise EvaluationError(f"{benchmark.name} has no split {split!r}: choose one of {', '.join(splits)}") from None
+    if not len(every):
+        raise EvaluationError(f"{benchmark.name}'s split {split} has no tasks: look at the benchmark's settings")
+    indices = choose(len(every), count, shuffle, seed)
+    return Tasks(split, len(every), indices, [every[index] for index in indices])
+
+
+def write_files(name: str, tasks: Tasks, train_rows: int, folder: Path) -> tuple[Path, Path]:
+    """Write what verl reads as `data.train_files` and `data.val_files`; returns both.
+
+    Each task's place in its split stands in `reward_model.ground_truth`, which an environment's reward does not read
+    and verl's dump of a validation shows as `gts`: that is how an episode finds its task again.
+
+    Args:
+        name: of the benchmark.
+        tasks: to evaluate.
+        train_rows: how many rows the training's file gets. verl opens it and asks for a batch at least; nothing of it
+            is played.
+        folder: where to write.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from agent_loops.dataset import write_parquet
+    from agent_loops.files import replacing
+
+    repeated = [tasks.tasks[place % len(tasks.tasks)] for place in range(train_rows)]
+    write_parquet(_Chosen(name, {"unused": repeated, "tasks": tasks.tasks}), folder)
+    path = folder / "tasks.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("reward_model")
+    named = [{"style": "environment", "ground_truth": str(index)} for index in tasks.indices]
+    with replacing(path) as part:
+        pq.write_table(table.set_column(place, "reward_model", pa.array(named, table.schema.field(place).type)), part)
+    return folder / "unused.parquet", path
+
+
+class _Chosen:
+    """Some tasks, for `write_parquet`."""
+
+    def __init__(self, name: str, tasks: dict[str, list[Task]]) -> None:
+        self.name, self._tasks = name, tasks
+        self.task_set = self
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return tuple(self._tasks)
+
+    def tasks(self, split: str, /) -> Sequence[Task]:
+        return self._tasks[split]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

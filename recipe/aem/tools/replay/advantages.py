@@ -1,0 +1,415 @@
+"""Advantages of dumped steps, computed anew: by the run's own estimator, to check the dump, and by any other method, to
+see what it would have done with the same rollouts. Everything runs through what the training runs through
+(`recipe.aem.seam.advantage`, or verl's own code for verl's own estimators)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aem_core import AemStats, EmpgStats, Responses
+from recipe.aem.dump.step import DumpError, Ragged, Step
+from recipe.aem.rows import responses_of_rows, trained_rows
+from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.seam.bases import of_some_rows
+from recipe.aem.seam.capture import machine, versions
+from recipe.aem.seam.empty_updates import zero_off_mask
+from recipe.aem.settings import (
+    AEM,
+    EMPG,
+    ESTIMATORS,
+    GAE,
+    MODULATORS,
+    OPO,
+    OUTCOME_BASES,
+    RESPONSE_BASES,
+    AemSettings,
+    EmpgSettings,
+    GigpoSettings,
+    Settings,
+    SettingsError,
+    check_base,
+    shares_return,
+)
+
+BLOCKS = {block.name: block for block in (AemSettings, EmpgSettings, GigpoSettings)}
+TOP = ("norm_adv_by_std_in_grpo", "gamma", "lam")
+"""What methods read of `config.algorithm` itself."""
+NOT_OF_A_METHOD = ("untested_verl", "dump_dir", "dump_every", "dump_rows")
+KNOWN = (*ESTIMATORS, *OUTCOME_BASES, GAE)
+WHOLE_BATCH = (GAE, "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+"""Bases of verl that take a mean over the batch, beyond the prompt group."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to compute advantages.
+
+    Attributes:
+        label: as the user wrote it.
+        algorithm: the `config.algorithm` that it is.
+        settings: read from that.
+    """
+
+    label: str
+    algorithm: Mapping[str, Any]
+    settings: Settings
+
+    @classmethod
+    def of_run(cls, step: Step) -> Method:
+        """The method of the training itself."""
+        return cls(step.meta.estimator, step.meta.algorithm, Settings.from_config(step.meta.algorithm))
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The settings that matter to it."""
+        name, base = self.settings.estimator, self.settings.base
+        read = {one: BLOCKS[one] for one in (name, base) if one in BLOCKS}
+        used = {
+            f"{one}.{entry.name}": getattr(getattr(self.settings, one), entry.name)
+            for one, block in read.items()
+            for entry in dataclasses.fields(block)
+            if entry.name not in NOT_OF_A_METHOD
+        }
+        top = {key: self.algorithm[key] for key in TOP if key in self.algorithm}
+        return {**used, **top}
+
+    @property
+    def whole_batch(self) -> str:
+        """Which of its settings reads beyond the prompt group; empty where none does."""
+        aem, name, base = self.settings.aem, self.settings.estimator, self.settings.base
+        if name == AEM and aem.scope == "batch":
+            return "aem.scope=batch takes its statistics over the whole batch"
+        if name == AEM and aem.shuffle is not None:
+            return "aem.shuffle draws one permutation for the whole batch"
+        if name == EMPG:
+            return "empg takes its statistics over the whole batch"
+        return f"{base} takes its statistics over the whole batch" if base in WHOLE_BATCH else ""
+
+
+def parse_method(text: str, run: Mapping[str, Any]) -> Method:
+    """Read `NAME[:key=value[,key=value]]`.
+
+    What is not given is as in the run; what the run has not set either has its default, but a modulator's base is then
+    the run's base, so that methods differ in one thing.
+
+    Args:
+        text: a name of this package or of verl; a key of the method's own block, of another one (`gigpo.gamma`), or of
+            `config.algorithm` (`norm_adv_by_std_in_grpo`).
+        run: `config.algorithm` of the run.
+
+    Raises:
+        SettingsError: an unknown name or key, with the nearest known one, or a bad value.
+
+    Examples:
+        >>> parse_method("aem:lam=0.5,scope=batch", {"adv_estimator": "grpo_rows"}).used["aem.scope"]
+        'batch'
+    """
+    name, _, given = text.partition(":")
+    if name not in KNOWN:
+        raise SettingsError(f"{name!r} is not a method{_nearest(name, KNOWN)}; there are {', '.join(KNOWN)}")
+    algorithm: dict[str, Any] = {**copy.deepcopy(dict(run)), "adv_estimator": name}
+    if name in MODULATORS:
+        block = algorithm[name] = dict(algorithm.get(name) or {})
+        base = Settings.from_config(run).base
+        if base in (*RESPONSE_BASES, *OUTCOME_BASES, GAE):
+            block.setdefault("base_estimator", base)
+    for part in given.split(",") if given else ():
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise SettingsError(f"{text}: {part!r} is not key=value")
+        _set(algorithm, name, key.strip(), _read_value(value.strip()), text)
+    try:
+        settings = Settings.from_config(algorithm)
+        if name in MODULATORS:
+            check_base(name, settings.base, {*OUTCOME_BASES, GAE}, {"critic": {"enable": True}})
+    except SettingsError as error:
+        raise SettingsError(f"{text}: {error}") from None
+    return Method(text, algorithm, settings)
+
+
+def _set(algorithm: dict[str, Any], name: str, key: str, value: Any, text: str) -> None:
+    block, _, last = key.rpartition(".")
+    own = _keys(name)
+    if not block and last in own:
+        block = name
+    if block in BLOCKS and last in _keys(block):
+        algorithm[block] = {**(algorithm.get(block) or {}), last: value}
+    elif not block and last in TOP:
+        algorithm[last] = value
+    else:
+        plain = list(dict.fromkeys([*own, *TOP]))
+        known = [*plain, *(f"{one}.{two}" for one in BLOCKS for two in _keys(one))]
+        raise SettingsError(
+            f"{text}: {key!r} is not a setting{_nearest(key, known)}; there are {', '.join(plain)}, and those of other "
+            "blocks, such as gigpo.gamma"
+        )
+
+
+def _keys(block: str) -> list[str]:
+    if block not in BLOCKS:
+        return []
+    return [entry.name for entry in dataclasses.fields(BLOCKS[block]) if entry.name not in NOT_OF_A_METHOD]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method's advantages of one step.
+
+    Attributes:
+        advantages: a value a token, in all rows of the dump.
+        responses: of the rows without padding rows.
+        advantage_N: mean over the tokens of each response.
+        stats: the modulation's.
+    """
+
+    advantages: Ragged
+    responses: Responses
+    advantage_N: Tensor
+    stats: AemStats | EmpgStats | None
+
+
+def compute(step: Step, method: Method) -> Result:
+    """The advantages that a method gives a step.
+
+    Raises:
+        DumpError: the dump lacks what the method needs.
+        ModuleNotFoundError: the method is verl's, and verl is not installed.
+    """
+    width, live_L = step.meta.width, live_rows(step)
+    mask_BT = step.tokens["response_mask"].pad(width)
+    _check_kl(step, method)
+    stats = None
+    if not mask_BT.any():  # the training asks no estimator then
+        advantage_BT = torch.zeros(mask_BT.shape)
+    elif method.settings.estimator in ESTIMATORS:
+        advantage_BT, stats = _ours(step, method, mask_BT.long())
+    else:
+        advantage_BT = _verls(step, method, mask_BT.long())
+    responses = responses_of_rows([step.extra_fields[row] for row in live_L], mask_BT[live_L])
+    lengths = step.tokens["response_mask"].length_B
+    return Result(
+        Ragged(advantage_BT[step.tokens["response_mask"].inside(width)], lengths),
+        responses,
+        means(advantage_BT[live_L], responses),
+        stats,
+    )
+
+
+def live_rows(step: Step) -> list[int]:
+    return [row for row, padding in enumerate(step.is_padding) if not padding]
+
+
+def turn_numbers(step: Step, places: Sequence[tuple[int, int]]) -> list[int]:
+    """The turns of responses, 1 for a trajectory's first: the loop's own count, else by row and place.
+
+    Args:
+        step: a dumped step.
+        places: row and span of each response; all of the step that count.
+    """
+    trajectories: dict[str, list[tuple[int, int, int]]] = {}
+    for row, span in places:
+        trajectory, order = step.keys[row].rsplit("_", 1)
+        trajectories.setdefault(trajectory, []).append((int(order), span, row))
+    counted = {
+        (row, span): number for turns in trajectories.values() for number, (_, span, row) in enumerate(sorted(turns))
+    }
+    indices = [step.extra_fields[row].get("turn_index") for row, _ in places]
+    return [
+        1 + (counted[place] if index is None else index[place[1]]) for index, place in zip(indices, places, strict=True)
+    ]
+
+
+def _ours(step: Step, method: Method, mask_BT: Tensor) -> tuple[Tensor, Any]:
+    settings, width = method.settings, step.meta.width
+    measure = {"entropy": "entropies", "old_log_probs": "old_log_probs"}.get(settings.measure or "")
+    for column, why in ((measure, settings.estimator), ("values" if settings.base == GAE else None, GAE)):
+        if column and column not in step.tokens:
+            hint = "; aem:proxy=surprisal needs none" if column == "entropies" and why == AEM else ""
+            raise DumpError(f"{method.label} needs {column}, which the dump of step {step.meta.step} has not{hint}")
+    measure_BT = step.tokens[measure].pad(width).float() if measure else None
+    side = SideInfo(
+        settings=settings,
+        keys=step.keys,
+        is_padding=step.is_padding,
+        extra_fields=step.extra_fields,
+        measure_BT=-measure_BT if measure_BT is not None and measure == "old_log_probs" else measure_BT,
+        value_BT=step.tokens["values"].pad(width).float() if settings.base == GAE else None,
+        step=step.meta.step,
+        metrics={},
+    )
+    try:
+        advantage_BT, _ = compute_advantages(
+            side, step.tokens["rewards"].pad(width), mask_BT, step.groups, _config(method)
+        )
+    except ValueError as error:  # what an estimator says of rows it cannot work with
+        raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
+    return advantage_BT, side.computed.stats if side.computed else None
+
+
+def _check_kl(step: Step, method: Method) -> None:
+    """Refuse rewards whose KL stands where another kind of estimator has it; see `bases.kl_on_last_rows`."""
+    run = step.meta.algorithm
+    if not run.get("use_kl_in_reward") or shares_return(run) == shares_return(method.algorithm):
+        return
+    if any(int(key.rsplit("_", 1)[1]) for key in step.keys):
+        raise DumpError(
+            f"{method.label} cannot be had from step {step.meta.step}: KL is in its rewards, laid out over the rows of "
+            f"a trajectory as {step.meta.estimator} needs it. Dump a run of {method.settings.estimator}, or one with "
+            "algorithm.use_kl_in_reward=False"
+        )
+
+
+def _verls(step: Step, method: Method, mask_BT: Tensor) -> Tensor:
+    """As `recipe.aem.seam.wraps` asks for it: padding rows take part, what faults keep out of training does not."""
+    from verl import DataProto
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    if method.settings.estimator not in KNOWN:
+        raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
+    tensors = {"token_level_rewards": step.tokens["rewards"].pad(step.meta.width), "response_mask": mask_BT}
+    if method.settings.estimator == GAE:
+        if "values" not in step.tokens:
+            raise DumpError(f"{method.label} needs values, which the dump of step {step.meta.step} has not")
+        tensors["values"] = step.tokens["values"].pad(step.meta.width)
+    config = _config(method)
+    data = DataProto.from_dict(tensors, non_tensors={"uid": np.array(step.groups, dtype=object)})
+    compute = functools.partial(
+        compute_advantage_for_multi_trajectories,
+        adv_estimator=method.settings.estimator,
+        gamma=config.get("gamma", 1.0),
+        lam=config.get("lam", 1.0),
+        norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
+        config=config,
+    )
+    trained = set(trained_rows(step.keys, step.groups, step.is_padding, step.extra_fields))
+    kept = [row for row, padding in enumerate(step.is_padding) if padding or row in trained]
+    try:
+        data = of_some_rows(compute, data, step.keys, kept)
+    except ValueError as error:  # verl's grpo_passk refuses groups of one row
+        raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
+    advantage_BT = data.batch["advantages"]
+    return zero_off_mask(advantage_BT, mask_BT) if method.settings.estimator == OPO else advantage_BT
+
+
+def _config(method: Method) -> Any:
+    try:
+        from omegaconf import OmegaConf  # what verl's estimators expect; without verl, nobody asks for it
+    except ModuleNotFoundError:
+        return method.algorithm
+    return OmegaConf.create(dict(method.algorithm))
+
+
+def sums(value_BT: Tensor, responses: Responses) -> Tensor:
+    """Sum over the tokens of each response, in float64."""
+    value_M = value_BT.reshape(-1)[responses.token_M].double()
+    return torch.zeros(len(responses), dtype=torch.float64).index_add_(0, responses.response_M, value_M)
+
+
+def means(value_BT: Tensor, responses: Responses) -> Tensor:
+    """Mean over the tokens of each response, in float64; of equal values exactly that value."""
+    return sums(value_BT, responses) / responses.length_N
+
+
+# --- is it what the training had? -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether the run's own estimator gives the advantages that the training had.
+
+    Attributes:
+        step: verl's global step.
+        responses: how many there are.
+        differing: how many of them have a token whose advantage differs in a bit.
+        largest: the largest difference on a token that is learned from; None where nothing could be computed.
+        reasons: what may explain it.
+    """
+
+    step: int
+    responses: int
+    differing: int
+    largest: float | None
+    reasons: Sequence[str]
+
+    @property
+    def exact(self) -> bool:
+        return not self.differing and not self.largest
+
+
+def check(step: Step) -> Check:
+    """Compute a step's advantages as the training did, and compare them bit for bit with those in the dump."""
+    method, live_L = Method.of_run(step), live_rows(step)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(step.meta.machine.get("threads", threads))))
+    try:
+        if method.settings.estimator not in KNOWN:
+            raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
+        result = compute(step, method)
+    except (DumpError, ModuleNotFoundError) as error:
+        responses = responses_of_rows(
+            [step.extra_fields[row] for row in live_L], step.tokens["response_mask"].pad(step.meta.width)[live_L]
+        )
+        return Check(step.meta.step, len(responses), len(responses), None, [_say(error)])
+    finally:
+        torch.set_num_threads(threads)
+    width, trained = step.meta.width, step.tokens["advantages"]
+    here = result.advantages.values
+    then = trained.values.to(here.dtype)
+    # what a masked token has is learned by nobody
+    differs = (_bits(here) != _bits(then)) & step.tokens["response_mask"].values.bool()
+    differing = int((sums(Ragged(differs, trained.length_B).pad(width)[live_L], result.responses) > 0).sum())
+    largest = float((here.double() - then.double())[differs].abs().max()) if differs.any() else 0.0
+    exact = not differing and not largest
+    return Check(step.meta.step, len(result.responses), differing, largest, [] if exact else _reasons(step, method))
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"the estimator is verl's, and {error.name} is not installed here"
+    return str(error)
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+
+
+def _reasons(step: Step, method: Method) -> list[str]:
+    reasons = []
+    if step.meta.rows_left_out and method.whole_batch:
+        reasons.append(
+            f"dump_rows left out {step.meta.groups_left_out} of {step.meta.groups} prompt groups, and "
+            f"{method.whole_batch}"
+        )
+    here = {**versions(), **machine()}
+    then = {**step.meta.packages, **step.meta.machine}
+    for name in ("verl-aem", "verl", "torch", "cpu"):
+        if then.get(name) != here.get(name):
+            what = "the processor's instructions" if name == "cpu" else name
+            reasons.append(f"{what}: {here.get(name, 'missing')} here, {then.get(name, 'missing')} in the training")
+    return reasons or ["the same versions were at work: the file, or this package, has a fault"]

@@ -1,0 +1,206 @@
+"""Methods compared over the responses of many dumped steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aem_core import AemStats, EmpgStats, Responses, entropy_drift, response_log_probs
+from recipe.aem.dump.step import DumpError, Step
+from recipe.aem.rows import responses_of_rows
+from recipe.aem.settings import Settings
+from recipe.aem.tools.replay.advantages import (
+    Check,
+    Method,
+    check,
+    compute,
+    live_rows,
+    means,
+    parse_method,
+    sums,
+    turn_numbers,
+)
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass
+class Replay:
+    """Collects steps, then compares the methods over all their responses.
+
+    Args:
+        methods: as the user wrote them; each is read against the settings of the run that a step is of.
+    """
+
+    methods: Sequence[str]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    read: dict[str, Method] = field(default_factory=dict)
+    base: str = ""
+    _columns: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    _guarded: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+    def add(self, step: Step) -> Check:
+        """Check a step and compute all methods on it."""
+        checked = check(step)
+        self.checks.append(checked)
+        live_L = live_rows(step)
+        meta = step.meta
+        self.base = Settings.from_config(meta.algorithm).base
+        known = {"step": meta.step, "part": meta.part, "rows": len(live_L), "responses": checked.responses}
+        self.steps.append({**known, "rows_left_out": meta.rows_left_out})
+        width = meta.width
+        mask_LT = step.tokens["response_mask"].pad(width)[live_L]
+        responses = responses_of_rows([step.extra_fields[row] for row in live_L], mask_LT)
+        columns: dict[str, Tensor] = {
+            **_about(step, live_L, responses),
+            "base": means(step.tokens["base_advantages"].pad(width)[live_L], responses),
+        }
+        surprisal = _surprisals(step, live_L, responses)
+        for text in self.methods or [meta.estimator]:
+            method = parse_method(text, meta.algorithm)
+            if text in self.read and self.read[text].used != method.used:
+                raise DumpError(
+                    f"{text} means something else in step {meta.step} than in the steps before, for these are of runs "
+                    "with other settings: look at them apart, or write the settings out"
+                )
+            self.read[text] = method
+            result = compute(step, method)
+            columns[f"advantage {text}"] = result.advantage_N
+            if isinstance(result.stats, AemStats):
+                columns[f"alpha {text}"] = result.stats.alpha_N
+                self._guarded.setdefault(text, []).append(result.stats.guarded_G.numpy())
+            elif isinstance(result.stats, EmpgStats):
+                columns[f"alpha {text}"] = result.stats.scale_N
+            if surprisal is not None:
+                columns[f"drift {text}"] = entropy_drift(result.advantage_N, *surprisal)
+        if surprisal is not None:
+            columns["drift base"] = entropy_drift(columns["base"], *surprisal)
+        for name, value_N in columns.items():
+            self._columns.setdefault(name, []).append(value_N.double().numpy())
+        return checked
+
+    def summary(self) -> dict[str, Any]:
+        """Everything that is shown, as plain numbers; see docs/dump.md for what each one means."""
+        column = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        total = sum(step["responses"] for step in self.steps)
+        advantages = {"base": column["base"], **{text: column[f"advantage {text}"] for text in self.read}}
+        return {
+            "schema": 1,
+            "steps": self.steps,
+            "responses": total,
+            "reproduced": {
+                "exact": all(one.exact for one in self.checks),
+                "steps": [{**dataclasses.asdict(one), "exact": one.exact} for one in self.checks],
+            },
+            "base": self.base,
+            "base_drift": _mean(column.get("drift base"), total),
+            "methods": {text: self._of_method(text, column, total) for text in self.read},
+            "correlation": {
+                one: {other: _correlation(x, y) for other, y in advantages.items()} for one, x in advantages.items()
+            },
+        }
+
+    def _of_method(self, text: str, column: Mapping[str, np.ndarray], total: int) -> dict[str, Any]:
+        base, advantage = column["base"], column[f"advantage {text}"]
+        alpha, guarded = column.get(f"alpha {text}"), self._guarded.get(text)
+        return {
+            "settings": self.read[text].used,
+            "alpha": None if alpha is None or len(alpha) != total or not total else _distribution(alpha),
+            "guarded": float(np.concatenate(guarded).mean()) if guarded and sum(map(len, guarded)) else None,
+            "flipped": _share(advantage * base < 0),
+            "silenced": _share((advantage == 0) & (base != 0)),
+            "woken": _share((advantage != 0) & (base == 0)),
+            "mean": _mean(advantage, total),
+            "mean_abs": _mean(np.abs(advantage), total),
+            "weight": _weight(advantage, base),
+            "weight_by_turn": _by_bin(advantage, base, column["turn"], _octaves(column["turn"], first=1)),
+            "weight_by_length": _by_bin(advantage, base, column["length"], _octaves(column["length"], first=8)),
+            "weight_by_success": _by_success(advantage, base, column["success"]),
+            "drift": _mean(column.get(f"drift {text}"), total),
+        }
+
+
+def _about(step: Step, live_L: Sequence[int], responses: Responses) -> dict[str, Tensor]:
+    """Turn (1 is a trajectory's first), length and success (NaN: not recorded) of each response."""
+    places: list[tuple[int, int]] = [
+        (live_L[row], span) for row, span in zip(responses.row_N.tolist(), responses.span_N.tolist(), strict=True)
+    ]
+    infos = [step.extra_fields[row].get("reward_extra_info") or {} for row, _ in places]
+    return {
+        "turn": torch.tensor(turn_numbers(step, places), dtype=torch.float64),
+        "length": responses.length_N,
+        "success": torch.tensor([float(info.get("acc", "nan")) for info in infos], dtype=torch.float64),
+    }
+
+
+def _surprisals(step: Step, live_L: Sequence[int], responses: Responses) -> tuple[Tensor, Tensor] | None:
+    """−log π of each response and the sum of its entropies, nats; None where the dump has not both."""
+    if not {"old_log_probs", "entropies"} <= set(step.tokens):
+        return None
+    width = step.meta.width
+    log_prob_LT, entropy_LT = (step.tokens[name].pad(width)[live_L].float() for name in ("old_log_probs", "entropies"))
+    return -response_log_probs(log_prob_LT, responses).double(), sums(entropy_LT, responses)
+
+
+def _distribution(alpha: np.ndarray) -> dict[str, float]:
+    names = [f"q{round(100 * share):02d}" for share in QUANTILES[1:-1]]
+    named = zip(["min", *names, "max"], np.quantile(alpha, QUANTILES), strict=True)
+    return {"mean": float(alpha.mean()), **{name: float(value) for name, value in named}}
+
+
+def _weight(advantage: np.ndarray, base: np.ndarray) -> float | None:
+    """How much of the base's push a method keeps: Σ A·sign(base) / Σ |base|. None where the base does not push."""
+    total = float(np.abs(base).sum())
+    return float((advantage * np.sign(base)).sum() / total) if total else None
+
+
+def _octaves(value: np.ndarray, first: int) -> list[tuple[int, int]]:
+    """Bins 1 … first, then each twice as far as the one before, as far as there are values."""
+    bins, low, high = [], 1, first
+    while len(value) and low <= value.max():
+        bins.append((low, high))
+        low, high = high + 1, 2 * high
+    return bins
+
+
+def _by_bin(
+    advantage: np.ndarray, base: np.ndarray, value: np.ndarray, bins: Iterable[tuple[int, int]]
+) -> list[dict[str, Any]]:
+    found = [(low, high, (value >= low) & (value <= high)) for low, high in bins]
+    return [
+        {"from": low, "to": high, "responses": int(inside.sum()), "weight": _weight(advantage[inside], base[inside])}
+        for low, high, inside in found
+        if inside.any()
+    ]
+
+
+def _by_success(advantage: np.ndarray, base: np.ndarray, success: np.ndarray) -> list[dict[str, Any]]:
+    kinds = (("success", success > 0), ("failure", success <= 0), ("unknown", np.isnan(success)))
+    return [
+        {"outcome": name, "responses": int(of.sum()), "weight": _weight(advantage[of], base[of])}
+        for name, of in kinds
+        if of.any()
+    ]
+
+
+def _share(which: np.ndarray) -> float:
+    return float(which.mean()) if len(which) else 0.0
+
+
+def _mean(value: np.ndarray | None, total: int) -> float | None:
+    """None where a step has no such numbers: a mean over some steps would be another thing."""
+    return None if value is None or not total or len(value) != total else float(value.mean())
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Pearson's; None where one of the two does not vary."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])

@@ -1,0 +1,175 @@
+"""From paths to the three files of a report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agent_loops.files import write_files
+from recipe.aem.tools.report import charts, page
+from recipe.aem.tools.report.collect import Dump, Numbers, collect, read_run_metrics, strict
+from recipe.aem.tools.report.rules import stands_out
+from recipe.aem.tools.report.sources import ReportError, Run
+from recipe.aem.tools.report.trajectories import Decode, NoTokenizer, choose, load_tokenizer
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for.
+
+    Attributes:
+        out: the directory that is written to.
+        tokenizer: a path or name in place of the one in the dumps.
+        trajectories: how many of each kind to show; 0 leaves them out.
+    """
+
+    out: Path
+    tokenizer: str | None = None
+    trajectories: int = 3
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        files: report.html, report.png, report.json.
+        told: what report.json holds.
+        warnings: also at the top of the page.
+    """
+
+    files: Sequence[Path]
+    told: Mapping[str, Any]
+    warnings: Sequence[str]
+
+
+def build(runs: Sequence[Run], wishes: Wishes, progress: Callable[[int, int], None] = lambda done, of: None) -> Report:
+    """Read the runs, and write the page, the picture and the numbers.
+
+    Args:
+        runs: from `sources.find_runs`.
+        wishes: what to show, and where to write.
+        progress: called with how many dumped steps are read, and how many there are.
+
+    Raises:
+        ReportError: a source that cannot be read, or nothing in any of them.
+        DumpError: a dumped step that cannot be read.
+    """
+    # whatever is wrong with a file shows before the long work
+    metrics = [read_run_metrics(run) for run in runs]
+    dumps = [Dump.of(run) for run in runs]
+    done, total = 0, sum(len(dump.files) for dump in dumps if dump)
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    for run, of_run, dump in zip(runs, metrics, dumps, strict=True):
+        if dump is None and of_run is not None and not of_run.steps:
+            raise ReportError(f"{run.metrics[0]} holds no complete line yet: the run has not logged a step")
+    found = [collect(run, dump, of_run, tick) for run, dump, of_run in zip(runs, dumps, metrics, strict=True)]
+    for one in found:
+        one.told["stands_out"] = stands_out(one.told)
+    shown = None
+    if wishes.trajectories and any(one.dump for one in found):
+        shown = [_trajectories(one, wishes) for one in found if one.dump]
+    warnings = differences([one.told for one in found])
+    told = strict(
+        {
+            "schema": SCHEMA,
+            "warnings": warnings,
+            "runs": [one.told for one in found],
+            "trajectories": None if shown is None else [_chosen(one) for one in shown],
+        }
+    )
+    files = [wishes.out / f"report.{kind}" for kind in ("html", "png", "json")]
+    text = page.render(told["runs"], shown, warnings, _version(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    picture = io.BytesIO()
+    charts.picture(told["runs"], picture)
+    numbers = json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    wishes.out.mkdir(parents=True, exist_ok=True)
+    write_files(dict(zip(files, (text, picture.getvalue(), numbers), strict=True)))
+    return Report(files, told, warnings)
+
+
+def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What makes runs hard to compare: other benchmarks, other data, other models."""
+    warnings = []
+    known = (run["about"]["benchmark"] for run in runs)
+    benchmarks = {name.casefold() for name in known if name}
+    if len(benchmarks) > 1:
+        named = ", ".join(f"{run['name']}: {run['about']['benchmark'] or 'unknown'}" for run in runs)
+        warnings.append(f"These runs are of different benchmarks ({named}): their numbers cannot be compared.")
+    elif len({json.dumps(run["about"]["data"], sort_keys=True) for run in runs if run["about"]["data"]}) > 1:
+        warnings.append("These runs were trained on different data or benchmark settings: compare with care.")
+    models = {run["about"]["model"] for run in runs if run["about"]["model"]}
+    if len(models) > 1:
+        warnings.append(f"These runs began from different models ({', '.join(sorted(models))}).")
+    return warnings
+
+
+def _trajectories(one: Numbers, wishes: Wishes) -> dict[str, Any]:
+    """A run's trajectories as the page shows them."""
+    if one.dump is None:
+        raise ValueError("a run without dumped steps has no trajectories")
+    about, notes = one.told["about"], []
+    decode, note = _decoder(wishes.tokenizer or about["tokenizer"])
+    notes += [note] if note else []
+    chosen = choose(one.dump.last(), wishes.trajectories, decode)
+    if not chosen["by_success"]:
+        notes.append("The dump does not know success: best and worst are by the sign of the mean advantage.")
+    lists = [("Best", chosen["best"]), ("Worst", chosen["worst"])]
+    for title, some in lists:
+        if not some:
+            what = "solved" if title == "Best" else "unsolved"
+            notes.append(f"No {what} trajectory with a response that counts in the last dumped step.")
+    return {"name": one.told["name"], "weight_name": about["weight_name"], "notes": notes, "lists": lists}
+
+
+def _decoder(place: str | None) -> tuple[Decode | None, str]:
+    """The tokenizer, or why there is none."""
+    if place is None:
+        return None, "The dump names no tokenizer, so responses are not shown as text; --tokenizer PATH gives one."
+    try:
+        return load_tokenizer(place), ""
+    except NoTokenizer as error:
+        return None, f"Responses are not shown as text: the tokenizer {error}. --tokenizer PATH gives another."
+
+
+def _chosen(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Which trajectories are shown, for report.json; their text is in the dump."""
+    return {
+        "run": run["name"],
+        "notes": run["notes"],
+        **{
+            title.lower(): [
+                {
+                    "trajectory": one.name,
+                    "step": one.step,
+                    "success": one.success,
+                    "reward": one.score,
+                    "advantage": one.advantage,
+                    "turns": [
+                        {"turn": turn.number, "kind": turn.kind, "weight": turn.weight, "advantage": turn.advantage}
+                        for turn in one.turns
+                    ],
+                }
+                for one in some
+            ]
+            for title, some in run["lists"]
+        },
+    }
+
+
+def _version() -> str:
+    from recipe.aem.seam.capture import versions
+
+    return versions().get("verl-aem", "unknown")

@@ -1,0 +1,184 @@
+"""All numbers of a run, from its files; each dumped step is read, counted and let go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from recipe.aem.dump.reader import find_files, read_metas, read_step
+from recipe.aem.dump.step import Meta, Step
+from recipe.aem.settings import ESTIMATORS, Settings
+from recipe.aem.tools.report import drift, phases, series, turns
+from recipe.aem.tools.report.columns import Columns
+from recipe.aem.tools.report.frame import frame_of
+from recipe.aem.tools.report.sources import Metrics, Run, read_metrics
+
+WEIGHTS = {"alpha": "α", "scale": "g"}
+
+
+@dataclass(frozen=True)
+class Dump:
+    """The dumped steps of a run, in order, with what each says about itself."""
+
+    files: Sequence[Path]
+    metas: Sequence[Meta]
+
+    @classmethod
+    def of(cls, run: Run) -> Dump | None:
+        """Look at the files without reading the steps.
+
+        Raises:
+            DumpError: a file that is no dump; steps of runs on different data.
+        """
+        if not run.dumps:
+            return None
+        files = find_files(run.dumps)
+        pairs = sorted(
+            zip(files, read_metas(files), strict=True), key=lambda pair: (pair[1].step, pair[1].part, str(pair[0]))
+        )
+        return cls([path for path, _ in pairs], [meta for _, meta in pairs])
+
+    def last(self) -> list[Step]:
+        """The last step, all its sub-batches."""
+        number = self.metas[-1].step
+        return [read_step(path) for path, meta in zip(self.files, self.metas, strict=True) if meta.step == number]
+
+
+@dataclass
+class Numbers:
+    """A run's numbers, and what the page needs beside them.
+
+    Attributes:
+        told: the run's part of report.json.
+        dump: for the trajectories; None without one.
+    """
+
+    told: dict[str, Any]
+    dump: Dump | None
+
+
+def collect(run: Run, dump: Dump | None, metrics: Metrics | None, tick: Callable[[], None] = lambda: None) -> Numbers:
+    """Compute a run's part of report.json.
+
+    Args:
+        run: its files.
+        dump: its dumped steps.
+        metrics: what verl logged.
+        tick: called after each dumped step.
+
+    Raises:
+        DumpError: a dumped step that is damaged or cut short.
+    """
+    columns = Columns()
+    for path in dump.files if dump else ():
+        columns.add(frame_of(read_step(path)))
+        tick()
+    by_step = columns.by_step() if dump else []
+    if dump and dump.metas[-1].weights != "alpha":
+        for one in by_step:  # EMPG's g is 1 nowhere, and has no guard
+            one["unmodulated"] = None
+    found = series.curves(metrics, by_step)
+    time = phases.phases(metrics) if metrics else None
+    told: dict[str, Any] = {
+        "name": run.name,
+        "path": str(run.path),
+        "metrics": None if metrics is None else _about_metrics(run, metrics),
+        "about": _about(dump, metrics, found),
+        "headline": series.headline(found, time),
+        "series": {name: [list(point) for point in points] for name, points in found.items()},
+        "turns": None,
+        "surprise": None,
+        "changes": None,
+        "dumped": by_step,
+        "time": time,
+    }
+    if dump and len(columns):
+        told["turns"] = {
+            "by_turn": turns.by_turn(columns),
+            "by_kind": turns.by_kind(columns),
+            "explained": turns.explained(columns),
+        }
+        told["surprise"] = drift.surprise(columns)
+        told["changes"] = drift.changes(columns, by_step)
+    return Numbers(told, dump)
+
+
+def read_run_metrics(run: Run) -> Metrics | None:
+    """The run's metrics; None where it has no file of them."""
+    return read_metrics(run.metrics) if run.metrics else None
+
+
+def _about(dump: Dump | None, metrics: Metrics | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    meta = dump.metas[-1] if dump else None
+    metas = dump.metas if dump else []
+    steps = sorted({*(metrics.steps if metrics else ()), *(one.step for one in metas)})
+    target = str(((meta.data if meta else {}).get("benchmark") or {}).get("target") or "").rpartition(".")[2]
+    return {
+        "method": _method(meta) if meta else _guess(metrics),
+        "base": None if meta is None else Settings.from_config(meta.algorithm).base,
+        "model": None if meta is None else meta.run.get("model"),
+        "tokenizer": None if meta is None else meta.run.get("tokenizer") or meta.run.get("model"),
+        "experiment": None if meta is None else meta.run.get("experiment"),
+        "benchmark": ", ".join(series.benchmarks(metrics)) or target or None,
+        "data": {} if meta is None else dict(meta.data),
+        "packages": {} if meta is None else dict(meta.packages),
+        "weight_name": WEIGHTS.get(meta.weights or "", "α") if meta else "α",
+        "modulated": bool(meta and meta.weights) or any(name.startswith(("aem/alpha", "empg/scale")) for name in found),
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[-1] if steps else None,
+        "dumped_steps": sorted({one.step for one in metas}),
+        "rows_left_out": sum(one.rows_left_out for one in metas),
+        "settings_changed_at": [after.step for before, after in pairwise(metas) if _essence(before) != _essence(after)],
+    }
+
+
+def _essence(meta: Meta) -> Any:
+    """The settings without where and how often to dump."""
+    return {
+        name: {key: value for key, value in block.items() if not key.startswith("dump_")}
+        if isinstance(block, Mapping)
+        else block
+        for name, block in meta.settings.items()
+    }
+
+
+def _method(meta: Meta) -> str:
+    settings = Settings.from_config(meta.algorithm)
+    over = f" over {settings.base}" if meta.estimator in ESTIMATORS and settings.base != meta.estimator else ""
+    epo = " with EPO" if (meta.algorithm.get("epo") or {}).get("enable") else ""
+    return f"{meta.estimator}{over}{epo}"
+
+
+def _guess(metrics: Metrics | None) -> str | None:
+    """What the metrics tell of the method where no dump says it."""
+    names = metrics.names() if metrics else set()
+    for prefix, method in (("aem/alpha/", "aem"), ("empg/scale/", "empg"), ("gigpo/", "gigpo")):
+        if any(name.startswith(prefix) for name in names):
+            return method + (" with EPO" if "epo/entropy" in names else "")
+    return "EPO" if "epo/entropy" in names else None
+
+
+def _about_metrics(run: Run, metrics: Metrics) -> dict[str, Any]:
+    return {
+        "files": [str(file) for file in run.metrics],
+        "starts": metrics.starts,
+        "unfinished": [str(file) for file in metrics.unfinished],
+        "not_finite": metrics.not_finite,
+        "older": metrics.older,
+        "steps": len(metrics.steps),
+    }
+
+
+def strict(value: Any) -> Any:
+    """The same without NaN and infinities, which JSON has no place for: None in their stead."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(one) for one in value]
+    return value

@@ -1,0 +1,109 @@
+"""All responses of a run's dumped steps as plain columns, gathered a step at a time, and what is counted by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from recipe.aem.tools.report.frame import NOWHERE, Frame
+
+ALPHA_ONE = 1e-6
+FLAT = 1e-6
+"""As in `aem/groups/without_variance`: advantages that differ by less are equal."""
+
+
+class Columns:
+    """The responses of many steps.
+
+    Attributes:
+        kinds: names of the kinds of turn, which the column `kind` holds the positions of.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self._parts: dict[str, list[np.ndarray]] = {}
+        self._steps: dict[int, dict[str, list[np.ndarray]]] = {}
+        self._group_sums: dict[int, list[tuple[int, int, int]]] = {}
+        self._groups = 0
+        self._names: dict[str, int] = {}
+
+    def add(self, frame: Frame) -> None:
+        """Take in a step, or one of its sub-batches."""
+        position = np.array([self._names.setdefault(kind, len(self._names)) for kind in frame.kinds], dtype=np.int64)
+        self.kinds = list(self._names)
+        columns = {name: values for name, values in frame.columns.items() if name not in ("row", "span")}
+        kind = columns["kind"]
+        columns["kind"] = np.where(kind == NOWHERE, NOWHERE, position[kind] if len(position) else NOWHERE)
+        columns["group"] = columns["group"] + self._groups  # a group is one step's
+        columns["step"] = np.full(len(frame), frame.step, dtype=np.int64)
+        self._groups += len(frame.groups)
+        for name, values in columns.items():
+            self._parts.setdefault(name, []).append(values)
+        for name, values in frame.trajectories.items():
+            self._steps.setdefault(frame.step, {}).setdefault(name, []).append(values)
+        self._group_sums.setdefault(frame.step, []).append(_flat_groups(frame))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts.get("group", ())))
+
+    def __contains__(self, name: str) -> bool:
+        """Whether any response has a value of that column."""
+        return any(not np.isnan(part).all() for part in self._parts.get(name, ()) if len(part))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.concatenate(self._parts[name]) if name in self._parts else np.array([])
+
+    @property
+    def steps(self) -> list[int]:
+        """The dumped steps, ascending."""
+        return sorted(self._steps)
+
+    def by_step(self) -> list[dict[str, Any]]:
+        """What is counted of each step; None for what the dump does not know."""
+        columns = {name: self[name] for name in self._parts}
+        counted = []
+        for step in self.steps:
+            inside = columns["step"] == step
+            of = {name: np.concatenate(parts) for name, parts in self._steps[step].items()}
+            groups, flat, guarded = np.array(self._group_sums[step]).sum(0)
+            judged = of["judged"].sum()
+            counted.append(
+                {
+                    "step": step,
+                    "responses": int(inside.sum()),
+                    "trajectories": len(of["turns"]),
+                    "success": _mean(of["success"]),
+                    "reward": _mean(of["score"]),
+                    "fault": _mean(of["fault"]),
+                    "cut": _mean(of["cut"]),
+                    "invalid": float(of["invalid"].sum() / judged) if judged else None,
+                    "turns": _mean(of["turns"]),
+                    "length": _mean(columns["length"][inside]),
+                    "entropy": _mean(columns["entropy"][inside]),
+                    "entropy_sum": _mean(columns["entropy_sum"][inside]),
+                    "without_variance": float(flat / groups) if groups else None,
+                    "unmodulated": float(guarded / groups) if groups and guarded >= 0 else None,
+                }
+            )
+        return counted
+
+
+def _flat_groups(frame: Frame) -> tuple[int, int, int]:
+    """How many prompt groups have responses, in how many all base advantages are equal, in how many every weight is 1
+    (−1: there are no weights)."""
+    if not len(frame):
+        return 0, 0, 0
+    groups = flat = unmodulated = 0
+    weighted = not np.isnan(frame.columns["weight"]).all()
+    for group in range(len(frame.groups)):
+        inside = frame.columns["group"] == group
+        groups += 1
+        flat += bool(np.ptp(frame.columns["base"][inside]) < FLAT)
+        unmodulated += bool(np.nanmax(np.abs(frame.columns["weight"][inside] - 1), initial=0.0) < ALPHA_ONE)
+    return groups, flat, unmodulated if weighted else -1
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None

@@ -1,0 +1,86 @@
+"""Where the time of a step went, by verl's timers, none counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from recipe.aem.settings import ESTIMATORS
+from recipe.aem.tools.report.sources import Metrics
+
+PREFIX = "timing_s/"
+STEP, TESTING = "step", "testing"
+PHASES = {
+    "gen": "generation",
+    "reward": "reward",
+    "old_log_prob": "old log-probs",
+    "ref": "reference log-probs",
+    "values": "values",
+    "adv": "advantages",
+    "update_critic": "update of the critic",
+    "update_actor": "update of the actor",
+    "update_weights": "weights to the rollout",
+    "switch_to_trainer": "switch to the trainer",
+    "switch_to_rollout": "switch to the rollout",
+    "switch_wait": "wait before the switch",
+    "save_checkpoint": "checkpoints",
+}
+"""verl's timers inside `step`, none inside another."""
+SEAM = (*ESTIMATORS, "epo")
+"""This package's timers of what it does to the training; `timing_s/NAME` of its estimators."""
+DUMP = "aem_dump"
+INSIDE = {**dict.fromkeys((*ESTIMATORS, DUMP), "adv"), "epo": "update_actor"}
+"""This package's timers, and the timer of verl that they run inside of."""
+OTHER = "other"
+
+
+def phases(metrics: Metrics) -> dict[str, Any] | None:
+    """Mean seconds a step by phase, over the steps that were trained.
+
+    What runs inside another phase is taken off it and stands apart; what no timer covers is `other`. Validation is not
+    part of verl's step: it is given beside it. Timers that this version does not know are taken for parts of the
+    step, unless the parts then came to more than the step: then they run inside of something, and are named only.
+
+    Returns:
+        `seconds` by phase, `step`, `steps`, `seam` and `dump` (shares of the step), `testing` and `total` (seconds of
+        the whole run), `unplaced`; None where no step has a time.
+    """
+    steps = [values for values in metrics.steps.values() if PREFIX + STEP in values]
+    if not steps:
+        return None
+    names = {name.removeprefix(PREFIX) for values in steps for name in values if name.startswith(PREFIX)}
+    names = {name for name in names if "/" not in name} - {STEP, TESTING}
+    mean = {name: sum(_finite(values, name) for values in steps) / len(steps) for name in {*names, STEP}}
+    unknown = sorted(names - set(PHASES) - set(INSIDE))
+    # timers end after those within them, so a hair more than the step is rounding
+    fits = sum(mean[name] for name in names - set(INSIDE)) <= 1.005 * mean[STEP]
+    parts = {name: mean[name] for name in PHASES if name in mean}
+    parts.update({name: mean[name] for name in unknown} if fits else {})
+    for name, around in INSIDE.items():
+        if name in mean:
+            parts[name] = mean[name]
+            if around in parts:
+                parts[around] = max(0.0, parts[around] - mean[name])
+    parts[OTHER] = max(0.0, mean[STEP] - sum(parts.values()))
+    whole = mean[STEP] or float("nan")
+    tested = sum(value for _, value in metrics.series(PREFIX + TESTING))
+    return {
+        "seconds": {name: seconds for name, seconds in parts.items() if seconds > 0},
+        "step": mean[STEP],
+        "steps": len(steps),
+        "seam": sum(mean[name] for name in SEAM if name in mean) / whole if names & set(SEAM) else None,
+        "dump": mean[DUMP] / whole if DUMP in mean else None,
+        "testing": tested,
+        "total": mean[STEP] * len(steps) + tested,
+        "unplaced": [] if fits else unknown,
+    }
+
+
+def title(name: str) -> str:
+    """A phase as the page calls it."""
+    return f"seam: {name}" if name in SEAM else {DUMP: "dump", OTHER: "other", **PHASES}.get(name, name)
+
+
+def _finite(values: Mapping[str, float], name: str) -> float:
+    value = values.get(PREFIX + name, 0.0)
+    return value if value == value and abs(value) != float("inf") else 0.0

@@ -1,0 +1,274 @@
+"""The charts about responses, turns and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recipe.aem.tools.report.charts import Chart, Runs, render, steps_only
+from recipe.aem.tools.report.phases import DUMP, INSIDE, OTHER, PHASES, title
+from recipe.aem.tools.report.style import COLOURS, MARKERS, look, signed
+from recipe.aem.tools.report.turns import shown_kinds
+
+PALE = 0.35
+TIME_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#8FBF9F", "#E69F00", "#F0E442", "#AA4499", "#CC79A7")
+OURS, GREY = "#D55E00", "#999999"
+
+
+def by_turn_chart(runs: Runs, what: str) -> Chart | None:
+    """Entropy or α by turn index: the mean, and the middle half of the responses."""
+    drawn = [(number, run) for number, run in enumerate(runs) if _has(run, "by_turn", what)]
+    if not drawn:
+        return None
+
+    def draw(axes: Any) -> None:
+        for number, run in drawn:
+            rows = [row for row in run["turns"]["by_turn"] if row[what]]
+            turns = [row["turn"] for row in rows]
+            if len(drawn) <= 2:
+                low, high = ([row[what][name] for row in rows] for name in ("q25", "q75"))
+                axes.fill_between(turns, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.13, linewidth=0)
+            means = [row[what]["mean"] for row in rows]
+            axes.plot(
+                turns, means, label=run["name"], marker=MARKERS[number % len(MARKERS)], markersize=4, **look(number)
+            )
+        _frame(axes, what, symbol(runs))
+        axes.set_xlabel("turn (1 is the first)")
+        steps_only(axes)
+
+    band = " (band: the middle half)" if len(drawn) <= 2 else ""
+    says = {
+        "entropy": f"Mean response entropy by turn{band}. Tall here and flat there: the turns differ in kind.",
+        "weight": f"Mean {symbol(runs)} by turn{band}. Away from 1: the turn's place alone decides how much it counts.",
+    }[what]
+    alt = _alt(drawn, "by_turn", "turn", what)
+    return render(f"{what}-by-turn", _title(runs, what, "turn"), says, alt, draw, len(runs), ("turn_index",))
+
+
+def by_kind_chart(runs: Runs, what: str) -> Chart | None:
+    """The same by kind of turn."""
+    drawn = [(number, run) for number, run in enumerate(runs) if _has(run, "by_kind", what)]
+    if not drawn:
+        return None
+    kinds = shown_kinds([run["turns"]["by_kind"] for _, run in drawn])
+
+    def draw(axes: Any) -> None:
+        if len(kinds) > 6:
+            axes.figure.set_size_inches(axes.figure.get_figwidth(), 0.32 * len(kinds) + 1.2)
+        for place, (number, run) in enumerate(drawn):
+            rows = {row["kind"]: row[what] for row in run["turns"]["by_kind"] if row[what]}
+            shift = 0.5 * (place - (len(drawn) - 1) / 2) / max(1, len(drawn))
+            heights = [kinds.index(kind) + shift for kind in kinds if kind in rows]
+            shown = [rows[kind] for kind in kinds if kind in rows]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.hlines(
+                heights,
+                [one["q25"] for one in shown],
+                [one["q75"] for one in shown],
+                color=colour,
+                alpha=PALE,
+                linewidth=5,
+            )
+            marker = MARKERS[number % len(MARKERS)]
+            axes.plot(
+                [one["mean"] for one in shown], heights, linestyle="", marker=marker, color=colour, label=run["name"]
+            )
+        _frame(axes, what, symbol(runs), across=True)
+        axes.set_yticks(range(len(kinds)), [_short(kind) for kind in kinds])
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+
+    says = {
+        "entropy": "Mean response entropy by kind of turn (point) and the middle half of the responses (bar).",
+        "weight": f"Mean {symbol(runs)} by kind of turn (point; bar: the middle half). Points apart: it tells kinds.",
+    }[what]
+    return render(
+        f"{what}-by-kind",
+        _title(runs, what, "kind of turn"),
+        says,
+        _alt(drawn, "by_kind", "kind", what),
+        draw,
+        len(runs),
+        ("turn_kinds",),
+    )
+
+
+def _frame(axes: Any, what: str, name: str, across: bool = False) -> None:
+    unit = "response entropy, nats a token" if what == "entropy" else name
+    (axes.set_xlabel if across else axes.set_ylabel)(unit)
+    if what == "weight":
+        (axes.axvline if across else axes.axhline)(1, color="#333333", linewidth=0.8)
+    else:
+        (axes.set_xlim if across else axes.set_ylim)(0, None)
+
+
+def _title(runs: Runs, what: str, by: str) -> str:
+    return f"{'Response entropy' if what == 'entropy' else symbol(runs)} by {by}"
+
+
+def symbol(runs: Runs) -> str:
+    """What modulates the advantages of these runs: α, EMPG's factor g, or both."""
+    names = sorted({run["about"]["weight_name"] for run in runs if run["about"]["modulated"]}, reverse=True)
+    return " and ".join(names) or "α"
+
+
+def _has(run: Mapping[str, Any], table: str, what: str) -> bool:
+    return (
+        bool(run["turns"])
+        and any(row[what] for row in run["turns"][table])
+        and (what != "weight" or run["about"]["modulated"])
+    )
+
+
+def _alt(drawn: Sequence[tuple[int, Mapping[str, Any]]], table: str, key: str, what: str) -> str:
+    parts = [
+        f"{run['name']}: "
+        + ", ".join(f"{row[key]} {row[what]['mean']:.3g}" for row in run["turns"][table] if row[what])
+        for _, run in drawn
+    ]
+    return f"Means by {key}. {'; '.join(parts)}."
+
+
+def surprise_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | None:
+    """Advantage against relative surprisal, a point a response."""
+    found = run["surprise"]
+    if not found:
+        return None
+    x, y = found["points"]["advantage"], found["points"]["relative_surprisal"]
+
+    def draw(axes: Any) -> None:
+        # thousands of circles would be a megabyte of SVG: these alone are a picture inside it
+        axes.plot(
+            x,
+            y,
+            linestyle="",
+            marker="o",
+            markersize=3,
+            color=COLOURS[number % len(COLOURS)],
+            alpha=PALE,
+            markeredgewidth=0,
+            rasterized=True,
+        )
+        axes.axhline(0, color="#333333", linewidth=0.8)
+        axes.axvline(0, color="#333333", linewidth=0.8)
+        axes.set(xlabel="advantage A of the update", ylabel="S − H, nats a response")
+        axes.figure.set_dpi(150)
+        for one, (across, up) in zip(
+            found["quadrants"], ((0.98, 0.97), (0.98, 0.03), (0.02, 0.97), (0.02, 0.03)), strict=True
+        ):
+            axes.text(
+                across,
+                up,
+                f"{one['share']:.1%}, entropy {'↑' if one['moves'] == 'up' else '↓'}",
+                transform=axes.transAxes,
+                ha="right" if across > 0.5 else "left",
+                va="top" if up > 0.5 else "bottom",
+                fontsize=9,
+                color="#333333",
+            )
+
+    some = (
+        f"A sample of {found['shown']:,} of {found['responses']:,} responses. "
+        if found["shown"] < found["responses"]
+        else ""
+    )
+    says = (
+        f"{some}Right: reinforced; above: rarer than the policy expected. The arrow is where the quadrant's A·(S − H) "
+        "moves the entropy."
+    )
+    shares = ", ".join(f"{one['quadrant']} {one['share']:.1%}" for one in found["quadrants"])
+    of = "" if only else f", {run['name']}"
+    return render(
+        f"surprise-{number}",
+        f"Surprisal against advantage{of}",
+        says,
+        f"Shares of responses: {shares}.",
+        draw,
+        1,
+        ("S − H",),
+    )
+
+
+def changes_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | None:
+    """Measured against predicted entropy change, a point a pair of consecutive steps."""
+    found = run["changes"]
+    if not found or not found["steps"]:
+        return None
+    x = [pair["predicted"] for pair in found["steps"]]
+    y = [pair["measured"] for pair in found["steps"]]
+
+    def draw(axes: Any) -> None:
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(x, y, linestyle="", marker=MARKERS[number % len(MARKERS)], markersize=5, color=colour, alpha=0.75)
+        axes.axhline(0, color="#333333", linewidth=0.8)
+        axes.axvline(0, color="#333333", linewidth=0.8)
+        axes.set(xlabel="predicted drift, nats a unit of step", ylabel="measured change,\nnats a response")
+        axes.margins(0.08)
+
+    correlation = found["correlation"]
+    told = "too few pairs for a correlation" if correlation is None else f"correlation {_interval(correlation)}"
+    of = "" if only else f", {run['name']}"
+    says = (
+        f"A point is a step and the next: {len(x)} pairs, {told}. All on a line through 0: the theory would tell all."
+    )
+    return render(
+        f"changes-{number}",
+        f"Predicted and measured change{of}",
+        says,
+        f"{len(x)} pairs of steps; {told}.",
+        draw,
+        1,
+        ("drift",),
+    )
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{signed(found['r'], '.2f')}"
+    return f"{signed(found['r'], '.2f')} (95 %: {signed(found['low'], '.2f')} to {signed(found['high'], '.2f')})"
+
+
+def time_chart(runs: Runs) -> Chart | None:
+    """Seconds a step by phase, stacked, a bar a run."""
+    drawn = [run for run in runs if run["time"]]
+    if not drawn:
+        return None
+    found = {name for run in drawn for name in run["time"]["seconds"]}
+    order = [*(name for name in PHASES if name in found), *sorted(found - set(PHASES) - set(INSIDE) - {OTHER})]
+    order += [name for name in INSIDE if name in found] + ([OTHER] if OTHER in found else [])
+
+    def draw(axes: Any) -> None:
+        axes.figure.set_size_inches(axes.figure.get_figwidth(), 1.5 + 0.42 * len(drawn) + 0.2 * -(-len(order) // 2))
+        left = [0.0] * len(drawn)
+        for place, name in enumerate(order):
+            widths = [run["time"]["seconds"].get(name, 0.0) for run in drawn]
+            colour = OURS if name in INSIDE else GREY if name == OTHER else TIME_COLOURS[place % len(TIME_COLOURS)]
+            axes.barh(
+                range(len(drawn)),
+                widths,
+                left=left,
+                height=0.62,
+                label=title(name),
+                edgecolor="white",
+                linewidth=0.6,
+                color=colour,
+                hatch="////" if name == DUMP else None,
+            )
+            left = [before + width for before, width in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(drawn)), [_short(run["name"]) for run in drawn])
+        axes.set_ylim(len(drawn) - 0.5, -0.5)
+        axes.set_xlabel("seconds a step")
+        axes.grid(axis="y", visible=False)
+        axes.figure.legend(loc="outside upper left", ncols=2, fontsize=8.5, handlelength=1.2)
+
+    alt = "; ".join(
+        f"{run['name']}: "
+        + ", ".join(f"{title(name)} {seconds:.2f} s" for name, seconds in run["time"]["seconds"].items())
+        for run in drawn
+    )
+    says = "Mean over the trained steps; every second once. Orange is this package's: the seam, and (hatched) the dump."
+    return render("time", "Where does a step's time go?", says, f"{alt}.", draw, 1, ("timing_s",))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 18 else f"{text[:17]}…"

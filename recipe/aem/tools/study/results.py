@@ -1,0 +1,201 @@
+"""The finished cells' series, as one long table, and its CSV file."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_loops.reading import read_bytes, reason, shown
+from recipe.aem.tools.study import state
+from recipe.aem.tools.study.cells import Cell
+from recipe.aem.tools.study.file import Study, StudyError
+from recipe.aem.tools.study.state import State
+
+_UNFINISHED = ("to do", "running", "interrupted")
+COLUMNS = ("benchmark", "method", "seed", "step", "metric", "value")
+Steps = Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A cell as the table sees it; `steps` is empty unless it is done."""
+
+    cell: Cell
+    state: State
+    steps: Steps
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the CSV."""
+
+    benchmark: str
+    method: str
+    seed: int
+    step: int
+    metric: str
+    value: float
+
+
+def gather(all_cells: Sequence[Cell]) -> list[Result]:
+    """How all cells stand, with the metrics of those that are done.
+
+    Raises:
+        StudyError: a damaged file.
+    """
+    found = []
+    for cell in all_cells:
+        standing = state.look(cell)
+        done = standing.kind == "done"
+        found.append(Result(cell, standing, _metrics(cell, standing) if done else {}))
+    return found
+
+
+def _metrics(cell: Cell, standing: State) -> Steps:
+    return state.read_metrics(cell.folder, standing.result.get("logged"))
+
+
+def with_earlier(study: Study, results: Sequence[Result], found: Iterable[Row], path: str) -> list[Result]:
+    """The results, and for cells that are not finished here those of an earlier table's CSV, where it has them.
+
+    Args:
+        study: the file.
+        results: of its cells.
+        found: the CSV's rows.
+        path: of the CSV, for the error.
+
+    Raises:
+        StudyError: the CSV has a cell that the study does not have.
+    """
+    earlier: dict[tuple[str, str, int], dict[int, dict[str, float]]] = {}
+    for row in found:
+        name = study.metrics[row.metric].series if row.metric in study.metrics else row.metric
+        earlier.setdefault((row.benchmark, row.method, row.seed), {}).setdefault(row.step, {})[name] = row.value
+    keys = [(one.cell.benchmark, one.cell.method, one.cell.seed) for one in results]
+    if others := sorted(earlier.keys() - set(keys)):
+        benchmark, method, seed = others[0]
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise StudyError(f"{path} has {benchmark}/{method}/seed{seed}{more}, which {study.name} does not have")
+    return [
+        Result(one.cell, State("done"), dict(sorted(earlier[key].items())))
+        if one.state.kind in _UNFINISHED and key in earlier
+        else one
+        for key, one in zip(keys, results, strict=True)
+    ]
+
+
+def series(steps: Steps, name: str) -> list[tuple[int, float]]:
+    """A series' finite values by step; `name` may be a pattern, as `resolve` takes it."""
+    name = resolve(steps, name)
+    return [(step, of[name]) for step, of in steps.items() if name in of and math.isfinite(of[name])]
+
+
+def resolve(steps: Steps, pattern: str) -> str:
+    """The series that a pattern means, which may stand for another one on each benchmark: `val-core/*/acc/mean@1`.
+
+    Raises:
+        StudyError: it means several.
+    """
+    found = fnmatch.filter(sorted({name for values in steps.values() for name in values}), pattern)
+    if len(found) > 1:
+        raise StudyError(f"metric {pattern} means {len(found)} series: {', '.join(found[:3])}; say which one")
+    return found[0] if found else pattern
+
+
+def rows(study: Study, results: Iterable[Result]) -> list[Row]:
+    """The chosen series of all finished cells: benchmarks and methods in the file's order, then seed, metric, step."""
+    order = {
+        (benchmark, method): place
+        for place, (benchmark, method) in enumerate((one, other) for one in study.benchmarks for other in study.methods)
+    }
+    found = []
+    for one in sorted(results, key=lambda one: (order[one.cell.benchmark, one.cell.method], one.cell.seed)):
+        chosen = {name: resolve(one.steps, metric.series) for name, metric in study.metrics.items()}
+        there = sorted({name for values in one.steps.values() for name in values})
+        for pattern in study.keep:
+            chosen |= {name: name for name in fnmatch.filter(there, pattern) if name not in chosen.values()}
+        for name, source in chosen.items():
+            for step, value in series(one.steps, source):
+                found.append(Row(one.cell.benchmark, one.cell.method, one.cell.seed, step, name, value))
+    return found
+
+
+def as_csv(found: Iterable[Row]) -> str:
+    """The rows as CSV, with six significant digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in found:
+        writer.writerow((row.benchmark, row.method, row.seed, row.step, row.metric, format(row.value, ".6g")))
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Read a file of what `as_csv` wrote.
+
+    Raises:
+        StudyError: there is no such file, or it is not one of a study's.
+    """
+    try:
+        text = read_bytes(path).decode("utf-8")
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise StudyError(f"{path} is not a CSV file of `aem study table --csv`: it is not UTF-8 text") from None
+    return from_csv(text, str(path))
+
+
+def from_csv(text: str, path: str) -> list[Row]:
+    """The rows of what `as_csv` wrote; `path` is for the error.
+
+    Raises:
+        StudyError: it is not a study's CSV, or there is no row.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: dict[tuple[Any, ...], Row] = {}
+    try:
+        if tuple(next(reader, ())) != COLUMNS:
+            raise StudyError(
+                f"{path} is not a CSV file of `aem study table --csv`: its columns are not {','.join(COLUMNS)}"
+            )
+        for fields in reader:
+            row = _row(fields, f"{path}, line {reader.line_num}")
+            cell = (row.benchmark, row.method, row.seed, row.step, row.metric)
+            if cell in found:
+                raise StudyError(f"{path}, line {reader.line_num}: {row.metric} at step {row.step} stands there twice")
+            found[cell] = row
+    except csv.Error as error:  # NUL, a quote without an end, a field of megabytes
+        raise StudyError(f"{path}, line {reader.line_num}: {reason(error)}") from None
+    if not text.endswith("\n"):
+        raise StudyError(f"{path} is cut short: its last line has no end")
+    if not found:
+        raise StudyError(f"{path} holds no finished cell yet")
+    return list(found.values())
+
+
+def _row(fields: Sequence[str], where: str) -> Row:
+    if len(fields) != len(COLUMNS):
+        raise StudyError(f"{where}: {len(fields)} values for the columns {','.join(COLUMNS)}")
+    benchmark, method, seed, step, metric, value = fields
+    for column, text in (("benchmark", benchmark), ("method", method), ("metric", metric)):
+        if not text or not text.isprintable():
+            raise StudyError(f"{where}: {column} is {shown(text)}, no name")
+    for column, text, form in (("seed", seed, _WHOLE), ("step", step, _WHOLE), ("value", value, _NUMBER)):
+        if not form.fullmatch(text):  # int and float also take `1_0` and digits of other scripts
+            raise StudyError(f"{where}: {column} is {shown(text)}, not a number")
+    if not math.isfinite(float(value)):
+        raise StudyError(f"{where}: value is {shown(value)}, beyond all floats")
+    return Row(benchmark, method, int(seed), int(step), metric, float(value))
+
+
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_NUMBER = re.compile(r"-?[0-9]{1,400}(\.[0-9]{1,400})?(e[+-]?[0-9]{1,4})?")

@@ -1,0 +1,213 @@
+"""Running a study's cells, one after the other, so that an end at any moment costs the cell at work and no other."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from recipe.aem.tools.hydra_config import is_path
+from recipe.aem.tools.study import state
+from recipe.aem.tools.study.cells import Cell
+from recipe.aem.tools.study.file import StudyError
+from recipe.aem.tools.study.fingerprint import Fingerprint, fingerprint
+from recipe.aem.tools.study.state import State
+
+MOST_FAILURES = 3
+"""So many failures one after the other end a run: what is wrong is then hardly one cell's."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a run does with cells that are not simply to do.
+
+    Attributes:
+        retry: failed ones are made anew.
+        redo: those made otherwise are made anew.
+        keep: those made otherwise stay as they are.
+        resume: interrupted ones go on from their last checkpoint, where they have one.
+        limit: start at most so many.
+        deadline: of `time.time()`; start none that would last beyond it.
+    """
+
+    retry: bool = False
+    redo: bool = False
+    keep: bool = False
+    resume: bool = False
+    limit: int | None = None
+    deadline: float | None = None
+
+
+class Reporter(Protocol):
+    """Told how a run goes."""
+
+    def begins(self, cell: Cell, aside: Path | None, resumed: bool) -> None: ...
+    def step(self, cell: Cell, step: int) -> None: ...
+    def ends(self, cell: Cell, result: Mapping[str, Any]) -> None: ...
+    def skips(self, cell: Cell, why: str) -> None: ...
+
+
+def prints(chosen: Sequence[Cell]) -> dict[str, Fingerprint]:
+    """The fingerprints of cells by name, as they are read back from JSON.
+
+    Raises:
+        StudyError: a cell that cannot be composed.
+    """
+    return {cell.name: json.loads(json.dumps(fingerprint(cell))) for cell in chosen}
+
+
+def refuse_others(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy) -> None:
+    """Before anything starts: no cell may have been made otherwise.
+
+    Raises:
+        StudyError: one was, and the policy does not say what to do with it.
+    """
+    if policy.redo or policy.keep:
+        return
+    for cell in chosen:
+        standing = state.look(cell, now[cell.name])
+        if standing.kind == "made otherwise":
+            more = f" and {len(standing.differs) - 3} more" if len(standing.differs) > 3 else ""
+            raise StudyError(
+                f"{cell.folder} was made otherwise: {'; '.join(standing.differs[:3])}{more}. --redo makes "
+                "such cells anew (the old folders are kept aside), --keep leaves them as they are"
+            )
+
+
+def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, reporter: Reporter) -> int:
+    """Run what is to be done of the cells.
+
+    Args:
+        chosen: in this order.
+        now: their fingerprints.
+        policy: of the run.
+        reporter: told how it goes.
+
+    Returns:
+        How many failed.
+    """
+    started = failures = in_a_row = 0
+    for cell in chosen:
+        if policy.limit is not None and started >= policy.limit:
+            reporter.skips(cell, f"the limit of {policy.limit} is reached")
+            break
+        with state.taken(cell) as (lock, other):
+            if other:
+                reporter.skips(cell, f"another runner is at it: {other}")
+                continue
+            standing = state.look(cell, now[cell.name], ours=True)
+            if why := _skipped(standing, policy):
+                if standing.kind != "done":
+                    reporter.skips(cell, why)
+                continue
+            if policy.deadline is not None and (longest := _longest(cell, chosen)) is not None:
+                left = policy.deadline - time.time()
+                if longest > left:
+                    reporter.skips(cell, f"{left / 60:.0f} minutes are left, and a cell took {longest / 60:.1f}")
+                    break
+            started += 1
+            result = _run_cell(cell, now[cell.name], standing, policy, reporter, lock)
+            reporter.ends(cell, result)
+            in_a_row = in_a_row + 1 if result["status"] == "failed" else 0
+            failures += result["status"] == "failed"
+            if in_a_row == MOST_FAILURES:
+                reporter.skips(cell, f"{MOST_FAILURES} cells failed one after the other, so the run ends")
+                break
+    return failures
+
+
+def _skipped(standing: State, policy: Policy) -> str:
+    """Why a cell is not to be run; empty where it is."""
+    if standing.kind == "made otherwise":
+        return "" if policy.redo else "made otherwise, kept"
+    if standing.kind == "done":
+        return "done"
+    if standing.kind == "failed" and not policy.retry:
+        return "failed before; --retry makes it anew"
+    return ""
+
+
+def _longest(cell: Cell, chosen: Sequence[Cell]) -> float | None:
+    """The seconds of the longest finished cell, of this benchmark if there is one."""
+    seconds = [(one.benchmark, state.seconds_of(one)) for one in chosen]
+    own = [took for benchmark, took in seconds if benchmark == cell.benchmark and took]
+    return max(own or [took for _, took in seconds if took], default=None)
+
+
+def _run_cell(
+    cell: Cell, now: Fingerprint, standing: State, policy: Policy, reporter: Reporter, lock: int
+) -> dict[str, Any]:
+    from recipe.aem.tools.trainer_process import TrainingFailed, train, trainer_command
+
+    resumed, aside = 0, None
+    if standing.kind == "interrupted" and policy.resume and not standing.differs and state.has_checkpoint(cell):
+        state.keep_part(cell)
+        resumed = standing.command.get("resumed", 0) + 1
+    elif standing.kind != "to do":
+        why = "other" if standing.kind == "made otherwise" else standing.kind
+        aside = state.set_aside(cell, why)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    config = str(Path(cell.config).absolute()) if is_path(cell.config) else cell.config
+    overrides = cell.overrides(resume=resumed > 0)
+    state.write_json(
+        cell.folder / state.COMMAND,
+        {
+            "schema": state.SCHEMA,
+            "cell": {"study": cell.study, "benchmark": cell.benchmark, "method": cell.method, **cell.identity},
+            "command": trainer_command(config, overrides),
+            "environment": dict(cell.env),
+            "resumed": resumed,
+            "machine": {"cores": len(os.sched_getaffinity(0)), "system": platform.platform()},
+            "fingerprint": now,
+        },
+    )
+    reporter.begins(cell, aside, resumed > 0)
+    began, error, peak = time.time(), "", None
+    try:
+        peak = train(
+            config,
+            overrides,
+            environment=cell.env,
+            log=cell.folder / state.LOG,
+            metrics=cell.folder / state.METRICS,
+            on_metrics=lambda step, _: reporter.step(cell, step),
+            lock=lock,
+        )
+    except TrainingFailed as failure:
+        error = str(failure)
+    steps = state.read_metrics(cell.folder)
+    reached = max(steps, default=0)
+    if not error and reached < cell.last_step:
+        error = f"the trainer ended well at step {reached} of {cell.last_step}"
+    result = {
+        "schema": state.SCHEMA,
+        "status": "failed" if error else "done",
+        "last_step": reached,
+        "steps": cell.last_step,
+        "began": datetime.datetime.fromtimestamp(began, datetime.UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - began, 1),
+        "peak_memory_gb": peak and round(peak, 2),
+        "resumed": resumed,
+        "error": error,
+        "logged": state.digests(cell.folder),
+    }
+    state.write_json(cell.folder / state.DONE, result)
+    return result
+
+
+def command_lines(cell: Cell) -> Iterator[str]:
+    """The cell's command as one could type it: variables, then words."""
+    import shlex
+
+    from recipe.aem.tools.trainer_process import trainer_command
+
+    config = str(Path(cell.config).absolute()) if is_path(cell.config) else cell.config
+    yield from (f"{name}={shlex.quote(value)}" for name, value in cell.env.items())
+    yield f"VERL_FILE_LOGGER_PATH={shlex.quote(str(cell.folder.absolute() / state.METRICS))}"
+    yield from (shlex.quote(word) for word in trainer_command(config, cell.overrides()))

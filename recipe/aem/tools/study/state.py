@@ -1,0 +1,249 @@
+"""How a cell stands, read from its folder, and the few changes that a folder goes through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from agent_loops import files, locks
+from agent_loops.reading import parse_json, read_bytes, reason, shown
+from recipe.aem.tools.metrics_file import AT_MOST, read_log
+from recipe.aem.tools.study.cells import Cell
+from recipe.aem.tools.study.file import StudyError
+from recipe.aem.tools.study.fingerprint import Fingerprint, differences
+
+SCHEMA = 2
+"""Of command.json and done.json; files of 1 are the same without a digest."""
+Kind = Literal["to do", "running", "interrupted", "failed", "done", "made otherwise"]
+
+_LOOKING_SECONDS = 1.0  # another may only be looking
+COMMAND, DONE, METRICS, LOG = "command.json", "done.json", "metrics.jsonl", "verl.log"
+
+
+@dataclass(frozen=True)
+class State:
+    """Attributes:
+    kind: `made otherwise` is done, but not what the study now asks for.
+    differs: what the cell was made with and the study now says otherwise.
+    command: of `command.json`; empty where there is none.
+    result: of `done.json`; empty where there is none.
+    """
+
+    kind: Kind
+    differs: list[str] = field(default_factory=list)
+    command: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+def look(cell: Cell, now: Fingerprint | None = None, ours: bool = False) -> State:
+    """How a cell stands.
+
+    Args:
+        cell: of a study.
+        now: its fingerprint. Without it only what the study file says is compared, for which verl is not needed.
+        ours: this process holds the cell's lock.
+
+    Raises:
+        StudyError: a file in its folder that is not ours, or torn.
+    """
+    command = _read(cell.folder / COMMAND)
+    if not command:
+        return State("to do" if ours or not locked(cell) else "running")
+    if now is not None:
+        differs = differences(command["fingerprint"], now)
+    else:
+        differs = [
+            f"{key}: {command['cell'][key]} → {value}"
+            for key, value in cell.identity.items()
+            if command["cell"][key] != value
+        ]
+    result = _read(cell.folder / DONE)
+    kind: Kind = result["status"] if result else "interrupted" if ours or not locked(cell) else "running"
+    if kind == "done" and differs:
+        kind = "made otherwise"
+    return State(kind, differs, command, result)
+
+
+@contextmanager
+def taken(cell: Cell) -> Iterator[tuple[int, str]]:
+    """Holds the cell's lock; yields its descriptor, and who else has it, which is empty where it is held.
+
+    The lock lies beside the folder, which is renamed. The system gives it back when the process dies, and whoever
+    inherited the descriptor.
+    """
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(_lock(cell), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    until = time.monotonic() + _LOOKING_SECONDS
+    try:
+        while (other := locks.take(descriptor, cell.folder)) and time.monotonic() < until:
+            time.sleep(0.05)
+        yield descriptor, other
+    finally:
+        os.close(descriptor)
+
+
+def locked(cell: Cell) -> bool:
+    """Is a runner at it, here or on another machine that shares the folder?"""
+    if not _lock(cell).exists():
+        return False
+    with taken(cell) as (_, other):
+        return bool(other)
+
+
+def seconds_of(cell: Cell) -> float | None:
+    """How long it took, where it is done."""
+    result = _read(cell.folder / DONE)
+    return result["seconds"] if result.get("status") == "done" else None
+
+
+def set_aside(cell: Cell, why: str) -> Path:
+    """Rename the cell's folder to `seedN.WHY-K`, so that nothing is lost and the cell starts anew."""
+    number = 1
+    while (to := cell.folder.with_name(f"{cell.folder.name}.{why}-{number}")).exists():
+        number += 1
+    cell.folder.rename(to)
+    return to
+
+
+def keep_part(cell: Cell) -> None:
+    """Before a run that goes on from a checkpoint: keep the metrics so far, which verl's logger would overwrite."""
+    for name in (METRICS, LOG):
+        path = cell.folder / name
+        if path.exists():
+            number = len(list(cell.folder.glob(f"{path.stem}.part-*"))) + 1
+            path.rename(path.with_name(f"{path.stem}.part-{number:03d}{path.suffix}"))
+
+
+def has_checkpoint(cell: Cell) -> bool:
+    """Is there one of verl's that a run can go on from?"""
+    return (cell.folder / "checkpoints" / "latest_checkpointed_iteration.txt").is_file()
+
+
+def read_metrics(folder: Path, written: Mapping[str, str] | None = None) -> dict[int, dict[str, float]]:
+    """A cell's metrics by step; of a step that was done twice, for a run went on from before it, the later holds.
+
+    Args:
+        folder: the cell's.
+        written: the files' digests when the cell was done (`digests`); None where nobody noted them.
+
+    Raises:
+        StudyError: names the file, and the line or that it has changed.
+    """
+    steps: dict[int, dict[str, float]] = {}
+    there = _metrics_files(folder)
+    if written and (missing := sorted(set(written) - {path.name for path in there})):
+        raise StudyError(f"{folder / missing[0]} is missing: the cell had it when it was done")
+    for path in there:
+        content = _content(path)
+        if written is not None and written.get(path.name) != _digest(content):
+            raise StudyError(f"{path} has changed since the cell was done (by its digest in {folder / DONE})")
+        resumed: dict[int, dict[str, float]] = {}
+        for step, values in read_log(path, StudyError, content).lines:
+            # a step has two lines where a validation is logged apart
+            resumed.setdefault(step, {}).update({k: v for k, v in values.items() if isinstance(v, int | float)})
+        if resumed:
+            first = min(resumed)  # the checkpoint's own step where it was validated again: its training was before
+            before = {step: values for step, values in steps.items() if step <= first}
+            steps = before | resumed | {first: before.get(first, {}) | resumed[first]}
+    return dict(sorted(steps.items()))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The digests of a cell's metrics by the files' names."""
+    return {path.name: _digest(_content(path)) for path in _metrics_files(folder)}
+
+
+def _metrics_files(folder: Path) -> list[Path]:
+    every = [*sorted(folder.glob("metrics.part-*.jsonl")), folder / METRICS]
+    return [path for path in every if path.exists()]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path, AT_MOST)
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file that is whole or not there, with a digest of what is in it."""
+    plain = json.loads(json.dumps(value))
+    plain.pop("digest", None)
+    files.write_json(path, {**plain, "digest": _digest_of(plain)})
+
+
+def _lock(cell: Cell) -> Path:
+    return cell.folder.with_name(f".{cell.folder.name}.lock")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    """Of the values, however they are laid out."""
+    return _digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = parse_json(read_bytes(path, _AT_MOST))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _damaged(path, reason(error)) from None
+    if not isinstance(found, dict):
+        raise _damaged(path, f"it holds {shown(found)}, not a mapping")
+    schema, digest = found.get("schema"), found.pop("digest", None)
+    if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+        raise StudyError(f"{path} has schema {shown(schema)}, and this version reads 1 to {SCHEMA}")
+    if digest is None and schema > 1:
+        raise _damaged(path, "its digest is missing")
+    if digest is not None and digest != _digest_of(found):
+        raise _damaged(path, "it is not what was written, by its digest")
+    _SHAPES[path.name](path, found)
+    return found
+
+
+_AT_MOST = 64 << 20
+
+
+def _damaged(path: Path, why: str) -> StudyError:
+    return StudyError(f"{path} is damaged ({why}); move its folder away, and the cell is made anew")
+
+
+def _check_command(path: Path, found: Mapping[str, Any]) -> None:
+    cell, made = found.get("cell"), found.get("fingerprint")
+    if not isinstance(cell, dict) or not {"config", "overrides", "seed"} <= cell.keys():
+        raise _damaged(path, "it does not name the cell")
+    if not isinstance(made, dict) or not all(isinstance(part, dict) for part in made.values()):
+        raise _damaged(path, "it has no fingerprint")
+    if not _is_number(found.get("resumed", 0)):
+        raise _damaged(path, f"resumed is {shown(found['resumed'])}")
+
+
+def _check_done(path: Path, found: Mapping[str, Any]) -> None:
+    if found.get("status") not in ("done", "failed"):
+        raise _damaged(path, f"status is {shown(found.get('status'))}, neither 'done' nor 'failed'")
+    for name in ("seconds", "last_step", "steps"):
+        if not _is_number(found.get(name)):
+            raise _damaged(path, f"{name} is {shown(found.get(name))}")
+    if not isinstance(found.get("error"), str):
+        raise _damaged(path, f"error is {shown(found.get('error'))}")
+    logged = found.get("logged")
+    if logged is not None and not isinstance(logged, dict):
+        raise _damaged(path, f"logged is {shown(logged)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+_SHAPES: Mapping[str, Callable[[Path, Mapping[str, Any]], None]] = {COMMAND: _check_command, DONE: _check_done}

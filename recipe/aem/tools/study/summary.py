@@ -1,0 +1,124 @@
+"""The study's table: each method's mean over seeds and its paired difference from the baseline, with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recipe.aem.tools.statistics import Estimate, mean_interval, paired_difference, summarise
+from recipe.aem.tools.study.file import Metric, Study
+from recipe.aem.tools.study.results import Result, series
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method's line of a table.
+
+    Attributes:
+        values: by seed, of the finished cells.
+        estimate: over `values`; None where there is none.
+        difference: from the baseline, over the seeds that both have; None for the baseline itself too.
+        missing: why seeds are not in it, such as `1 failed`.
+    """
+
+    method: str
+    values: dict[int, float]
+    estimate: Estimate | None
+    difference: Estimate | None
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One metric on one benchmark."""
+
+    benchmark: str
+    name: str
+    metric: Metric
+    lines: list[Line]
+
+
+def tables(study: Study, results: Sequence[Result]) -> list[Table]:
+    """All tables of a study; no run is left out of them in silence."""
+    found = []
+    for benchmark in study.benchmarks:
+        for name, metric in study.metrics.items():
+            of = {
+                method: [one for one in results if (one.cell.benchmark, one.cell.method) == (benchmark, method)]
+                for method in study.methods
+            }
+            read = {method: _values(ones, metric) for method, ones in of.items()}
+            baseline, _ = read[study.baseline]
+            lines = []
+            for method, (values, missing) in read.items():
+                other = None if method == study.baseline else paired_difference(values, baseline)
+                estimate = mean_interval(list(values.values()))
+                lines.append(Line(method, values, estimate, other, missing))
+            found.append(Table(benchmark, name, metric, lines))
+    return found
+
+
+def _values(ones: Sequence[Result], metric: Metric) -> tuple[dict[int, float], list[str]]:
+    values: dict[int, float] = {}
+    missing: Counter[str] = Counter()
+    for one in ones:
+        if one.state.kind != "done":
+            missing[one.state.kind] += 1
+        else:
+            found = series(one.steps, metric.series)
+            value = summarise(found, metric.summary)
+            ends = max(one.steps)
+            if value is None:
+                missing["without the series" if not found else "too short"] += 1
+            elif found[-1][0] != ends and metric.summary != "best":
+                missing[f"series ends at step {found[-1][0]} of {ends}"] += 1
+            else:
+                values[one.cell.seed] = value
+    return values, [f"{count} {why}" for why, count in missing.items()]
+
+
+def remarks(study: Study, results: Sequence[Result]) -> list[str]:
+    """What a reader of the tables has to know besides."""
+    said = []
+    for one in results:
+        if one.state.kind == "failed":
+            said.append(f"{one.cell.name} failed: {_last_line(one.state.result.get('error', ''))}")
+        elif one.state.kind == "made otherwise":
+            said.append(f"{one.cell.name} was made otherwise: {'; '.join(one.state.differs)}")
+        elif one.state.result.get("resumed"):
+            said.append(f"{one.cell.name} went on from a checkpoint {one.state.result['resumed']} times")
+    done = [one for one in results if one.steps and one.state.command]
+    if earlier := sum(bool(one.steps) for one in results) - len(done):
+        cells = "1 cell is" if earlier == 1 else f"{earlier} cells are"
+        said.append(f"{cells} from an earlier table; what made them is not checked")
+    for part, words in (("code", "versions of this package's code"), ("packages", "sets of package versions")):
+        for benchmark in study.benchmarks:
+            kinds = Counter(
+                str(one.state.command["fingerprint"][part]) for one in done if one.cell.benchmark == benchmark
+            )
+            if len(kinds) > 1:
+                counts = " and ".join(str(count) for count in sorted(kinds.values(), reverse=True))
+                said.append(f"{benchmark}: its cells were made with {len(kinds)} {words} ({counts} cells)")
+    return said
+
+
+def as_json(study: Study, results: Sequence[Result]) -> dict[str, Any]:
+    """Everything that the tables show, for programs."""
+    return {
+        "schema": 1,
+        "study": study.name,
+        "baseline": study.baseline,
+        "seeds": list(study.seeds),
+        "interval": "95 %, Student's t over seeds; differences paired by seed",
+        "cells": {one.cell.name: one.state.kind for one in results},
+        "tables": [dataclasses.asdict(table) for table in tables(study, results)],
+        "remarks": remarks(study, results),
+    }
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "without a word"

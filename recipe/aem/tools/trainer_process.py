@@ -1,0 +1,177 @@
+"""Running verl's own trainer as a process of its own, and reading what it logs.
+
+Nothing of a training outlives the command that started it: `supervise.py` stands between the two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from recipe.aem.tools import supervise
+from recipe.aem.tools.hydra_config import is_path
+
+Metrics = dict[str, float]
+MAIN = (sys.executable, "-m", "verl.trainer.main_ppo")
+
+
+_FULL = re.compile(r".*(?:no space left|No space left on device|Disk quota exceeded).*")
+_LITTLE = 1 << 20
+_END_SECONDS = 60.0
+
+
+class TrainingFailed(RuntimeError):
+    """verl ended with an error; the message holds the end of its log."""
+
+    lines = True
+
+
+def trainer_command(config_name: str, overrides: Sequence[str]) -> list[str]:
+    """The command line of verl's trainer.
+
+    Args:
+        config_name: one of `recipe/aem/config`, or the path of a YAML file.
+        overrides: hydra's.
+    """
+    path, name, where = Path(config_name), config_name, "pkg://recipe.aem.config"
+    if is_path(config_name):
+        name, where = path.stem, str(path.parent.absolute())
+    return [*MAIN, f"--config-path={where}", f"--config-name={name}", *overrides]
+
+
+def train(
+    config_name: str,
+    overrides: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    log: Path,
+    metrics: Path,
+    on_metrics: Callable[[int, Metrics], None],
+    on_look: Callable[[], None] | None = None,
+    lock: int | None = None,
+) -> float:
+    """Run `verl.trainer.main_ppo` and report each step's metrics as they appear.
+
+    Args:
+        config_name: one of `recipe/aem/config`, or the path of a YAML file.
+        overrides: hydra's.
+        environment: added to this process's.
+        log: receives all that verl prints.
+        metrics: receives verl's JSON lines, one a step.
+        on_metrics: called with (step, metrics).
+        on_look: called about once a second while it runs.
+        lock: a descriptor of `agent_loops.locks`: the directory stays held until the last process has ended, also where
+            this one is killed.
+
+    Returns:
+        The largest sum of the processes' resident memory that was seen, in GB (shared pages count once a process).
+
+    Raises:
+        TrainingFailed: verl did not end well.
+    """
+    metrics.unlink(missing_ok=True)
+    command = trainer_command(config_name, overrides)
+    variables = {**os.environ, **environment, "VERL_FILE_LOGGER_PATH": str(metrics), "PYTHONUNBUFFERED": "1"}
+    peak, family = 0.0, []
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), "--", *command],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C is for this process
+            pass_fds=() if lock is None else (lock,),
+        )
+        try:
+            reader = _lines(metrics)
+            while process.poll() is None:
+                for step, values in reader():
+                    on_metrics(step, values)
+                if on_look is not None:
+                    on_look()
+                family = _family(process.pid)
+                peak = max(peak, _resident(family))
+                time.sleep(1.0)
+            for step, values in reader():
+                on_metrics(step, values)
+        finally:
+            _end(process, family)
+    if process.returncode != 0:
+        raise _failure(process.returncode, log)
+    return peak / 1e9
+
+
+def _failure(status: int, log: Path) -> TrainingFailed:
+    lines = log.read_text(errors="replace").splitlines()
+    how = f"verl ended with status {status}"
+    if 128 < status < 128 + signal.NSIG:
+        how = f"verl was ended by {signal.Signals(status - 128).name}"
+    # of several, the last is ours where we saw it, and names the path
+    full = [line for line in lines if _FULL.fullmatch(line)]
+    said = next((line for line in reversed(full) if "no space left" in line), full[-1] if full else "")
+    if said:
+        return TrainingFailed(f"{how}: {' '.join(said.split())[-400:]} ({log})")
+    if shutil.disk_usage(log.parent).free < _LITTLE:
+        return TrainingFailed(f"{how}: {log}: no space left on the disk. Make room there, or write to another place")
+    tail = "\n".join(lines[-30:])
+    return TrainingFailed(f"{how}. The end of {log}:\n{tail}")
+
+
+def _lines(path: Path) -> Callable[[], Iterator[tuple[int, Metrics]]]:
+    """A function that yields what was appended to a JSON-lines file since its last call."""
+    position = 0
+
+    def read() -> Iterator[tuple[int, Metrics]]:
+        nonlocal position
+        if not path.is_file():
+            return
+        with path.open() as file:
+            file.seek(position)
+            while (line := file.readline()).endswith("\n"):
+                position = file.tell()
+                record = json.loads(line)
+                yield int(record["step"]), record["data"]
+
+    return read
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """The processes of the run, without the one that looks after them."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _resident(processes: Sequence[psutil.Process]) -> int:
+    total = 0
+    for one in processes:
+        with contextlib.suppress(psutil.Error):  # it ended between the two looks
+            total += one.memory_info().rss
+    return total
+
+
+def _end(process: subprocess.Popen, family: Sequence[psutil.Process]) -> None:
+    """Have the trainer and all it started ended, where that has not happened."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_END_SECONDS)
+    if process.returncode is None or process.returncode < 0:
+        # whoever looked after them was killed itself; those that were last seen are left (psutil knows a number anew)
+        for one in family:
+            with contextlib.suppress(psutil.Error):
+                one.kill()
+        process.kill()

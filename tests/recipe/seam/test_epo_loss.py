@@ -1,0 +1,343 @@
+"""EPO's loss in the worker: against plain loops, and the same whatever micro-batch or rank a row falls into.
+
+Ranks are simulated as FSDP treats them (gradients averaged), and once run for real: two processes with gloo and FSDP2,
+for which this file is its own script. Not covered: verl's engine round the loss (tests/e2e/test_epo.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+pytest.importorskip("verl", reason="verl is not installed")
+
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import Metric, reduce_metrics
+from verl.utils.py_functional import append_to_dict
+from verl.workers.config import FSDPActorConfig
+from verl.workers.utils.losses import ppo_loss
+
+from recipe.aem.seam.epo import EpoSettings, batch_weights
+from recipe.aem.seam.epo_loss import epo_loss
+
+VOCABULARY = 7
+# (prompt tokens, response mask) of each row; rows 0 and 1 are one trajectory, the last one is verl's padding
+ROWS = [(2, (1, 1, 1)), (3, (1, 0, 1, 1)), (1, (1,)), (2, (1, 1, 0, 0, 1)), (1, (0,)), (4, (1, 1)), (2, (1, 1, 1, 1))]
+KEYS = ["a_0_0", "a_0_1", "a_1_0", "b_0_0", "b_1_0", "b_1_1", "c_0_0"]
+ROWS, KEYS = [*ROWS, (1, (0,))], [*KEYS, "padff_0_0"]
+EVERY = list(range(len(ROWS)))
+ON = EpoSettings(enable=True, coef=0.3, lower=0.9, upper=1.0, alpha=0.7)
+STEP = {"reference": 1.8, "beta": 1.4, "mini_batches": 1.0}
+
+
+class TinyModel(nn.Module):
+    """Next-token logits from the token alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.head = nn.Embedding(VOCABULARY, 6), nn.Linear(6, VOCABULARY)
+        with torch.no_grad():
+            self.head.weight.mul_(3)
+        self.double()
+
+    def forward(self, token):
+        return self.head(torch.tanh(self.embedding(token)))
+
+
+def nested(rows):
+    return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    sequences = [torch.randint(VOCABULARY, (prompt + len(mask),), generator=generator) for prompt, mask in ROWS]
+    masks = [torch.tensor(mask) for _, mask in ROWS]
+    padded = nn.utils.rnn.pad_sequence(masks, batch_first=True)
+    weight_BT, _ = batch_weights(KEYS, [key.startswith("pad") for key in KEYS], [None] * len(KEYS), padded)
+    columns = {
+        "input_ids": sequences,
+        "prompts": [row[:prompt] for row, (prompt, _) in zip(sequences, ROWS, strict=True)],
+        "responses": [row[prompt:] for row, (prompt, _) in zip(sequences, ROWS, strict=True)],
+        "response_mask": masks,
+        "old_log_probs": [-torch.rand(len(mask), generator=generator) - 1.5 for mask in masks],
+        "advantages": [torch.randn(len(mask), generator=generator) for mask in masks],
+        "epo_weight": [weight_BT[row, : len(mask)] for row, mask in enumerate(masks)],
+    }
+    return tu.get_tensordict({name: nested(rows) for name, rows in columns.items()})
+
+
+def forward(model, data):
+    """What verl's engine hands to the loss: values of whole sequences, one token ahead of what they speak of."""
+    ids = data["input_ids"]
+    log_prob = torch.log_softmax(model(ids.values()), -1)
+    chosen = log_prob.gather(-1, ids.values().roll(-1)[:, None])[:, 0]
+    entropy = -(log_prob.exp() * log_prob).sum(-1)
+    as_rows = torch.nested.nested_tensor_from_jagged
+    return {"log_probs": as_rows(chosen, ids.offsets()), "entropy": as_rows(entropy, ids.offsets())}
+
+
+def actor_config(**given):
+    return FSDPActorConfig(**{"strategy": "fsdp2", "rollout_n": 1, "use_dynamic_bsz": True, **given})
+
+
+def micro_batch(data, rows, mini_batch, ranks, step):
+    """As verl's engine sets it up (engine/fsdp/transformer_impl.py, forward_backward_batch)."""
+    part = tu.index_select_tensor_dict(data, rows)
+    tokens = sum(sum(ROWS[row][1]) for row in mini_batch)
+    tu.assign_non_tensor(part, dp_size=ranks, batch_num_tokens=tokens, global_batch_size=len(mini_batch), aem_epo=step)
+    return part
+
+
+def train(model, split, loss=epo_loss, step=STEP, config=None, **keywords):
+    """The gradients and metrics of one mini-batch; `split` lists a rank's micro-batches for each rank."""
+    keywords = {"settings": ON} | keywords if loss is epo_loss else keywords
+    data, config = batch(), config or actor_config()
+    mini_batch = [row for rank in split for rows in rank for row in rows]
+    model.zero_grad()
+    of_ranks = []
+    for rank in split:
+        metrics = {}
+        for rows in rank:
+            part = micro_batch(data, rows, mini_batch, len(split), step)
+            value, said = loss(config=config, model_output=forward(model, part), data=part, **keywords)
+            (value / len(split)).backward()
+            append_to_dict(metrics, said)
+        of_ranks.append(metrics)
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    metrics = {
+        key: Metric.aggregate_dp([metrics[key] for metrics in of_ranks])
+        for key, value in of_ranks[0].items()
+        if isinstance(value, Metric)
+    }
+    return gradient, metrics
+
+
+def by_hand(model, mini_batch=EVERY, step=STEP, on=ON):
+    """L_H and L_smooth of a batch in lists and loops, as tensors with a graph: one number a token."""
+    sequences = batch()["input_ids"].unbind()
+    turns = {}
+    for row, (prompt, mask) in enumerate(ROWS):
+        runs = "".join(map(str, mask)).split("0")
+        start = prompt
+        for run in runs:
+            if run and not KEYS[row].startswith("pad"):
+                turns.setdefault(KEYS[row].rsplit("_", 1)[0], []).append((row, range(start, start + len(run))))
+            start += len(run) + 1
+    entropy_term = smoothing = torch.zeros((), dtype=torch.float64)
+    for spans in turns.values():
+        for row, places in spans:
+            for place in places if row in mini_batch else ():
+                probability = torch.softmax(model(sequences[row][place - 1]), -1)
+                entropy = -sum(p * p.log() for p in probability)
+                weight = 1 / len(turns) / len(spans) / len(places)
+                entropy_term = entropy_term + weight * entropy
+                if step["reference"] is not None:
+                    below = on.lower * step["reference"] - entropy
+                    above = entropy - on.upper * step["reference"]
+                    smoothing = smoothing + on.alpha * weight * (below.clamp(min=0) + above.clamp(min=0))
+    return entropy_term, smoothing
+
+
+def gradient_of(model, value):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))])
+
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-7}  # the weights and verl's columns are float32
+
+
+@pytest.mark.parametrize("step", [STEP, STEP | {"reference": None, "beta": 2.0}, STEP | {"reference": 0.2}])
+def test_value_and_gradient_are_those_of_plain_loops(step):
+    model = TinyModel()
+    entropy, smoothing = by_hand(model, step=step)
+    assert smoothing > 0 or step["reference"] is None
+    added = -ON.coef * (entropy - step["beta"] * smoothing)
+    with_terms, metrics = train(model, [[EVERY]], step=step)
+    without, verls = train(model, [[EVERY]], loss=ppo_loss)
+    expected = without + gradient_of(model, added)
+    torch.testing.assert_close(with_terms, expected, **CLOSE)
+    assert metrics["actor/epo_entropy"] == pytest.approx(entropy.item(), rel=1e-5)
+    assert metrics["actor/epo_smoothing"] == pytest.approx(smoothing.item(), rel=1e-5)
+    assert metrics["actor/epo_loss"] == pytest.approx(added.item(), rel=1e-5)
+    assert metrics["actor/pg_loss"] == verls["actor/pg_loss"]
+
+
+def test_above_the_band_smoothing_lowers_the_entropy_and_the_bonus_raises_it():
+    model = TinyModel()
+    entropy, _ = by_hand(model)
+    rises = gradient_of(model, entropy)
+    low = STEP | {"reference": 0.01}  # every token is far above it
+    penalised = replace(ON, upper=1.0, alpha=5.0)
+    without, _ = train(model, [[EVERY]], loss=ppo_loss)
+    for on, step, sign in ((ON, STEP | {"reference": None}, 1), (penalised, low, -1)):
+        descent = without - train(model, [[EVERY]], step=step, settings=on)[0]
+        assert sign * (descent @ rises) > 0
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_micro_batches_and_ranks_do_not_matter(data):
+    mode = data.draw(st.sampled_from(["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]))
+    order = data.draw(st.permutations(EVERY))
+    ranks = data.draw(st.sampled_from([1, 2, 4]))
+    share = len(order) // ranks
+    size = data.draw(st.sampled_from([each for each in (1, 2, 4, 8) if share % each == 0]))
+    split = [
+        [order[start : start + size] for start in range(rank * share, (rank + 1) * share, size)]
+        for rank in range(ranks)
+    ]
+    model, config = TinyModel(), actor_config(loss_agg_mode=mode)
+    whole, expected = train(model, [[EVERY]], config=config)
+    parts, metrics = train(model, split, config=config)
+    torch.testing.assert_close(parts, whole, **CLOSE)
+    for name in ("actor/epo_entropy", "actor/epo_smoothing", "actor/epo_loss", "actor/pg_loss"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_over_the_mini_batches_of_a_batch_the_terms_average_to_the_papers(size):
+    model = TinyModel()
+    entropy, smoothing = by_hand(model)
+    mini_batches = [EVERY[start : start + size] for start in range(0, len(EVERY), size)]
+    step = STEP | {"mini_batches": float(len(mini_batches))}
+    gradients, metrics = [], {}
+    for rows in mini_batches:
+        with_terms, said = train(model, [[rows]], step=step)
+        gradients.append(with_terms - train(model, [[rows]], loss=ppo_loss)[0])
+        append_to_dict(metrics, said)
+    added = -ON.coef * (entropy - step["beta"] * smoothing)
+    torch.testing.assert_close(torch.stack(gradients).mean(0), gradient_of(model, added), **CLOSE)
+    logged = reduce_metrics(metrics)  # as verl's trainer reduces them over the mini-batches
+    assert logged["actor/epo_entropy"] == pytest.approx(entropy.item(), rel=1e-5)
+    assert logged["actor/epo_smoothing"] == pytest.approx(smoothing.item(), rel=1e-5)
+
+
+def test_strength_zero_is_verls_loss():
+    model = TinyModel()
+    off, _ = train(model, [[EVERY]], settings=replace(ON, coef=0.0))
+    verls, _ = train(model, [[EVERY]], loss=ppo_loss)
+    assert torch.equal(off, verls)
+
+
+def test_verls_other_terms_stay_in_the_loss():
+    model = TinyModel()
+    with_bonus = actor_config(entropy_coeff=0.1)
+    difference = train(model, [[EVERY]], config=with_bonus)[0] - train(model, [[EVERY]])[0]
+    verls = train(model, [[EVERY]], loss=ppo_loss, config=with_bonus)[0] - train(model, [[EVERY]], loss=ppo_loss)[0]
+    assert verls.abs().max() > 1e-3
+    torch.testing.assert_close(difference, verls)
+
+
+def test_what_stands_off_the_responses_is_never_read():
+    model = TinyModel()
+    data = micro_batch(batch(), EVERY, EVERY, 1, STEP)
+    output = forward(model, data)
+    values = output["entropy"].values().clone()
+    prompt_ends = [
+        int(end) - len(mask) - 1 for end, (_, mask) in zip(data["input_ids"].offsets()[1:], ROWS, strict=True)
+    ]
+    values[prompt_ends[4]], values[prompt_ends[3] + 2] = float("nan"), float("inf")  # a masked row, a masked token
+    spoilt = torch.nested.nested_tensor_from_jagged(values, data["input_ids"].offsets())
+    # verl's own bonus multiplies with the mask, so it would not survive this; EPO's terms are looked at alone
+    said = [
+        epo_loss(actor_config(), output | {"entropy": entropy}, data, settings=ON)[1]
+        for entropy in (output["entropy"], spoilt)
+    ]
+    for name in ("actor/epo_entropy", "actor/epo_smoothing", "actor/epo_loss"):
+        assert said[0][name].aggregate() == said[1][name].aggregate()
+        assert math.isfinite(said[0][name].aggregate())
+
+
+def test_half_precision_entropies_are_summed_in_full():
+    data = micro_batch(batch(), EVERY, EVERY, 1, STEP)
+    output = forward(TinyModel(), data)
+    output["entropy"] = torch.nested.nested_tensor_from_jagged(
+        output["entropy"].values().detach().to(torch.bfloat16), data["input_ids"].offsets()
+    )
+    loss, metrics = epo_loss(actor_config(), output, data, settings=ON)
+    exact, _ = by_hand(TinyModel())
+    assert metrics["actor/epo_entropy"].aggregate() == pytest.approx(exact.item(), rel=2e-3)
+    assert loss.dtype in (torch.float32, torch.float64)
+
+
+def test_without_entropies_the_setting_is_named():
+    data = micro_batch(batch(), EVERY, EVERY, 1, STEP)
+    output = forward(TinyModel(), data)
+    del output["entropy"]
+    with pytest.raises(RuntimeError, match=r"set actor_rollout_ref\.actor\.calculate_entropy=True"):
+        epo_loss(actor_config(), output, data, settings=ON)
+
+
+@pytest.mark.parametrize("gone", ["epo_weight", "aem_epo"])
+def test_a_batch_that_went_round_the_trainer_is_refused(gone):
+    data = micro_batch(batch(), EVERY, EVERY, 1, STEP)
+    output = forward(TinyModel(), data)
+    with pytest.raises(RuntimeError, match=r"PPOTrainer\._update_actor"):
+        epo_loss(actor_config(), output, data.exclude(gone), settings=ON)
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+SPLIT = [[[0, 3], [5, 7]], [[1, 2, 4], [6]]]
+
+
+@pytest.mark.slow
+def test_two_processes_with_fsdp_train_as_one(tmp_path):
+    environment = os.environ | {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, __file__, str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in ranks:
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said
+    whole, expected = train(TinyModel(), [[EVERY]])
+    found = torch.load(tmp_path / "found.pt")
+    torch.testing.assert_close(found["gradient"], whole, **CLOSE)
+    for name, value in found["metrics"].items():
+        assert value == pytest.approx(expected[name], rel=1e-5), name
+
+
+def run_rank(folder: Path):
+    """One of two processes: its micro-batches of SPLIT, averaged by FSDP2; metrics gathered as verl gathers them."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from verl.utils.py_functional import append_to_dict
+
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    model, data = TinyModel(), batch()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    metrics = {}
+    for number, rows in enumerate(SPLIT[rank]):
+        # as verl accumulates: ranks speak to each other after the last micro-batch only
+        model.set_requires_gradient_sync(number == len(SPLIT[rank]) - 1)
+        part = micro_batch(data, rows, EVERY, 2, STEP)
+        loss, said = epo_loss(config=actor_config(), model_output=forward(model, part), data=part, settings=ON)
+        loss.backward()
+        append_to_dict(metrics, said)
+    gathered: list = [None, None]
+    dist.all_gather_object(gathered, metrics)
+    gradient = torch.cat([parameter.grad.full_tensor().flatten() for parameter in model.parameters()])
+    if rank == 0:
+        names = ("actor/epo_entropy", "actor/epo_smoothing", "actor/epo_loss", "actor/pg_loss")
+        together = {name: float(Metric.aggregate_dp([one[name] for one in gathered])) for name in names}
+        torch.save({"gradient": gradient, "metrics": together}, folder / "found.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_rank(Path(sys.argv[1]))

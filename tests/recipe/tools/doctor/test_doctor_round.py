@@ -1,0 +1,124 @@
+"""The doctor's whole round. The command is in test_cli_doctor.py."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl", reason="verl is not installed")
+pytest.importorskip("rapidfuzz")
+pytest.importorskip("psutil")
+
+from omegaconf import OmegaConf
+
+import verl_aem
+from tests.helpers.findings import GOOD, by_title
+
+verl_aem.load()
+
+from recipe.aem.tools.doctor import (  # noqa: E402
+    configuration,
+    machine,
+    mask,
+    plugin,
+    run,
+    versions,
+)
+from recipe.aem.tools.finding import Finding  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
+
+
+def test_json_is_stable():
+    patient = run.Patient(
+        "webshop_7b", ("machine=cpu",), shown=[[mask.Segment(False, "p", 3), mask.Segment(True, "r", 1)]]
+    )
+    found = [("Versions", [Finding("ok", "verl", "0.9.1")]), ("Machine", [Finding("warning", "Device", "d", "do")])]
+    assert json.loads(run.as_json(patient, found, 1.26)) == {
+        "schema": 1,
+        "level": "warning",
+        "config": "webshop_7b",
+        "overrides": ["machine=cpu"],
+        "seconds": 1.3,
+        "findings": [
+            {"section": "Versions", "title": "verl", "level": "ok", "detail": "0.9.1", "remedy": ""},
+            {"section": "Machine", "title": "Device", "level": "warning", "detail": "d", "remedy": "do"},
+        ],
+        "rows": [[{"response": False, "tokens": 3, "text": "p"}, {"response": True, "tokens": 1, "text": "r"}]],
+    }  # fmt: skip
+    assert run.worst([]) == "ok"
+
+
+@pytest.fixture
+def without_probe(monkeypatch):
+    seen = plugin.Seen(GOOD, GOOD, "")
+    monkeypatch.setattr(plugin, "probing", lambda ray: contextlib.nullcontext(lambda: seen))
+
+
+def examined(*arguments, **settings):
+    patient = run.Patient(*arguments, **settings)
+    return {section: by_title(findings) for section, findings in run.examine(patient)}, patient
+
+
+def test_a_crash_in_one_check_hides_no_other(without_probe, monkeypatch):
+    def crash():
+        raise OSError("the driver is upset")
+
+    monkeypatch.setattr(machine, "find_gpus", crash)
+    found, _ = examined()
+    assert list(found) == ["Versions", "Machine", "Data", "Plug-in"]
+    assert "the driver is upset" in found["Machine"]["Machine"].detail
+    assert found["Plug-in"]["Plug-in in a Ray worker"].level == "ok"
+
+
+def test_without_verl_the_rest_is_left_out(monkeypatch):
+    monkeypatch.setattr(versions, "installed_versions", lambda: {"torch": "2.13.0"})
+    monkeypatch.setattr(plugin, "probing", None)
+    found, _ = examined("webshop_7b")
+    assert list(found) == ["Versions", "Machine"] and found["Versions"]["verl"].level == "failure"
+
+
+def test_a_configuration_that_does_not_compose_leaves_the_installation(without_probe):
+    found, _ = examined("webshop_7b", ("nonsense.key=1",))
+    assert found["Configuration"]["Composition"].level == "failure"
+    assert "Mask" not in found and found["Plug-in"]["Seam here"].level == "ok"
+
+
+def test_a_variable_names_data_where_no_configuration_does(without_probe, monkeypatch, shop, tmp_path):
+    monkeypatch.setenv("WEBSHOP_DATA", str(shop))
+    monkeypatch.setenv("ALFWORLD_DATA", str(tmp_path))
+    found, _ = examined()
+    assert found["Data"]["WebShop's data"].level == "ok" and found["Data"]["ALFWorld's games"].level == "failure"
+
+
+def test_data_that_are_missing(without_probe):
+    found, _ = examined("alfworld_7b", ("machine=cpu",))
+    assert found["Data"]["alfworld's data"].level == "failure" and "Mask" not in found
+    found, _ = examined("aem_trainer", (), Path("/data"))
+    assert "--data" in found["Configuration"]["Composition"].detail
+
+
+def test_settings_of_the_benchmark_that_are_wrong(without_probe, shop):
+    found, _ = examined("webshop_7b", ("actor_rollout_ref.rollout.custom.benchmark.n_validation=0",), shop)
+    assert found["Data"]["Benchmark"].level == "failure" and "n_validation=0" in found["Data"]["Benchmark"].detail
+    assert found["Data"]["WebShop's data"].level == "ok", "what was named, not a made-up one"
+    found, _ = examined("webshop_7b", ("data.max_prompt_length=1",), shop)
+    assert found["Mask"]["Episodes"].level == "failure" and "Memory" in found
+
+
+def test_the_generated_shop_stands_in_and_goes(without_probe, monkeypatch, model_dir):
+    monkeypatch.setenv("AEM_MODEL", str(model_dir))
+    found, patient = examined("webshop_7b", ("machine=cpu",))
+    assert found["Data"]["WebShop's data"].level == "warning"
+    assert {finding.level for finding in found["Mask"].values()} == {"ok"} and patient.shown
+    assert patient.config is not None
+    assert not Path(OmegaConf.select(patient.config, f"{configuration.CUSTOM}.benchmark.data_dir")).exists()
+
+
+def test_an_agent_loop_that_is_not_ours(without_probe, model_dir):
+    given = (f"actor_rollout_ref.model.path={model_dir}", "data.train_files=x", "data.val_files=y")
+    found, _ = examined("aem_trainer", given)
+    assert found["Data"]["Agent loop"].level == "warning" and "Mask" not in found

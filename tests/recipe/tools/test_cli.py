@@ -1,0 +1,381 @@
+"""The command `aem`, as a user runs it: in a process of its own, with what it prints and its exit code.
+
+The fetching itself, and what is verified of the files, is in tests/agent_loops/test_download.py. Not covered: WebShop's
+published files, which no test reaches; a copy of the small set is used where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.eventually import eventually
+from tests.helpers.shaky_server import shaky_server
+
+pytest.importorskip("rapidfuzz")
+pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq
+from typer.testing import CliRunner
+
+from agent_loops.webshop.generate import generate_catalogue
+
+ROOT = Path(__file__).parents[3]
+REAL = Path(os.environ.get("AEM_WEBSHOP_DATA") or ROOT.parent / "shared" / "data" / "webshop")
+MODULE = (sys.executable, "-m", "verl_aem.command")
+SURROUNDINGS = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.lower().endswith("_proxy") and not name.startswith(("AEM_", "WEBSHOP_", "TERM", "COLUMNS", "FORCE_"))
+} | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "100", "TERM": "dumb", "NO_PROXY": "*"}
+
+
+@pytest.fixture
+def aem(tmp_path):
+    """Runs the command in an empty folder; expects an exit code, and never a traceback."""
+
+    def run(*arguments: object, code: int = 0, program: tuple[str, ...] = MODULE) -> str:
+        command = [*program, *map(str, arguments)]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=SURROUNDINGS | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=300,
+        )
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr
+        if code == 1:
+            assert done.stderr.startswith("aem: ") and done.stdout == ""
+        return done.stdout if code == 0 else done.stderr
+
+    return run
+
+
+@pytest.fixture
+def shop(tmp_path):
+    return generate_catalogue(tmp_path / "shop", n_titles=20, n_goals=200)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def rows(path: Path) -> int:
+    return pq.read_metadata(path).num_rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--help"], ["aem data webshop", "aem report", "aem eval", "aem study run", "data", "--help"]),
+        (["data", "--help"], ["aem data webshop --from DIR", "aem data webshop --generated", "webshop"]),
+        (
+            ["data", "alfworld", "--help"],
+            [
+                *("--to", "--from", "--mirror", "--parquet", "outputs/alfworld", "3,553", "TO/tasks"),
+                *("aem data alfworld --from json_2.1.3_tw-pddl.zip", "Run the same command again"),
+            ],
+        ),
+        (
+            ["data", "webshop", "--help"],
+            [
+                *("aem data webshop --set full --to", "Run the same command again", "1,181,436", "outputs/webshop_SET"),
+                *("--set", "--to", "--from", "--parquet", "--validation", "500", "--mirror", "--generated"),
+            ],
+        ),
+    ],
+    ids=["aem", "aem data", "aem data alfworld", "aem data webshop"],
+)
+def test_help_teaches(arguments, said, aem):
+    text = aem(*arguments)
+    for words in said:
+        assert words in text
+    lines = [line.strip() for line in text.splitlines()]
+    assert any(line.startswith("aem data ") for line in lines), "an example on a line of its own"
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_without_arguments_it_shows_its_help(arguments, aem):
+    done = subprocess.run([*MODULE, *arguments], capture_output=True, text=True, env=SURROUNDINGS, timeout=300)
+    assert done.returncode == 2 and "Usage: aem" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tada"], "tada"),
+        (["data", "webshop", "--set", "tiny"], "'tiny' is not one of 'small', 'full'"),
+        (["data", "webshop", "--validation", "0"], "--validation"),
+        (["data", "webshop", "--from", "nowhere"], "nowhere"),
+        (["data", "webshop", "--generated", "--set", "small"], "--generated makes its own files"),
+        (["data", "webshop", "--from", ".", "--mirror", "http://x/"], "--from fetches nothing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage_is_2(arguments, said, aem):
+    assert said in aem(*arguments, code=2)
+
+
+def test_help_loads_nothing_heavy():
+    heavy = ("torch", "numpy", "pyarrow", "verl")
+    code = f"import sys, recipe.aem.tools.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=SURROUNDINGS, cwd=ROOT)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path):
+    (tmp_path / "tqdm").mkdir()
+    (tmp_path / "tqdm" / "__init__.py").write_text("raise ModuleNotFoundError('no', name='tqdm')")
+    surroundings = SURROUNDINGS | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [*MODULE, "data", "webshop", "--generated", "--to", str(tmp_path / "shop")]
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=300)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the package tqdm is missing: pip install 'verl-aem[webshop]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_beside_a_regular_package_recipe(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "__init__.py").write_text("")
+    surroundings = SURROUNDINGS | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([*MODULE, "--help"], capture_output=True, text=True, env=surroundings, timeout=300)
+    assert done.returncode == 0 and "aem data webshop" in done.stdout, done.stderr
+
+
+def test_the_installed_script(aem):
+    script = Path(sys.executable).with_name("aem")
+    if not script.exists():
+        pytest.skip("the script is not installed: pip install -e . --no-deps")
+    assert aem("--help", program=(str(script),)) == aem("--help")
+
+
+# ------------------------------------------------------------------------------------------------ aem data webshop
+
+
+def test_generated(aem, tmp_path):
+    text = aem("data", "webshop", "--generated")
+    home = tmp_path / "outputs" / "webshop"
+    assert (rows(home / "tasks" / "train.parquet"), rows(home / "tasks" / "validation.parquet")) == (3500, 500)
+    assert "360 products, 4,000 goals" in text
+    digest = hashlib.sha256((home / "items_shuffle_generated.json").read_bytes()).hexdigest()
+    (line,) = [line for line in text.splitlines() if "items_shuffle_generated.json" in line]
+    assert " 360 " in line and digest[:12] in line
+    aem("data", "webshop", "--generated")  # again: the same
+
+
+def test_the_next_command_is_one_that_runs(aem, tmp_path):
+    last = aem("data", "webshop", "--generated").strip().splitlines()[-1].split()
+    assert last[0] == f"WEBSHOP_DATA={tmp_path / 'outputs' / 'webshop'}"
+    assert last[1] == "bash" and (tmp_path / last[2]).resolve() == ROOT / "scripts" / "run_webshop_7b.sh"
+    assert len(last) == 3
+
+    spaced = tmp_path / "a b"
+    words = shlex.split(aem("data", "webshop", "--generated", "--to", spaced, "--validation", 40).splitlines()[-1])
+    assert words[0] == f"WEBSHOP_DATA={spaced}"
+    assert words[-1] == "actor_rollout_ref.rollout.custom.benchmark.n_validation=40"
+    assert rows(spaced / "tasks" / "validation.parquet") == 40
+
+
+def test_from_a_directory_reads_and_never_writes(aem, shop, tmp_path):
+    for path in (shop, *shop.iterdir()):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = snapshot(shop)
+    text = aem("data", "webshop", "--from", shop, "--parquet", tmp_path / "p", "--validation", 50)
+    assert snapshot(shop) == before
+    assert (rows(tmp_path / "p" / "train.parquet"), rows(tmp_path / "p" / "validation.parquet")) == (150, 50)
+    assert "60 products, 200 goals" in text and f"WEBSHOP_DATA={shop} " in text
+    home = tmp_path / "outputs" / "webshop_own"
+    assert [path.name for path in home.iterdir()] == ["aem_data.json"], "read in place: no copy, no link"
+    assert aem("data", "webshop", "--from", shop, "--parquet", tmp_path / "p", "--validation", 50)
+
+
+def test_from_with_to_makes_links(aem, shop, tmp_path):
+    before = snapshot(shop)
+    text = aem("data", "webshop", "--from", shop, "--to", tmp_path / "home", "--validation", 50)
+    assert snapshot(shop) == before and f"WEBSHOP_DATA={tmp_path / 'home'} " in text
+    links = [path for path in (tmp_path / "home").iterdir() if path.is_symlink()]
+    assert {link.resolve() for link in links} == {
+        shop / name for name in ("items_shuffle_generated.json", "items_ins_v2_generated.json", "goals.json")
+    }
+
+
+def test_from_a_directory_with_both_of_upstreams_sets(aem, shop, tmp_path):
+    """Upstream's own data folder, after both of its downloads. One is chosen, and reached through links."""
+    for kind in ("items_shuffle", "items_ins_v2"):
+        made = shop / f"{kind}_generated.json"
+        (shop / f"{kind}_1000.json").write_bytes(made.read_bytes())
+        made.rename(shop / f"{kind}.json")
+    said = aem("data", "webshop", "--from", shop, code=1)
+    assert "holds WebShop's small and full sets: say which one, with --set" in said
+    said = aem("data", "webshop", "--from", shop, "--set", "small", code=1)
+    assert "holds 60 records, and WebShop's items_shuffle_1000.json has 1,000" in said
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_of_several_sets_the_chosen_one_is_reached_through_links(shop, tmp_path, monkeypatch):
+    from agent_loops.webshop import download
+    from recipe.aem.tools import cli
+
+    names = {}
+    for kind in ("items_shuffle", "items_ins_v2"):
+        body = (shop / f"{kind}_generated.json").read_bytes()
+        (shop / f"{kind}_1000.json").write_bytes(body)
+        names[f"{kind}_1000.json"] = download.Published("id", len(body), 60, hashlib.sha256(body).hexdigest())
+    monkeypatch.setitem(download.SETS, "small", names)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["data", "webshop", "--from", str(shop), "--set", "small", "--validation", "50"])
+    assert done.exit_code == 0, done.output
+    home = tmp_path / "outputs" / "webshop_small"
+    assert f"WEBSHOP_DATA={home} " in done.output
+    assert {path.name for path in home.iterdir() if path.is_symlink()} == {*names, "goals.json"}
+
+
+def test_a_file_that_changed_is_noticed(aem, shop, tmp_path):
+    aem("data", "webshop", "--from", shop, "--validation", 50)
+    items = shop / "items_shuffle_generated.json"
+    items.write_bytes(items.read_bytes() + b"\n")
+    said = aem("data", "webshop", "--from", shop, "--validation", 50, code=1)
+    assert f"{items} has changed since" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("items_shuffle_generated.json", lambda text: text[: len(text) // 2], "not valid JSON"),
+        ("items_shuffle_generated.json", lambda text: "<html>no</html>", "is a web page, not JSON"),
+        ("items_ins_v2_generated.json", None, "expected one items_ins_v2*.json, found none"),
+        (
+            "goals.json",
+            lambda text: json.dumps([goal | {"asin": "ELSEWHERE1"} for goal in json.loads(text)]),
+            "do not belong together",
+        ),
+    ],
+    ids=["cut short", "web page", "missing", "goals of other products"],
+)
+def test_from_a_directory_with_something_wrong(file, change, said, aem, shop):
+    path = shop / file
+    path.unlink() if change is None else path.write_text(change(path.read_text()))
+    message = aem("data", "webshop", "--from", shop, "--validation", 50, code=1)
+    assert said in message and message.count("\n") == 1
+
+
+def test_too_many_goals_for_validation(aem, shop):
+    message = aem("data", "webshop", "--from", shop, code=1)
+    assert "--validation 500 leaves no goals" in message and message.count("\n") == 1
+
+
+def test_the_real_small_set(aem, tmp_path):
+    if not (REAL / "items_shuffle_1000.json").is_file():
+        pytest.skip(f"no WebShop data in {REAL}: set AEM_WEBSHOP_DATA")
+    before = {path.name: path.stat().st_mtime_ns for path in REAL.iterdir()}
+    text = aem("data", "webshop", "--from", REAL, "--set", "small")
+    assert {path.name: path.stat().st_mtime_ns for path in REAL.iterdir()} == before
+    assert "1,000 products" in text
+    tasks = tmp_path / "outputs" / "webshop_small" / "tasks"
+    assert rows(tasks / "validation.parquet") == 500 and rows(tasks / "train.parquet") > 6000
+
+
+def test_a_source_that_refuses(aem, tmp_path):
+    with shaky_server() as server:
+        server.faults["items_shuffle_1000.json"] = ["quota", "403", 0, 0]
+        server.files["items_shuffle_1000.json"] = b" " * 4_467_013
+        ask = ("data", "webshop", "--mirror", server.url)
+        first, second, third, fourth = (aem(*ask, code=1) for _ in range(4))
+        server.files["items_shuffle_1000.json"] = b"[]"
+        fifth = aem(*ask, code=1)
+    sixth = aem(*ask, code=1)
+    assert 'sent a web page instead of the file ("Google Drive - Quota exceeded")' in first
+    assert "answered 403 Forbidden" in second
+    assert "broke the connection off" in third
+    assert "sent another file (4,467,013 bytes, sha256 " in fourth
+    assert "offers another file (2 bytes; published: 4,467,013)" in fifth
+    assert "refused the connection" in sixth
+    for message in (first, second, third, fourth, fifth, sixth):
+        happened, to_do = message.strip().split("\n")
+        assert happened.startswith("aem: items_shuffle_1000.json could not be fetched: 127.0.0.1")
+        assert f"open {server.url}items_shuffle_1000.json" in to_do and "--from DIR" in to_do
+        assert "Run the same command again" in to_do
+    assert list((tmp_path / "outputs" / "webshop_small").iterdir()) == []
+
+
+def test_the_whole_way_from_a_source_that_breaks_off(shop, tmp_path, monkeypatch):
+    """In this process, so that a published set can be made up: fetch, break, go on, verify, prepare, tasks, table."""
+    from agent_loops import download as shared
+    from agent_loops.webshop import download
+    from recipe.aem.tools import cli
+
+    contents = {path.name: path.read_bytes() for path in shop.iterdir() if path.name != "generated.json"}
+    published = {
+        name: download.Published("id", len(body), len(json.loads(body)), hashlib.sha256(body).hexdigest())
+        for name, body in sorted(contents.items(), reverse=True)
+    }
+    monkeypatch.setitem(download.SETS, "small", published)
+    monkeypatch.setattr(shared, "PAUSE", 0.0)
+    monkeypatch.setattr(shared, "CHUNK", 4096)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.chdir(tmp_path)
+    with shaky_server() as server:
+        server.files |= contents
+        server.faults["items_shuffle_generated.json"] = [10_000, 5_000, "403"]
+        arguments = ["data", "webshop", "--mirror", server.url, "--validation", "50"]
+        refused = CliRunner().invoke(cli.app, arguments)
+        assert refused.exit_code == 1 and "answered 403 Forbidden" in refused.stderr
+        kept = (tmp_path / "outputs/webshop_small/items_shuffle_generated.json.part").stat().st_size
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == 0, done.output
+        assert server.ranges("items_shuffle_generated.json")[-1] == f"bytes={kept}-"
+        asked = len(server.requests)
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+        assert len(server.requests) == asked
+    assert done.output.count("as published") == 3 and "60 products, 200 goals" in done.output
+    for name, body in contents.items():
+        assert (tmp_path / "outputs/webshop_small" / name).read_bytes() == body
+    assert rows(tmp_path / "outputs/webshop_small/tasks/validation.parquet") == 50
+
+
+def test_the_index_of_a_large_set_is_prepared(shop, tmp_path, monkeypatch):
+    from agent_loops.webshop import catalogue
+    from recipe.aem.tools import cli
+
+    monkeypatch.setattr(catalogue, "LARGE", 0)
+    monkeypatch.setenv("AEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["data", "webshop", "--from", str(shop), "--validation", "50"])
+    assert done.exit_code == 0, done.output
+    (prepared,) = [path for path in (tmp_path / "cache" / "webshop").iterdir() if path.is_dir()]
+    assert f"search index in {prepared}" in done.output and "60 products, 200 goals" in done.output
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(aem, shop, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = aem("data", "webshop", "--from", shop, "--parquet", tmp_path / "file" / "p", "--validation", 50, code=1)
+    assert message == f"aem: {tmp_path / 'file' / 'p'}: Not a directory\n"
+
+
+def test_interrupted_by_the_user(tmp_path):
+    with shaky_server() as server:
+        server.faults["items_shuffle_1000.json"] = ["silent"]
+        command = [*MODULE, "data", "webshop", "--mirror", server.url, "--to", str(tmp_path / "home")]
+        # a shell starts what runs in the background deaf to this signal, and that is inherited
+        hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, env=SURROUNDINGS, stdout=-1, stderr=-1, text=True, preexec_fn=hears)
+        assert eventually(lambda: server.requests)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (130, "")
+    assert err == "aem: interrupted; run the same command again to go on\n"
