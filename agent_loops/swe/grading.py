@@ -4,7 +4,7 @@ What the agent did to its own sandbox is of no account: only its patch is, appli
 repository. Of the patch, edits that could fool the grader are left out (`patches.is_protected`: tests, the
 configuration of the test run; `shadowing`: modules in the place of others), except in files that the known solution
 edits too. The code under test runs in the tests' own process, as it does in SWE-bench; what it does there to deceive
-is looked for (`testing.py`, docs/swe_tasks.md).
+is looked for (`testing.py`, docs/swe.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step of AEM, EMPG or GiGPO did, as numbers for verl's tracking. `docs/metrics` says how to read them."""
+"""What a step of AEM, EMPG or GiGPO did, as numbers for verl's tracking. `docs/metrics.md` says how to read them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Patches that mend nothing and set out to be graded as if they did. Each must stay unresolved.
 
-Most are in deceits.toml. `STILL_POSSIBLE` are those that get through; docs/swe_tasks.md names them, and how many they
+Most are in deceits.toml. `STILL_POSSIBLE` are those that get through; docs/swe.md names them, and how many they
 are.
 """
 
@@ -241,7 +241,7 @@ def test_what_stands_in_the_way_of_the_tests_does_not_count(graded, name):
     assert graded[name].dropped and graded[name].pass_to_pass == (5, 5)
 
 
-@pytest.mark.xfail(strict=True, reason="nothing tells it from a fix: docs/swe_tasks.md")
+@pytest.mark.xfail(strict=True, reason="nothing tells it from a fix: docs/swe.md")
 @pytest.mark.parametrize("name", STILL_POSSIBLE)
 def test_what_is_still_possible(task, name):
     assert not grade(task, text_patch(MODULE, FAULTY, STILL_POSSIBLE[name]), SETTINGS).resolved

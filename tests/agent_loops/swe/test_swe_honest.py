@@ -1,5 +1,5 @@
 """Honest patches that use what deceit uses too, and tests of every kind: none is refused, but for those that
-docs/swe_tasks.md names. Each patch here mends `add`, and all that stands beside it is on lines that it adds.
+docs/swe.md names. Each patch here mends `add`, and all that stands beside it is on lines that it adds.
 """
 
 from __future__ import annotations

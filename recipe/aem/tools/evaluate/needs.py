@@ -24,7 +24,7 @@ DATA = {
 _FETCH = {
     "webshop": "Name the shop of the training: --data DIR, or WEBSHOP_DATA; `aem data webshop` fetches WebShop's own",
     "alfworld": "Name the games: --data DIR, or ALFWORLD_DATA; `aem data alfworld` fetches them",
-    "swe": "Name the tasks: --data PATH, or SWE_TASKS; docs/swe_tasks.md says how to have some",
+    "swe": "Name the tasks: --data PATH, or SWE_TASKS; docs/swe.md says how to have some",
 }
 
 
