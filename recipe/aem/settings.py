@@ -1,10 +1,10 @@
-"""What a run's `config.algorithm` asks of this package, and what it refuses before a run starts."""
+"""What a run's `config.algorithm` asks of this package."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -23,17 +23,9 @@ trajectory, where verl's own counts every row."""
 GAE = "gae"
 GRPO = "grpo"
 OPO = "opo"
-TESTED_VERL = ("0.9.1",)
 
 Proxy = Literal["entropy", "surprisal"]
 RelativeTo = Literal["turn_kind", "anchor"]
-
-BROKEN_ON_V1 = {
-    "gdpo": "verl's V1 batch has no `prompts` and no per-dimension rewards for it",
-    "remax": "verl's V1 trainer never samples its greedy baseline (reward_baselines)",
-    "optimal_token_baseline": "verl's V1 trainer never computes sum_pi_squared",
-    "tir_optimal_token_baseline": "verl's V1 trainer never computes sum_pi_squared",
-}
 
 
 class SettingsError(ValueError):
@@ -197,6 +189,69 @@ class GigpoSettings(Block):
 
 
 @dataclass(frozen=True)
+class EpoSettings(Block):
+    """`algorithm.epo`; the defaults are the paper's for ALFWorld.
+
+    Attributes:
+        enable: add EPO's two terms to the actor's loss.
+        coef: λ, the strength of both terms.
+        lower: κ_l, the band's lower edge as a multiple of the mean entropy of past steps.
+        upper: κ_r, its upper edge.
+        alpha: α, the strength of the penalty outside the band; 0.05 for ScienceWorld.
+        gamma: γ, how fast the penalty's weight β falls from 2 towards 1.
+        total_steps: K, the steps that β's schedule is laid out for; null takes the trainer's.
+        allow_missing_history: resume from a checkpoint without EPO's history, which then starts anew.
+    """
+
+    name: ClassVar = "epo"
+    numbers: ClassVar = ("coef", "lower", "upper", "alpha", "gamma")
+    switches: ClassVar = ("enable", "allow_missing_history")
+
+    enable: bool = False
+    coef: float = 0.001
+    lower: float = 0.0
+    upper: float = 2.0
+    alpha: float = 0.1
+    gamma: float = 3.0
+    total_steps: int | None = None
+    allow_missing_history: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lower > self.upper:
+            self.refuse("lower", f"at most algorithm.epo.upper={self.upper!r}: the band lies between them")
+        steps = self.total_steps
+        if steps is not None and (not _is_integer(steps) or steps < 2):
+            self.refuse("total_steps", "null (the trainer's total steps) or an integer >= 2")
+
+
+@dataclass(frozen=True)
+class TrajectorySettings(Block):
+    """`algorithm.trajectories`, which holds for every estimator.
+
+    Attributes:
+        max_missing: the largest share of a step's trajectories that may be missing, from 0 to 1; a step that lacks more
+            is refused, which ends the run.
+        stall_seconds: how long the trainer waits with no trajectory arriving; null: what `stall_seconds` below makes of
+            the episode's own limits, and without such limits for ever.
+    """
+
+    name: ClassVar = "trajectories"
+    numbers: ClassVar = ("max_missing",)
+
+    max_missing: float = 0.1
+    stall_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_missing > 1:
+            self.refuse("max_missing", "a share from 0 to 1")
+        seconds = self.stall_seconds
+        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0):
+            self.refuse("stall_seconds", "null or a number > 0")
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a run asks for: its estimator, and the blocks that it reads."""
 
@@ -238,70 +293,3 @@ def shares_return(algorithm: Mapping[str, Any]) -> bool:
     if algorithm["adv_estimator"] in ESTIMATORS:
         return Settings.from_config(algorithm).base != GAE
     return algorithm["adv_estimator"] == GRPO
-
-
-def check_config(config: Mapping[str, Any], registered: Collection[str], verl_version: str) -> Settings:
-    """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError`.
-
-    Args:
-        config: verl's whole configuration; `algorithm.adv_estimator` is one of `ESTIMATORS`.
-        registered: the names of verl's estimator registry.
-        verl_version: the installed verl.
-    """
-    algorithm = config["algorithm"]
-    settings = Settings.from_config(algorithm)
-    if settings.estimator in MODULATORS:
-        check_base(settings.estimator, settings.base, registered, config)
-    correction = algorithm.get("rollout_correction") or {}
-    if settings.measure == "entropy" and correction.get("bypass_mode", False):
-        instead = ", or algorithm.aem.proxy to surprisal" if settings.estimator == AEM else ""
-        raise SettingsError(
-            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where "
-            f"{settings.estimator}'s entropies come from; set it to False{instead}"
-        )
-    if verl_version not in TESTED_VERL and not settings.aem.untested_verl:
-        raise SettingsError(
-            f"verl {verl_version} is installed; this release was tested with {', '.join(TESTED_VERL)}. "
-            "Install that, or set algorithm.aem.untested_verl=True and compare the metrics with a known run"
-        )
-    return settings
-
-
-def check_name(estimator: str) -> None:
-    """Refuse `…_trajectories` where there is none of that name; verl itself would only after the first rollout."""
-    if estimator.endswith(OVER_TRAJECTORIES) and estimator not in ESTIMATORS:
-        known = [name for name in ESTIMATORS if name.endswith(OVER_TRAJECTORIES)]
-        raise SettingsError(
-            f"algorithm.adv_estimator={estimator} is not an estimator; with one sequence a trajectory there are "
-            f"{', '.join(known)}"
-        )
-
-
-def check_base(estimator: str, base: str, registered: Collection[str], config: Mapping[str, Any]) -> None:
-    """Refuse what a modulator cannot have as its base.
-
-    Args:
-        estimator: the modulator.
-        base: its `base_estimator`.
-        registered: the names of verl's estimator registry.
-        config: verl's whole configuration.
-    """
-    setting = f"algorithm.{estimator}.base_estimator"
-    if base in MODULATORS:
-        raise SettingsError(f"{setting}={base}: {estimator} modulates another estimator; use e.g. grpo")
-    if base in ESTIMATORS and base.endswith(OVER_TRAJECTORIES):
-        plain = base.removesuffix(OVER_TRAJECTORIES)
-        raise SettingsError(
-            f"{setting}={base}: {estimator} gives {plain} one sequence a trajectory anyway; use {plain}"
-        )
-    if base in BROKEN_ON_V1:
-        raise SettingsError(f"{setting}={base} does not run on verl's V1 trainer: {BROKEN_ON_V1[base]}")
-    if base not in registered and base not in RESPONSE_BASES:
-        ours = set(ESTIMATORS) - set(RESPONSE_BASES)  # which modulate, or are another name of a base
-        known = sorted((set(registered) | set(RESPONSE_BASES)) - set(BROKEN_ON_V1) - ours)
-        raise SettingsError(f"{setting}={base!r} is not registered; known: {', '.join(known)}")
-    if base == GAE and not config["critic"].get("enable"):
-        raise SettingsError(
-            f"{setting}=gae needs values: set critic.enable=True "
-            "(verl turns the critic on by itself only for algorithm.adv_estimator=gae)"
-        )

@@ -369,7 +369,7 @@ def test_the_trainer_refuses_before_it_starts(layout, tmp_path):
     import verl_aem
 
     verl_aem.load()
-    from recipe.aem.seam.checks import check_template
+    from recipe.aem.seam.template_check import check_template
     from recipe.aem.settings import SettingsError
 
     tokenizer = made(ONE_QUESTION)

@@ -29,8 +29,8 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
-from recipe.aem.seam.trajectories import TrajectorySettings  # noqa: E402
-from recipe.aem.settings import check_config  # noqa: E402
+from recipe.aem.seam.checks import check_config  # noqa: E402
+from recipe.aem.settings import TrajectorySettings  # noqa: E402
 
 # what whoever uses aem_trainer brings: verl's own configuration leaves these open, and verl's FSDP1 needs a GPU
 BROUGHT = (
@@ -478,7 +478,7 @@ def test_every_method_composes_with_swe(method, machine):
     """The other benchmarks' are in test_methods.py."""
     import verl
 
-    from recipe.aem.seam.epo import check_epo
+    from recipe.aem.seam.checks import check_epo
     from recipe.aem.settings import ESTIMATORS
 
     config = compose("swe_32b", f"method={method}", f"machine={machine}")

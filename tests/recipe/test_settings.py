@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from recipe.aem.settings import ESTIMATORS, OUTCOME_BASES, AemSettings, SettingsError, check_config, check_name
+from recipe.aem.seam.checks import check_config, check_name
+from recipe.aem.settings import ESTIMATORS, OUTCOME_BASES, AemSettings, SettingsError
 
 REGISTERED = {"gae", "grpo", "rloo", "opo", "gdpo", "remax", "optimal_token_baseline", *ESTIMATORS}
 GOOD = {

@@ -1,10 +1,9 @@
-"""Collecting a step in verl's trainer. `seam.py` calls `take` behind the advantages, and puts `around_fit` round
+"""Collecting a step in verl's trainer. `wraps.py` calls `take` behind the advantages, and puts `around_fit` round
 verl's `fit`. Nothing here may stop a training: an error ends the dump, with one warning."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.aem.dump.provenance import machine, versions
 from recipe.aem.settings import AemSettings, Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ COLUMNS = {
     "advantages": "advantages",
 }
 """verl's columns, and the format's."""
-PACKAGES = ("verl-aem", "verl", "torch", "transformers", "vllm", "pyarrow")
 
 
 def take(trainer: Any, batch: Any, nested_mask: Tensor, metrics: dict[str, Any], computed: Computed | None) -> None:
@@ -69,7 +68,7 @@ def take(trainer: Any, batch: Any, nested_mask: Tensor, metrics: dict[str, Any],
 
 
 def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer.fit`: however it ends, what waits is written."""
+    """Wrap `PPOTrainer.fit`: however it ends, what waits is written."""
     try:
         return wrapped(*args, **kwargs)
     finally:
@@ -223,21 +222,3 @@ def _data(config: Any) -> Mapping[str, Any]:
         "train_files": _select(config, "data.train_files"),
         "benchmark": _select(config, "actor_rollout_ref.rollout.custom.benchmark"),
     }
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that an advantage or the tokens depend on, as far as they are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """On what the order of a sum depends."""
-    import torch
-
-    return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}

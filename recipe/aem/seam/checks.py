@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from recipe.aem.seam.epo import EpoSettings, check_epo
+from recipe.aem.seam.engine_checks import (
+    Caution,
+    check_critic,
+    check_executor,
+    check_sequence_parallelism,
+    long_rows,
+)
 from recipe.aem.seam.precision import CHUNKED, PACKED, PARAM_DTYPE, entropy_precision, log_prob_precision
-from recipe.aem.seam.trajectories import TrajectorySettings
 from recipe.aem.settings import (
+    AEM,
     ESTIMATORS,
     GAE,
+    MODULATORS,
     OVER_TRAJECTORIES,
     RESPONSE_BASES,
     AemSettings,
+    EpoSettings,
     Settings,
     SettingsError,
-    check_config,
-    check_name,
+    TrajectorySettings,
 )
 
-logger = logging.getLogger(__name__)
+TESTED_VERL = ("0.9.1",)
+BROKEN_ON_V1 = {
+    "gdpo": "verl's V1 batch has no `prompts` and no per-dimension rewards for it",
+    "remax": "verl's V1 trainer never samples its greedy baseline (reward_baselines)",
+    "optimal_token_baseline": "verl's V1 trainer never computes sum_pi_squared",
+    "tir_optimal_token_baseline": "verl's V1 trainer never computes sum_pi_squared",
+}
 
-_ULYSSES = "ulysses_sequence_parallel_size"
-_EXECUTOR = "distributed_executor_backend"
-_ENGINE_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
-_MICRO_BATCH = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
-_LOG_PROB_BATCH = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
 _COPIES = "actor_rollout_ref.rollout.n"
 PASS_AT_K = "grpo_passk"
 GROUP_ESTIMATORS = (
@@ -37,21 +42,6 @@ GROUP_ESTIMATORS = (
     *(PASS_AT_K, *RESPONSE_BASES),
 )
 """Estimators that compare a prompt's trajectories with each other."""
-
-
-@dataclass(frozen=True)
-class Caution:
-    """What a run may start with, and its user should know before.
-
-    Attributes:
-        title: what was looked at; the same words for the same thing.
-        detail: what is so.
-        remedy: what to set.
-    """
-
-    title: str
-    detail: str
-    remedy: str
 
 
 def check_run(
@@ -109,7 +99,7 @@ def cautions(config: Mapping[str, Any], settings: Settings | None, epo: EpoSetti
             "advantages are the bare rewards, or 0",
             f"set {_COPIES} to 2 or more (8 in the papers), or algorithm.adv_estimator=reinforce_plus_plus",
         )
-    yield from _long_rows(config)
+    yield from long_rows(config)
 
 
 def check_precision(config: Mapping[str, Any], settings: Settings | None, epo: EpoSettings) -> None:
@@ -171,132 +161,103 @@ def _copies(config: Mapping[str, Any]) -> Any:
     return (config["actor_rollout_ref"].get("rollout") or {}).get("n")
 
 
-def _long_rows(config: Mapping[str, Any]) -> Iterator[Caution]:
-    """verl stops on a row that is longer than a micro-batch by tokens (utils/seqlen_balancing.py:384)."""
-    ours = config["actor_rollout_ref"]
-    rollout, actor = ours.get("rollout") or {}, ours.get("actor") or {}
-    if not actor.get("use_dynamic_bsz", False):
-        return
-    prompt, response = rollout.get("prompt_length"), rollout.get("response_length")
-    if prompt is None or response is None:
-        return
-    longest = min(prompt + response, rollout.get("max_model_len") or prompt + response)
-    shared = _ulysses(ours, "actor")[1]
-    for name, most in (
-        (_MICRO_BATCH, actor.get("ppo_max_token_len_per_gpu")),
-        (_LOG_PROB_BATCH, rollout.get("log_prob_max_token_len_per_gpu")),
-    ):
-        if most is not None and most * shared < longest:
-            of = f" on each of {shared} GPUs" if shared > 1 else ""
-            yield Caution(
-                "Size of micro-batches",
-                f"{name}={most}{of}, and a row may have {longest} tokens: verl stops on one that is longer than a "
-                "micro-batch",
-                f"set {_MICRO_BATCH} to {-(-longest // shared)} or more (the other follows it), or shorten "
-                "data.max_prompt_length and data.max_response_length",
-            )
-            return
+def check_config(config: Mapping[str, Any], registered: Collection[str], verl_version: str) -> Settings:
+    """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError`.
 
-
-def check_critic(config: Mapping[str, Any]) -> None:
-    """Refuse a critic that verl 0.9.1 cannot load.
-
-    `verl.utils.model.load_valuehead_model` asks for flash attention 2 whatever
-    `critic.model.override_config.attn_implementation` says (verl#5210), and reports its absence as that of trl.
-
-    Raises:
-        SettingsError: naming what turns the critic on.
+    Args:
+        config: verl's whole configuration; `algorithm.adv_estimator` is one of `ESTIMATORS`.
+        registered: the names of verl's estimator registry.
+        verl_version: the installed verl.
     """
-    algorithm, critic = config["algorithm"], config.get("critic") or {}
-    estimator, enabled = algorithm["adv_estimator"], critic.get("enable")
-    base = Settings.from_config(algorithm).base if estimator in ESTIMATORS else estimator
-    # as verl.trainer.ppo.utils.need_critic, but that a base is known by its name too
-    if not (base == GAE if enabled is None else enabled or base == GAE):
-        return
-    cpu = (config.get("trainer") or {}).get("device") == "cpu"
-    if critic.get("strategy", "fsdp") not in ("fsdp", "fsdp2") or (not cpu and importlib.util.find_spec("flash_attn")):
-        return
-    if base != GAE:
-        asked = f"critic.enable={enabled}"
-    else:
-        asked = f"algorithm.{f'{estimator}.base' if base != estimator else 'adv'}_estimator={GAE}"
-    raise SettingsError(
-        f"{asked} cannot start: verl 0.9.1 loads every critic with flash attention 2, whatever critic.model."
-        "override_config.attn_implementation says (https://github.com/verl-project/verl/issues/5210), and "
-        f"{'there is none without a GPU' if cpu else 'flash-attn is not installed'}. Use an estimator without a "
-        "critic, such as grpo, grpo_rows, gigpo or rloo, and critic.enable=null"
-    )
-
-
-def check_executor(config: Mapping[str, Any]) -> None:
-    """Refuse vLLM's executor of one process (`machine=cpu`'s) where an engine has several ranks: it starts the first
-    and waits for the others without end.
-
-    Raises:
-        SettingsError: naming the executor and the sizes.
-    """
-    rollout = config["actor_rollout_ref"].get("rollout") or {}
-    executor = str(((rollout.get("engine_kwargs") or {}).get("vllm") or {}).get(_EXECUTOR))
-    sizes = {name: rollout.get(name) or 1 for name in _ENGINE_SIZES}
-    if executor.endswith("UniProcExecutor") and any(size > 1 for size in sizes.values()):
-        said = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
-        place = f"actor_rollout_ref.rollout.engine_kwargs.vllm.{_EXECUTOR}"
+    algorithm = config["algorithm"]
+    settings = Settings.from_config(algorithm)
+    if settings.estimator in MODULATORS:
+        check_base(settings.estimator, settings.base, registered, config)
+    correction = algorithm.get("rollout_correction") or {}
+    if settings.measure == "entropy" and correction.get("bypass_mode", False):
+        instead = ", or algorithm.aem.proxy to surprisal" if settings.estimator == AEM else ""
         raise SettingsError(
-            f"actor_rollout_ref.rollout.{said} with {place}={executor}, which runs one rank only. Set the size to 1, "
-            f"or {place}=mp"
+            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where "
+            f"{settings.estimator}'s entropies come from; set it to False{instead}"
+        )
+    if verl_version not in TESTED_VERL and not settings.aem.untested_verl:
+        raise SettingsError(
+            f"verl {verl_version} is installed; this release was tested with {', '.join(TESTED_VERL)}. "
+            "Install that, or set algorithm.aem.untested_verl=True and compare the metrics with a known run"
+        )
+    return settings
+
+
+def check_name(estimator: str) -> None:
+    """Refuse `…_trajectories` where there is none of that name; verl itself would only after the first rollout."""
+    if estimator.endswith(OVER_TRAJECTORIES) and estimator not in ESTIMATORS:
+        known = [name for name in ESTIMATORS if name.endswith(OVER_TRAJECTORIES)]
+        raise SettingsError(
+            f"algorithm.adv_estimator={estimator} is not an estimator; with one sequence a trajectory there are "
+            f"{', '.join(known)}"
         )
 
 
-def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
-    """Refuse Ulysses without flash attention: verl patches no other attention function, so each rank would attend to
-    its own part of the sequence only, and nothing would say so.
+def check_base(estimator: str, base: str, registered: Collection[str], config: Mapping[str, Any]) -> None:
+    """Refuse what a modulator cannot have as its base.
 
-    Raises:
-        SettingsError: naming the two settings.
+    Args:
+        estimator: the modulator.
+        base: its `base_estimator`.
+        registered: the names of verl's estimator registry.
+        config: verl's whole configuration.
     """
-    ours = config["actor_rollout_ref"]
-    attention = (ours["model"].get("override_config") or {}).get("attn_implementation", "flash_attention_2")
-    if str(attention).startswith("flash_attention"):
-        return
-    for role in ("actor", "ref"):
-        place, size = _ulysses(ours, role)
-        if size > 1:
-            raise SettingsError(
-                f"{place}.{_ULYSSES}={size} with "
-                f"actor_rollout_ref.model.override_config.attn_implementation={attention}: verl splits sequences over "
-                "ranks for flash attention alone, and would train on attention within each part. Set the size to 1, "
-                "or attn_implementation to flash_attention_2"
-            )
+    setting = f"algorithm.{estimator}.base_estimator"
+    if base in MODULATORS:
+        raise SettingsError(f"{setting}={base}: {estimator} modulates another estimator; use e.g. grpo")
+    if base in ESTIMATORS and base.endswith(OVER_TRAJECTORIES):
+        plain = base.removesuffix(OVER_TRAJECTORIES)
+        raise SettingsError(
+            f"{setting}={base}: {estimator} gives {plain} one sequence a trajectory anyway; use {plain}"
+        )
+    if base in BROKEN_ON_V1:
+        raise SettingsError(f"{setting}={base} does not run on verl's V1 trainer: {BROKEN_ON_V1[base]}")
+    if base not in registered and base not in RESPONSE_BASES:
+        ours = set(ESTIMATORS) - set(RESPONSE_BASES)  # which modulate, or are another name of a base
+        known = sorted((set(registered) | set(RESPONSE_BASES)) - set(BROKEN_ON_V1) - ours)
+        raise SettingsError(f"{setting}={base!r} is not registered; known: {', '.join(known)}")
+    if base == GAE and not config["critic"].get("enable"):
+        raise SettingsError(
+            f"{setting}=gae needs values: set critic.enable=True "
+            "(verl turns the critic on by itself only for algorithm.adv_estimator=gae)"
+        )
 
 
-def _ulysses(ours: Mapping[str, Any], role: str) -> tuple[str, int]:
-    """Where the number of GPUs that share a row is set, and that number."""
-    part = ours.get(role) or {}
-    if (older := part.get(_ULYSSES) or 1) > 1:  # verl's deprecated name, which it prefers
-        return f"actor_rollout_ref.{role}", older
-    return f"actor_rollout_ref.{role}.fsdp_config", (part.get("fsdp_config") or {}).get(_ULYSSES) or 1
-
-
-def check_template(config: Mapping[str, Any], layout: str) -> None:
-    """Refuse a layout that the model's chat template cannot render: otherwise every session fails, and only after the
-    engine has started. A tokenizer that is not on this disk is not looked at.
+def check_epo(config: Mapping[str, Any], verl_version: str) -> EpoSettings:
+    """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError` where EPO cannot work.
 
     Args:
         config: verl's whole configuration.
-        layout: `episode.layout`.
-
-    Raises:
-        SettingsError: naming what to set.
+        verl_version: the installed verl.
     """
-    from agent_loops.chat_template import load_tokenizer, why_not
-
-    model = config["actor_rollout_ref"].get("model")
-    if model is None:
-        return
-    try:
-        tokenizer, model_type = load_tokenizer(model)
-    except Exception as error:  # transformers raises OSError, ValueError and its hub's own; verl says what is wrong
-        logger.info("the chat template is not looked at: %s", error)
-        return
-    if problem := why_not(layout, tokenizer, model_type, config["data"].get("apply_chat_template_kwargs"), model):
-        raise SettingsError(f"{model.path}: {problem}")
+    algorithm = config["algorithm"]
+    settings = EpoSettings.from_config(algorithm)
+    if not settings.enable:
+        return settings
+    if (algorithm.get("rollout_correction") or {}).get("bypass_mode", False):
+        raise SettingsError(
+            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where the entropies of "
+            "EPO's history come from; set it to False, or algorithm.epo.enable=False"
+        )
+    actor = config["actor_rollout_ref"]["actor"]
+    if not actor.get("calculate_entropy", False) and not actor.get("entropy_coeff", 0):
+        raise SettingsError(
+            "algorithm.epo.enable=True needs the entropies of the policy that is being updated: set "
+            "actor_rollout_ref.actor.calculate_entropy=True (verl computes none otherwise)"
+        )
+    if (config.get("distillation") or {}).get("enabled", False):
+        raise SettingsError(
+            "algorithm.epo.enable=True puts EPO's loss in the worker in place of verl's, so distillation.enabled=True "
+            "would lose its own; set one of them to False"
+        )
+    if verl_version not in TESTED_VERL and not AemSettings.from_config(algorithm).untested_verl:
+        raise SettingsError(
+            f"verl {verl_version} is installed; EPO's place in it was tested with {', '.join(TESTED_VERL)}. Install "
+            "that, or set algorithm.aem.untested_verl=True and compare actor/epo_entropy with epo/entropy"
+        )
+    return settings

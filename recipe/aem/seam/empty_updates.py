@@ -5,7 +5,7 @@ optimiser step on no gradient, in which momentum and weight decay still move the
 Here such an update is passed over: neither the weights nor the optimiser's state change. The learning rate's schedule
 advances once a step as always, since it is laid out over the run's steps.
 
-`seam.py` puts these functions round verl's methods; with a token in every mini-batch they change nothing.
+`wraps.py` puts these functions round verl's methods; with a token in every mini-batch they change nothing.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def zero_off_mask(value: Tensor, mask: Tensor) -> Tensor:
 
 
 def after_metrics(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer._compute_metrics`: no NaN for means over no token, no utilisation for work not done."""
+    """Wrap `PPOTrainer._compute_metrics`: no NaN for means over no token, no utilisation for work not done."""
 
     def bound(batch: Any, metrics: dict, *more: Any, **named: Any) -> Any:
         result = wrapped(batch, metrics, *more, **named)
@@ -102,7 +102,7 @@ def after_metrics(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def around_mini_batch(wrapped: Any, engine: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `BaseEngine.train_batch`, one update, in every worker: all ranks pass it over, or none does."""
+    """Wrap `BaseEngine.train_batch`, one update, in every worker: all ranks pass it over, or none does."""
 
     def bound(data: Any, loss_function: Any) -> Any:
         if "response_mask" not in data:  # supervised fine-tuning

@@ -1,8 +1,8 @@
-"""EPO (arXiv 2509.22576) beside any estimator: its settings, and what the trainer does for it.
+"""EPO (arXiv 2509.22576) beside any estimator: what the trainer does for it.
 
-The loss itself runs in the worker (`losses.py`). The trainer ships it what a worker, which sees micro-batches only,
+The loss itself runs in the worker (`epo_loss.py`). The trainer ships it what a worker, which sees micro-batches only,
 cannot know: each token's weight in the batch's mean entropy (column `epo_weight`), and the step's history and schedule
-(`extra_info["aem_epo"]`). It keeps the history, saves it with the checkpoint and restores it. `seam.py` puts the
+(`extra_info["aem_epo"]`). It keeps the history, saves it with the checkpoint and restores it. `wraps.py` puts the
 functions at the end of this file round verl's methods; without `algorithm.epo.enable` they call straight through.
 """
 
@@ -20,84 +20,11 @@ from torch import Tensor
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
 from agent_loops.files import write_json
 from agent_loops.reading import parse_json, read_bytes, reason
+from recipe.aem.batch import read_rows
 from recipe.aem.rows import number_labels, responses_of_rows, trained_rows
-from recipe.aem.settings import TESTED_VERL, AemSettings, Block, SettingsError
+from recipe.aem.settings import EpoSettings, SettingsError
 
-WEIGHT_COLUMN = "epo_weight"
-STEP_KEY = "aem_epo"
 HISTORY_FILE = "aem_epo.json"
-
-
-@dataclass(frozen=True)
-class EpoSettings(Block):
-    """`algorithm.epo`; the defaults are the paper's for ALFWorld.
-
-    Attributes:
-        enable: add EPO's two terms to the actor's loss.
-        coef: λ, the strength of both terms.
-        lower: κ_l, the band's lower edge as a multiple of the mean entropy of past steps.
-        upper: κ_r, its upper edge.
-        alpha: α, the strength of the penalty outside the band; 0.05 for ScienceWorld.
-        gamma: γ, how fast the penalty's weight β falls from 2 towards 1.
-        total_steps: K, the steps that β's schedule is laid out for; null takes the trainer's.
-        allow_missing_history: resume from a checkpoint without EPO's history, which then starts anew.
-    """
-
-    name = "epo"
-    numbers = ("coef", "lower", "upper", "alpha", "gamma")
-    switches = ("enable", "allow_missing_history")
-
-    enable: bool = False
-    coef: float = 0.001
-    lower: float = 0.0
-    upper: float = 2.0
-    alpha: float = 0.1
-    gamma: float = 3.0
-    total_steps: int | None = None
-    allow_missing_history: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lower > self.upper:
-            self.refuse("lower", f"at most algorithm.epo.upper={self.upper!r}: the band lies between them")
-        steps = self.total_steps
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 2):
-            self.refuse("total_steps", "null (the trainer's total steps) or an integer >= 2")
-
-
-def check_epo(config: Mapping[str, Any], verl_version: str) -> EpoSettings:
-    """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError` where EPO cannot work.
-
-    Args:
-        config: verl's whole configuration.
-        verl_version: the installed verl.
-    """
-    algorithm = config["algorithm"]
-    settings = EpoSettings.from_config(algorithm)
-    if not settings.enable:
-        return settings
-    if (algorithm.get("rollout_correction") or {}).get("bypass_mode", False):
-        raise SettingsError(
-            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where the entropies of "
-            "EPO's history come from; set it to False, or algorithm.epo.enable=False"
-        )
-    actor = config["actor_rollout_ref"]["actor"]
-    if not actor.get("calculate_entropy", False) and not actor.get("entropy_coeff", 0):
-        raise SettingsError(
-            "algorithm.epo.enable=True needs the entropies of the policy that is being updated: set "
-            "actor_rollout_ref.actor.calculate_entropy=True (verl computes none otherwise)"
-        )
-    if (config.get("distillation") or {}).get("enabled", False):
-        raise SettingsError(
-            "algorithm.epo.enable=True puts EPO's loss in the worker in place of verl's, so distillation.enabled=True "
-            "would lose its own; set one of them to False"
-        )
-    if verl_version not in TESTED_VERL and not AemSettings.from_config(algorithm).untested_verl:
-        raise SettingsError(
-            f"verl {verl_version} is installed; EPO's place in it was tested with {', '.join(TESTED_VERL)}. Install "
-            "that, or set algorithm.aem.untested_verl=True and compare actor/epo_entropy with epo/entropy"
-        )
-    return settings
 
 
 @dataclass
@@ -163,7 +90,7 @@ def batch_weights(
 
 
 def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer.init`: the workers get EPO's loss, made over the actor's settings as verl makes its own."""
+    """Wrap `PPOTrainer.init`: the workers get EPO's loss, made over the actor's settings as verl makes its own."""
     result = wrapped(*args, **kwargs)
     settings = EpoSettings.from_config(trainer.config.algorithm)
     if settings.enable:
@@ -179,7 +106,7 @@ def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def before_update(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer._update_actor`: the batch gets its weights and the step's numbers, the history this batch.
+    """Wrap `PPOTrainer._update_actor`: the batch gets its weights and the step's numbers, the history this batch.
 
     Here and not at the advantage: the mask is final (rollout correction changes it there), and steps that warm up the
     critic alone, which leave the policy as it is, stay out of the history.
@@ -195,7 +122,7 @@ def before_update(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def before_save(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer._save_checkpoint`. Written first: verl ends with the file that makes the checkpoint count."""
+    """Wrap `PPOTrainer._save_checkpoint`. Written first: verl ends with the file that makes the checkpoint count."""
     if EpoSettings.from_config(trainer.config.algorithm).enable:
         folder = Path(trainer.config.trainer.default_local_dir) / f"global_step_{trainer.global_steps}"
         _write(folder / HISTORY_FILE, trainer.aem_epo.completed())
@@ -203,7 +130,7 @@ def before_save(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def after_load(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer._load_checkpoint`, which verl calls in every run, resumed or not."""
+    """Wrap `PPOTrainer._load_checkpoint`, which verl calls in every run, resumed or not."""
     result = wrapped(*args, **kwargs)
     settings = EpoSettings.from_config(trainer.config.algorithm)
     if settings.enable:
@@ -219,7 +146,7 @@ def _with_terms(trainer: Any, settings: EpoSettings, batch: Any, metrics: dict) 
     from tensordict import TensorDict
     from verl.workers.utils.padding import response_to_nested
 
-    from recipe.aem.batch import read_rows
+    from recipe.aem.seam.epo_loss import STEP_KEY, WEIGHT_COLUMN
 
     started = time.perf_counter()
     rows = read_rows(batch, ["entropy"], needed_by="EPO")

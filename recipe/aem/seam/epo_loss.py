@@ -13,7 +13,12 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from aem_core.epo import epo_entropy, epo_smoothing
-from recipe.aem.seam.epo import STEP_KEY, WEIGHT_COLUMN, EpoSettings
+from recipe.aem.settings import EpoSettings
+
+WEIGHT_COLUMN = "epo_weight"
+"""The column with each token's weight in the batch's mean entropy."""
+STEP_KEY = "aem_epo"
+"""Where a batch's `extra_info` has the step's history and schedule."""
 
 
 def epo_loss(

@@ -1,6 +1,6 @@
 """DAPO's group filter without faults: verl's replay buffer drops prompt groups whose trajectories all fared alike.
 
-Wrapped by `seam.py`. A trajectory that failed for the infrastructure's sake says nothing of its group, so the rest is
+Wrapped by `wraps.py`. A trajectory that failed for the infrastructure's sake says nothing of its group, so the rest is
 what has to differ: three winners and a fault are dropped like four winners, and a group that faults leave with one
 trajectory, or none, is dropped too. Without faults the filter is verl's own.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from recipe.aem.batch import extra_fields
+
 NO_LEVEL = math.nan
 """verl counts the dropped groups by the value that their trajectories share; a single one shares it with nobody."""
 
 
 def without_faults(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `ReplayBuffer._dapo_filtered_keys`, which both of verl's buffers use."""
+    """Wrap `ReplayBuffer._dapo_filtered_keys`, which both of verl's buffers use."""
 
     def bound(partition_id: str) -> Any:
         if partition_id == "val" or buffer.filter_groups_metric is None:
@@ -46,8 +48,6 @@ def _uid(key: str) -> str:
 
 def _faulted(partition_id: str, keys: list[str]) -> set[str]:
     from verl.trainer.ppo.v1 import replay_buffer
-
-    from recipe.aem.batch import extra_fields
 
     if not keys:
         return set()

@@ -1,6 +1,6 @@
 """A training whose disk is full: its metrics wait for room, and a checkpoint that does not fit spares the last one.
 
-The dump has its own way (`dump/writer.py`). `seam.py` puts these functions round verl's.
+The dump has its own way (`dump/writer.py`). `wraps.py` puts these functions round verl's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def wrap_tracking(tracking: Any) -> None:
 
 
 def around_log(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> None:
-    """Round `FileLogger.log`: a line is written whole, or waits in memory until there is room.
+    """Wrap `FileLogger.log`: a line is written whole, or waits in memory until there is room.
 
     verl writes without a buffer and does not look how much of a line arrived: on a full disk half a line stays, and the
     next one is joined to it.
@@ -53,7 +53,7 @@ def around_log(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> Non
 
 
 def before_finish(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `FileLogger.finish`: the last try."""
+    """Wrap `FileLogger.finish`: the last try."""
     waiting = file_logger.__dict__.get(_WAITING, [])
     if waiting and not file_logger.fp.closed and (error := _write(file_logger.fp, waiting)) is not None:
         logger.error(
@@ -82,7 +82,7 @@ def _write(file: Any, waiting: list[bytes]) -> OSError | None:
 
 
 def around_save(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer._save_checkpoint`: where it fails, what it left of this step goes, and the last one counts.
+    """Wrap `PPOTrainer._save_checkpoint`: where it fails, what it left of this step goes, and the last one counts.
 
     The run ends there: processes that share a model wait for each other while they save, and one that failed is not
     in step with them any more.

@@ -131,20 +131,6 @@ def watch_of(trainer: Any, agent_loop_manager: Any) -> Watch:
     return Watch(actors, engines)
 
 
-def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer.fit`: look after what plays for it."""
-
-    def bound(agent_loop_manager: Any) -> Any:
-        from recipe.aem.seam.trajectories import Trajectories
-
-        watch = watch_of(trainer, agent_loop_manager)
-        Trajectories.of(trainer).watch = watch
-        with Guard(watch):
-            return wrapped(agent_loop_manager)
-
-    return bound(*args, **kwargs)
-
-
 def _is_rays(error: BaseException | None) -> bool:
     """Whether it is Ray's: what a call of something dead raises, which does not say whose actor that was."""
     if error is None or type(error).__module__.partition(".")[0] != "ray":

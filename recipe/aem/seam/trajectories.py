@@ -5,20 +5,21 @@ batch is trained on without it (trainer/ppo/v1/agent_loop_tq.py:130, replay_buff
 the whole prompt group away and play another. Either way only a line of the log says so, and with a dead engine a few
 trajectories make an update and a checkpoint, from which a resume begins.
 
-`seam.py` puts these functions round verl's replay buffer, trainer and metrics; `Trajectories` is what they share.
+`trajectory_wraps.py` wraps verl's replay buffer, trainer and metrics; `Trajectories` is what the wraps share.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
+from agent_loops.episode import EpisodeSettings
+from agent_loops.workers import START_SECONDS
 from recipe.aem.seam.liveness import RolloutDied, Watch
-from recipe.aem.settings import Block
+from recipe.aem.settings import TrajectorySettings
 
 # below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
 logger = logging.getLogger(f"verl.{__name__}")
@@ -37,32 +38,6 @@ class MissingTrajectories(RuntimeError):
 
 class RolloutStalled(RuntimeError):
     """Nothing has arrived for longer than any trajectory may take."""
-
-
-@dataclass(frozen=True)
-class TrajectorySettings(Block):
-    """`algorithm.trajectories`, which holds for every estimator.
-
-    Attributes:
-        max_missing: the largest share of a step's trajectories that may be missing, from 0 to 1; a step that lacks more
-            is refused, which ends the run.
-        stall_seconds: how long the trainer waits with no trajectory arriving; null: what `stall_seconds` below makes of
-            the episode's own limits, and without such limits for ever.
-    """
-
-    name: ClassVar = "trajectories"
-    numbers: ClassVar = ("max_missing",)
-
-    max_missing: float = 0.1
-    stall_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_missing > 1:
-            self.refuse("max_missing", "a share from 0 to 1")
-        seconds = self.stall_seconds
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0):
-            self.refuse("stall_seconds", "null or a number > 0")
 
 
 def missing_sessions(expected: Mapping[str, int], keys: Iterable[str]) -> dict[str, list[int]]:
@@ -336,94 +311,7 @@ def stall_seconds(rollout: Mapping[str, Any]) -> float | None:
     custom = rollout.get("custom") or {}
     if "benchmark" not in custom or (rollout.get("agent") or {}).get("default_agent_loop") != "environment":
         return None
-    from agent_loops.episode import EpisodeSettings
-    from agent_loops.workers import START_SECONDS
-
     episode = EpisodeSettings.from_config(custom.get("episode") or {})
     if episode.trajectory_seconds is None:
         return None
     return 2 * (episode.trajectory_seconds + 4 * episode.step_seconds) + START_SECONDS
-
-
-# --- round verl's methods ---------------------------------------------------------------------------------------------
-
-
-def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer.__init__`, which makes the replay buffer."""
-    result = wrapped(*args, **kwargs)
-    trainer.replay_buffer.aem_trajectories = Trajectories.of(trainer)
-    Trajectories.of(trainer).started = True
-    return result
-
-
-def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer.fit`: note every prompt that is handed out."""
-
-    def bound(agent_loop_manager: Any) -> Any:
-        generate, owed = agent_loop_manager.generate_sequences, Trajectories.of(trainer)
-        rollout = trainer.config.actor_rollout_ref.rollout
-
-        def noting(prompts: Any, *more: Any, **named: Any) -> Any:
-            uids = list(prompts["uid"])
-            n = rollout.val_kwargs.n if "validate" in prompts and bool(prompts["validate"]) else rollout.n
-            sessions = list(prompts["__rollout_n__"]) if "__rollout_n__" in prompts else [n] * len(uids)
-            owed.expect(uids, sessions)
-            return generate(prompts, *more, **named)
-
-        agent_loop_manager.generate_sequences = noting
-        return wrapped(agent_loop_manager)
-
-    return bound(*args, **kwargs)
-
-
-def after_validate(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `PPOTrainer._validate`."""
-    owed = Trajectories.of(trainer)
-    owed.validated()
-    metrics = wrapped(*args, **kwargs)
-    metrics[VALIDATION_MISSING] = float(owed.validated())
-    return metrics
-
-
-def before_evict(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `ReplayBuffer._evict_terminal_groups`."""
-
-    def bound(global_steps: int, partition_id: str, eviction_reasons: tuple) -> Any:
-        stale, filtered, failed, _ = eviction_reasons
-        if partition_id == "train" and (owed := getattr(buffer, "aem_trajectories", None)) is not None:
-            owed.evict(stale | filtered | failed, failed, buffer.partitions[partition_id])
-        return wrapped(global_steps, partition_id, eviction_reasons)
-
-    return bound(*args, **kwargs)
-
-
-def after_select(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `ReplayBuffer._select_prompt_uids`, before verl itself looks at what it chose."""
-
-    def bound(partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
-        chosen = wrapped(partition_id, sampleable_keys, batch_size)
-        if (owed := getattr(buffer, "aem_trajectories", None)) is not None:
-            owed.take(chosen[0], list(chosen[1]), validation=partition_id == "val")
-        return chosen
-
-    return bound(*args, **kwargs)
-
-
-def before_wait(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `ReplayBuffer._wait_for_next_poll`."""
-
-    def bound(partition_id: str, last_debug_time: float) -> Any:
-        if (owed := getattr(buffer, "aem_trajectories", None)) is not None:
-            unfinished = buffer.pending_keys[partition_id] | buffer.running_keys[partition_id]
-            arrived = (partition_id, len(buffer.partitions[partition_id]), frozenset(unfinished))
-            owed.wait(arrived, unfinished, time.monotonic())
-        return wrapped(partition_id, last_debug_time)
-
-    return bound(*args, **kwargs)
-
-
-def add_sums(wrapped: Any, aggregator: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `MetricsAggregator._init_aggregation_rules`: a step of several batches lacks what they lack together."""
-    rules = wrapped(*args, **kwargs)
-    rules["sum"] += [MISSING, FAULTS, SHORTENED, SUSPICIOUS]
-    return rules

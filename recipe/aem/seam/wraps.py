@@ -25,11 +25,18 @@ import logging
 import time
 from typing import Any
 
+import torch
 import wrapt
 
-from recipe.aem.seam import capture, empty_updates, epo, filters, full_disk, liveness, output_locks, trajectories
-from recipe.aem.seam.checks import cautions, check_run, check_template
-from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
+from recipe.aem.batch import put_mask, read_mask, read_rows
+from recipe.aem.rows import trained_rows
+from recipe.aem.seam import capture, empty_updates, epo, filters, full_disk, output_locks, trajectory_wraps
+from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.seam.bases import kl_on_last_rows, of_some_rows
+from recipe.aem.seam.checks import cautions, check_run
+from recipe.aem.seam.template_check import check_template
+from recipe.aem.seam.trajectories import Trajectories
+from recipe.aem.settings import ESTIMATORS, GAE, OPO, EpoSettings, Settings, SettingsError, shares_return
 
 _LOGGER = logging.getLogger(__name__)
 _SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
@@ -62,22 +69,20 @@ def _estimate(
             "wraps. Use trainer.use_v1=True with trainer_mode sync, colocate_async or separate_async; no estimator "
             "here ever falls back to its base"
         )
-    from recipe.aem.seam.advantage import compute_advantages
-
     return compute_advantages(side, token_level_rewards, response_mask, index, config)
 
 
 def wrap_trainer(trainer_base: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
-    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", trajectories.after_init)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", trajectory_wraps.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_side_information)
     wrapt.wrap_function_wrapper(trainer_base, "compute_advantage_for_multi_trajectories", _of_trained_rows)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_metrics", empty_updates.after_metrics)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", capture.around_fit)
-    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", trajectories.around_fit)
-    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", liveness.around_fit)
-    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._validate", trajectories.after_validate)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", trajectory_wraps.note_prompts)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", trajectory_wraps.guard_rollout)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._validate", trajectory_wraps.after_validate)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.init", epo.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._update_actor", epo.before_update)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._save_checkpoint", epo.before_save)
@@ -88,14 +93,14 @@ def wrap_trainer(trainer_base: Any) -> None:
 def wrap_replay_buffer(replay_buffer: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.replay_buffer`."""
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._dapo_filtered_keys", filters.without_faults)
-    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._evict_terminal_groups", trajectories.before_evict)
-    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._select_prompt_uids", trajectories.after_select)
-    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._wait_for_next_poll", trajectories.before_wait)
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._evict_terminal_groups", trajectory_wraps.before_evict)
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._select_prompt_uids", trajectory_wraps.after_select)
+    wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._wait_for_next_poll", trajectory_wraps.before_wait)
 
 
 def wrap_metrics(utils: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.utils`."""
-    wrapt.wrap_function_wrapper(utils, "MetricsAggregator._init_aggregation_rules", trajectories.add_sums)
+    wrapt.wrap_function_wrapper(utils, "MetricsAggregator._init_aggregation_rules", trajectory_wraps.add_sums)
 
 
 def wrap_engine(base: Any) -> None:
@@ -135,7 +140,7 @@ def _refuse_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -
             "drops the entropies before the advantage is computed. Set trainer.use_v1=True (sync, colocate_async or "
             "separate_async)"
         )
-    if epo.EpoSettings.from_config(config.algorithm).enable:
+    if EpoSettings.from_config(config.algorithm).enable:
         raise SettingsError(
             f"algorithm.epo.enable=True does not run on {type(trainer).__name__}, whose update EPO's loss does not "
             "reach. Set trainer.use_v1=True (sync, colocate_async or separate_async), or algorithm.epo.enable=False"
@@ -147,10 +152,8 @@ def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict
     algorithm = trainer.config.algorithm
 
     def bound(batch: Any, metrics: dict) -> Any:
-        from recipe.aem.batch import read_mask
-
         nested_mask, extra_fields = read_mask(batch)
-        metrics.update(trajectories.Trajectories.of(trainer).count(batch, extra_fields))
+        metrics.update(Trajectories.of(trainer).count(batch, extra_fields))
         nested_mask, dropped = _mask_dropped(batch, nested_mask, extra_fields)
         side = None
         if not nested_mask.values().any():
@@ -174,10 +177,6 @@ def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict
 
 def _mask_dropped(batch: Any, nested_mask: Any, extra_fields: Any) -> tuple[Any, frozenset[int]]:
     """The batch's mask without the rows that faults keep out of training, in TransferQueue too; and these rows."""
-    import torch
-
-    from recipe.aem.batch import put_mask
-    from recipe.aem.rows import trained_rows
 
     padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
     groups = [key.rsplit("_", 2)[0] for key in batch.keys]
@@ -192,11 +191,9 @@ def _mask_dropped(batch: Any, nested_mask: Any, extra_fields: Any) -> tuple[Any,
 
 
 def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
-    """Round `compute_advantage_for_multi_trajectories` as the trainer calls it."""
+    """Wrap `compute_advantage_for_multi_trajectories` as the trainer calls it."""
 
     def bound(data: Any, batch_keys: list[str], adv_estimator: Any, *, config: Any, **more: Any) -> Any:
-        from recipe.aem.seam.bases import kl_on_last_rows, of_some_rows
-
         if config.get("use_kl_in_reward", False) and shares_return(config):
             data.batch["token_level_rewards"] = kl_on_last_rows(
                 data.batch["token_level_rewards"], data.batch["token_level_scores"], batch_keys
@@ -210,9 +207,6 @@ def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> 
 
 
 def _fetch(batch: Any, metrics: dict, settings: Settings, step: int) -> Any:
-    from recipe.aem.batch import read_rows
-    from recipe.aem.seam.advantage import SideInfo
-
     started = time.perf_counter()
     measure = settings.measure
     columns = [name for name in (measure, "values" if settings.base == GAE else None) if name]

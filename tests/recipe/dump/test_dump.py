@@ -32,7 +32,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipe.aem.dump import digest, schema, writer
+from recipe.aem.dump import digest, provenance, schema, writer
 from recipe.aem.dump.reader import find_files, read_metas, read_step
 from recipe.aem.dump.step import DumpError, Ragged, Step
 from recipe.aem.dump.writer import Writer, write_step
@@ -140,7 +140,7 @@ def test_what_the_file_says_about_itself(tmp_path):
         "temperature": 1.0,
     }
     assert meta.data == {"train_files": ["train.parquet"], "benchmark": {"target": "shop"}}
-    assert meta.packages["torch"] == capture.versions()["torch"] and meta.machine["threads"] >= 1
+    assert meta.packages["torch"] == provenance.versions()["torch"] and meta.machine["threads"] >= 1
     assert meta.width == max(len(mask) for mask in queue.columns["response_mask"].values())
     assert (meta.groups, meta.rows, meta.rows_left_out) == (3, len(queue.batch.keys) - 1, 0)
     assert json.loads(pq.read_metadata(path).metadata[schema.METADATA_KEY])["schema"] == 2

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from recipe.aem.seam.checks import cautions, check_critic, check_run
+from recipe.aem.seam.checks import cautions, check_run
+from recipe.aem.seam.engine_checks import check_critic
 from recipe.aem.settings import SettingsError
 
 GOOD = {

@@ -381,7 +381,7 @@ def test_an_estimators_name_can_be_taken_once(registry):
 
 
 def test_the_registry_knows_the_bases_by_their_strings():
-    from recipe.aem.settings import BROKEN_ON_V1
+    from recipe.aem.seam.checks import BROKEN_ON_V1
 
     known = core_algos.ADV_ESTIMATOR_REGISTRY
     assert {"aem", "gae", "grpo", "rloo", "opo", "reinforce_plus_plus"} <= set(known)
@@ -519,12 +519,12 @@ def test_the_replay_buffer_sleeps_its_poll_interval(monkeypatch):
 
 
 def test_the_replay_buffer_is_wrapped_where_it_chooses_waits_and_throws_away():
-    from recipe.aem.seam import trajectories
+    from recipe.aem.seam import trajectory_wraps
 
     wrapped = {
-        "_evict_terminal_groups": (trajectories.before_evict, ["global_steps", "partition_id", "eviction_reasons"]),
-        "_select_prompt_uids": (trajectories.after_select, ["partition_id", "sampleable_keys", "batch_size"]),
-        "_wait_for_next_poll": (trajectories.before_wait, ["partition_id", "last_debug_time"]),
+        "_evict_terminal_groups": (trajectory_wraps.before_evict, ["global_steps", "partition_id", "eviction_reasons"]),
+        "_select_prompt_uids": (trajectory_wraps.after_select, ["partition_id", "sampleable_keys", "batch_size"]),
+        "_wait_for_next_poll": (trajectory_wraps.before_wait, ["partition_id", "last_debug_time"]),
     }
     for name, (wrapper, names) in wrapped.items():
         method = vars(replay_buffer.ReplayBuffer)[name]
@@ -581,7 +581,7 @@ def test_a_session_that_raises_leaves_no_row_and_a_failure():
 
 
 def test_every_critic_is_loaded_with_flash_attention(monkeypatch):
-    """verl#5210; if this fails, verl has mended it: drop recipe.aem.seam.checks.check_critic."""
+    """verl#5210; if this fails, verl has mended it: drop recipe.aem.seam.engine_checks.check_critic."""
     import transformers
     from verl.utils.model import load_valuehead_model
 

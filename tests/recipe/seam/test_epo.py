@@ -6,6 +6,7 @@ Not covered: the real TransferQueue, Ray and workers (tests/e2e/test_epo.py).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -19,8 +20,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from recipe.aem.seam import epo, full_disk
-from recipe.aem.seam.epo import EpoSettings, EpoState, batch_weights, check_epo
-from recipe.aem.settings import SettingsError
+from recipe.aem.seam.checks import check_epo
+from recipe.aem.seam.epo import EpoState, batch_weights
+from recipe.aem.settings import EpoSettings, SettingsError
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -458,5 +460,7 @@ def test_verl_and_epo_accept_the_methods(verl_trainer, monkeypatch, tmp_path, na
     validate_config(config, need_reference_policy(config), need_critic(config))
     assert config.algorithm.adv_estimator == estimator
     assert check_epo(config, verl.__version__) == EpoSettings(enable=True, coef=0.01)
-    assert set(config.algorithm.epo) == set(EpoSettings.__dataclass_fields__), "the yaml and the dataclass differ"
+    assert set(config.algorithm.epo) == {field.name for field in dataclasses.fields(EpoSettings)}, (
+        "the yaml and the dataclass differ"
+    )
     assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).calculate_entropy

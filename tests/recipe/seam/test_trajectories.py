@@ -24,7 +24,7 @@ from transfer_queue import KVBatchMeta  # noqa: E402
 from verl.trainer.ppo.v1 import replay_buffer  # noqa: E402
 from verl.trainer.ppo.v1.utils import MetricsAggregator  # noqa: E402
 
-from recipe.aem.seam import trajectories  # noqa: E402
+from recipe.aem.seam import trajectories, trajectory_wraps  # noqa: E402
 from recipe.aem.seam.liveness import RolloutDied, Watch  # noqa: E402
 from recipe.aem.seam.trajectories import (  # noqa: E402
     FAULTS,
@@ -34,11 +34,10 @@ from recipe.aem.seam.trajectories import (  # noqa: E402
     MissingTrajectories,
     RolloutStalled,
     Trajectories,
-    TrajectorySettings,
     missing_sessions,
     stall_seconds,
 )
-from recipe.aem.settings import SettingsError  # noqa: E402
+from recipe.aem.settings import SettingsError, TrajectorySettings  # noqa: E402
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def test_validation_counts_a_missing_trajectory_as_lost_anyway_but_not_nothing_a
         step.take(["c", "d"], keys_of({"c": [0, 1], "d": [1]}), validation=True)
         return {"val-core/x/acc/mean@1": 0.75}
 
-    metrics = trajectories.after_validate(validate, trainer, (), {})
+    metrics = trajectory_wraps.after_validate(validate, trainer, (), {})
     assert metrics == {"val-core/x/acc/mean@1": 0.75, VALIDATION_MISSING: 1.0}
     step.expect(["a", "b"], [1, 1])
     with pytest.raises(MissingTrajectories, match="2 of the 2 trajectories of a validation batch"):
@@ -183,7 +182,7 @@ def batch_of(keys, padding=()):
 def started(config) -> Trajectories:
     """As after the making of verl's trainer."""
     trainer = SimpleNamespace(config=config)
-    trajectories.after_init(lambda: setattr(trainer, "replay_buffer", SimpleNamespace()), trainer, (), {})
+    trajectory_wraps.after_init(lambda: setattr(trainer, "replay_buffer", SimpleNamespace()), trainer, (), {})
     assert trainer.replay_buffer.aem_trajectories is trainer.aem_trajectories is Trajectories.of(trainer)
     return trainer.aem_trajectories
 
@@ -421,7 +420,7 @@ def test_verls_buffer_does_not_wait_for_what_is_dead_or_hangs(monkeypatch, mode)
     with pytest.raises(RolloutDied, match="agent loop worker 0"):
         make_buffer(monkeypatch, queue, step, mode).sample(global_steps=1, partition_id="train", batch_size=2)
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(trajectories.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(trajectory_wraps.time, "monotonic", lambda: float(next(clock)))
     step = owed(stall_seconds=95.0)
     with pytest.raises(RolloutStalled, match="for 100 s, and 2 prompts are unfinished: a, b"):
         make_buffer(monkeypatch, queue, step, mode).sample(global_steps=1, partition_id="train", batch_size=2)
@@ -447,7 +446,7 @@ def test_every_prompt_that_is_handed_out_is_expected(more, expected):
     def fit(agent_loop_manager):
         agent_loop_manager.generate_sequences(prompts)
 
-    trajectories.around_fit(fit, trainer, (manager,), {})
+    trajectory_wraps.note_prompts(fit, trainer, (manager,), {})
     assert given[0] is prompts and Trajectories.of(trainer)._expected == expected
 
 

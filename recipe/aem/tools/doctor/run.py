@@ -73,7 +73,7 @@ def examine(patient: Patient) -> Iterator[tuple[str, list[Finding]]]:
 
 
 def _versions(installed: dict[str, str], config: DictConfig | None) -> Iterator[Finding]:
-    from recipe.aem.settings import TESTED_VERL
+    from recipe.aem.seam.checks import TESTED_VERL
 
     stack = versions.installed_stack()
     untested = bool(config is not None and (config.algorithm.get("aem") or {}).get("untested_verl", False))

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from aem_core import AemStats, EmpgStats, Responses
+from recipe.aem.dump.provenance import machine, versions
 from recipe.aem.dump.step import DumpError, Ragged, Step
 from recipe.aem.rows import responses_of_rows, trained_rows
 from recipe.aem.seam.advantage import SideInfo, compute_advantages
 from recipe.aem.seam.bases import of_some_rows
-from recipe.aem.seam.capture import machine, versions
+from recipe.aem.seam.checks import check_base
 from recipe.aem.seam.empty_updates import zero_off_mask
 from recipe.aem.settings import (
     AEM,
@@ -38,7 +39,6 @@ from recipe.aem.settings import (
     GigpoSettings,
     Settings,
     SettingsError,
-    check_base,
     shares_return,
 )
 

@@ -170,6 +170,6 @@ def _chosen(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version() -> str:
-    from recipe.aem.seam.capture import versions
+    from recipe.aem.dump.provenance import versions
 
     return versions().get("verl-aem", "unknown")

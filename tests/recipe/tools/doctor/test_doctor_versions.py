@@ -15,7 +15,7 @@ from tests.helpers.findings import by_title, levels
 
 verl_aem.load()
 
-from recipe.aem.settings import TESTED_VERL  # noqa: E402
+from recipe.aem.seam.checks import TESTED_VERL  # noqa: E402
 from recipe.aem.tools.doctor import (  # noqa: E402
     versions,
 )

@@ -1,0 +1,137 @@
+"""What verl's engines cannot start with, or would train wrongly with and not say so."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipe.aem.settings import ESTIMATORS, GAE, Settings, SettingsError
+
+_ULYSSES = "ulysses_sequence_parallel_size"
+_EXECUTOR = "distributed_executor_backend"
+_ENGINE_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
+_MICRO_BATCH = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
+_LOG_PROB_BATCH = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
+
+
+@dataclass(frozen=True)
+class Caution:
+    """What a run may start with, and its user should know before.
+
+    Attributes:
+        title: what was looked at; the same words for the same thing.
+        detail: what is so.
+        remedy: what to set.
+    """
+
+    title: str
+    detail: str
+    remedy: str
+
+
+def long_rows(config: Mapping[str, Any]) -> Iterator[Caution]:
+    """verl stops on a row that is longer than a micro-batch by tokens (utils/seqlen_balancing.py:384)."""
+    ours = config["actor_rollout_ref"]
+    rollout, actor = ours.get("rollout") or {}, ours.get("actor") or {}
+    if not actor.get("use_dynamic_bsz", False):
+        return
+    prompt, response = rollout.get("prompt_length"), rollout.get("response_length")
+    if prompt is None or response is None:
+        return
+    longest = min(prompt + response, rollout.get("max_model_len") or prompt + response)
+    shared = _ulysses(ours, "actor")[1]
+    for name, most in (
+        (_MICRO_BATCH, actor.get("ppo_max_token_len_per_gpu")),
+        (_LOG_PROB_BATCH, rollout.get("log_prob_max_token_len_per_gpu")),
+    ):
+        if most is not None and most * shared < longest:
+            of = f" on each of {shared} GPUs" if shared > 1 else ""
+            yield Caution(
+                "Size of micro-batches",
+                f"{name}={most}{of}, and a row may have {longest} tokens: verl stops on one that is longer than a "
+                "micro-batch",
+                f"set {_MICRO_BATCH} to {-(-longest // shared)} or more (the other follows it), or shorten "
+                "data.max_prompt_length and data.max_response_length",
+            )
+            return
+
+
+def check_critic(config: Mapping[str, Any]) -> None:
+    """Refuse a critic that verl 0.9.1 cannot load.
+
+    `verl.utils.model.load_valuehead_model` asks for flash attention 2 whatever
+    `critic.model.override_config.attn_implementation` says (verl#5210), and reports its absence as that of trl.
+
+    Raises:
+        SettingsError: naming what turns the critic on.
+    """
+    algorithm, critic = config["algorithm"], config.get("critic") or {}
+    estimator, enabled = algorithm["adv_estimator"], critic.get("enable")
+    base = Settings.from_config(algorithm).base if estimator in ESTIMATORS else estimator
+    # as verl.trainer.ppo.utils.need_critic, but that a base is known by its name too
+    if not (base == GAE if enabled is None else enabled or base == GAE):
+        return
+    cpu = (config.get("trainer") or {}).get("device") == "cpu"
+    if critic.get("strategy", "fsdp") not in ("fsdp", "fsdp2") or (not cpu and importlib.util.find_spec("flash_attn")):
+        return
+    if base != GAE:
+        asked = f"critic.enable={enabled}"
+    else:
+        asked = f"algorithm.{f'{estimator}.base' if base != estimator else 'adv'}_estimator={GAE}"
+    raise SettingsError(
+        f"{asked} cannot start: verl 0.9.1 loads every critic with flash attention 2, whatever critic.model."
+        "override_config.attn_implementation says (https://github.com/verl-project/verl/issues/5210), and "
+        f"{'there is none without a GPU' if cpu else 'flash-attn is not installed'}. Use an estimator without a "
+        "critic, such as grpo, grpo_rows, gigpo or rloo, and critic.enable=null"
+    )
+
+
+def check_executor(config: Mapping[str, Any]) -> None:
+    """Refuse vLLM's executor of one process (`machine=cpu`'s) where an engine has several ranks: it starts the first
+    and waits for the others without end.
+
+    Raises:
+        SettingsError: naming the executor and the sizes.
+    """
+    rollout = config["actor_rollout_ref"].get("rollout") or {}
+    executor = str(((rollout.get("engine_kwargs") or {}).get("vllm") or {}).get(_EXECUTOR))
+    sizes = {name: rollout.get(name) or 1 for name in _ENGINE_SIZES}
+    if executor.endswith("UniProcExecutor") and any(size > 1 for size in sizes.values()):
+        said = ", ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+        place = f"actor_rollout_ref.rollout.engine_kwargs.vllm.{_EXECUTOR}"
+        raise SettingsError(
+            f"actor_rollout_ref.rollout.{said} with {place}={executor}, which runs one rank only. Set the size to 1, "
+            f"or {place}=mp"
+        )
+
+
+def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
+    """Refuse Ulysses without flash attention: verl patches no other attention function, so each rank would attend to
+    its own part of the sequence only, and nothing would say so.
+
+    Raises:
+        SettingsError: naming the two settings.
+    """
+    ours = config["actor_rollout_ref"]
+    attention = (ours["model"].get("override_config") or {}).get("attn_implementation", "flash_attention_2")
+    if str(attention).startswith("flash_attention"):
+        return
+    for role in ("actor", "ref"):
+        place, size = _ulysses(ours, role)
+        if size > 1:
+            raise SettingsError(
+                f"{place}.{_ULYSSES}={size} with "
+                f"actor_rollout_ref.model.override_config.attn_implementation={attention}: verl splits sequences over "
+                "ranks for flash attention alone, and would train on attention within each part. Set the size to 1, "
+                "or attn_implementation to flash_attention_2"
+            )
+
+
+def _ulysses(ours: Mapping[str, Any], role: str) -> tuple[str, int]:
+    """Where the number of GPUs that share a row is set, and that number."""
+    part = ours.get(role) or {}
+    if (older := part.get(_ULYSSES) or 1) > 1:  # verl's deprecated name, which it prefers
+        return f"actor_rollout_ref.{role}", older
+    return f"actor_rollout_ref.{role}.fsdp_config", (part.get("fsdp_config") or {}).get(_ULYSSES) or 1

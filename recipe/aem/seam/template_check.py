@@ -1,0 +1,36 @@
+"""Whether the model's chat template can render the layout that a run asks for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from recipe.aem.settings import SettingsError
+
+logger = logging.getLogger(__name__)
+
+
+def check_template(config: Mapping[str, Any], layout: str) -> None:
+    """Refuse a layout that the model's chat template cannot render: otherwise every session fails, and only after the
+    engine has started. A tokenizer that is not on this disk is not looked at.
+
+    Args:
+        config: verl's whole configuration.
+        layout: `episode.layout`.
+
+    Raises:
+        SettingsError: naming what to set.
+    """
+    from agent_loops.chat_template import load_tokenizer, why_not  # imports verl
+
+    model = config["actor_rollout_ref"].get("model")
+    if model is None:
+        return
+    try:
+        tokenizer, model_type = load_tokenizer(model)
+    except Exception as error:  # transformers raises OSError, ValueError and its hub's own; verl says what is wrong
+        logger.info("the chat template is not looked at: %s", error)
+        return
+    if problem := why_not(layout, tokenizer, model_type, config["data"].get("apply_chat_template_kwargs"), model):
+        raise SettingsError(f"{model.path}: {problem}")
