@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from agent_loops import arguments
-from agent_loops.environment import Observation, Step
-from agent_loops.splits import check_split
+from agent_loops.environment import Observation, Step, check_split
 
 FACTS: Final = ("won", "score", "truncated", "instruction", "body", "kind", "actions")
 _FIRST_TRAINING_SEED: Final = 1_000_000

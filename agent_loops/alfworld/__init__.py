@@ -12,9 +12,10 @@ Example:
     >>> environment.step("go to fridge 1").observation.text                # doctest: +SKIP
 """
 
+from agent_loops.alfworld.benchmark import Alfworld
 from agent_loops.alfworld.environment import AlfworldEnvironment
 from agent_loops.alfworld.game import Game, GameError, Play, load_game
-from agent_loops.alfworld.tasks import KINDS, Alfworld, AlfworldTasks, find_games
+from agent_loops.alfworld.tasks import KINDS, AlfworldTasks, find_games
 
 __all__ = [
     "KINDS",

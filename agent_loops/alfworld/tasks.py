@@ -1,4 +1,4 @@
-"""ALFWorld as a benchmark: its games in the official splits, by the type of their task."""
+"""ALFWorld's games in the official splits, by the type of their task."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agent_loops import arguments
 from agent_loops.alfworld.game import GameError
-from agent_loops.splits import check_split
-
-if TYPE_CHECKING:
-    from agent_loops.alfworld.environment import AlfworldEnvironment
+from agent_loops.environment import check_split
 
 RELEASE = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -97,39 +93,6 @@ class AlfworldTasks:
             ValueError: the split does not exist.
         """
         return self._games[check_split(split, self.splits)]
-
-
-class Alfworld:
-    """The benchmark over one data directory.
-
-    Args:
-        data_dir: the directory that holds `json_2.1.1`, or that directory itself.
-        kinds: only tasks of these types: a list, or a string with commas between them; all six by default.
-
-    Raises:
-        GameError: there is no `json_2.1.1`.
-    """
-
-    def __init__(self, data_dir: str | Path, kinds: str | Sequence[str] = KINDS) -> None:
-        self._directory = games_directory(data_dir)
-        self._kinds = arguments.names("kinds", kinds)
-        self._tasks: AlfworldTasks | None = None
-
-    @property
-    def name(self) -> str:
-        return "alfworld"
-
-    @property
-    def task_set(self) -> AlfworldTasks:
-        if self._tasks is None:  # a rollout worker never asks
-            self._tasks = AlfworldTasks(find_games(self._directory), self._kinds)
-        return self._tasks
-
-    def make(self) -> AlfworldEnvironment:
-        """Returns a new environment. Environments of a process share the games that they play."""
-        from agent_loops.alfworld.environment import AlfworldEnvironment
-
-        return AlfworldEnvironment(self._directory)
 
 
 def _folders(directory: Path) -> list[str]:

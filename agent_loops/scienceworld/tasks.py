@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent_loops import arguments
-from agent_loops.splits import check_split
+from agent_loops.environment import check_split
 
 VARIATIONS: Mapping[str, int] = {
     "boil": 30,

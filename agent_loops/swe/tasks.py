@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_loops.splits import check_split
+from agent_loops.environment import check_split
 
 PYTEST_PARSER = "parse_log_pytest"
 R2E_PARSER = "r2e"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent_loops.splits import check_split
+from agent_loops.environment import check_split
 
 GAMES = ("cookingworld", "coin", "twc", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
 SEEDS: Mapping[str, range] = {"train": range(1000), "dev": range(10_000, 11_000), "test": range(20_000, 21_000)}

@@ -11,12 +11,13 @@ Example:
     >>> environment.step("search[slim oak lamp]").observation.text  # doctest: +SKIP
 """
 
-from agent_loops.webshop.catalogue import Catalogue, load_catalogue
+from agent_loops.webshop.benchmark import WebShop, load_catalogue
+from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.environment import WebShopEnvironment
 from agent_loops.webshop.oracle import Oracle
 from agent_loops.webshop.prepared import open_prepared, prepare
 from agent_loops.webshop.records import CatalogueError, Goal, Product
-from agent_loops.webshop.tasks import WebShop, WebShopTasks
+from agent_loops.webshop.tasks import WebShopTasks
 
 __all__ = [
     "Catalogue",

@@ -5,21 +5,17 @@ Nothing here draws a random number: the order and the prices follow from what th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent_loops.webshop.files import (
     DataFiles,
-    GoalSource,
     HumanInstructions,
     check_goals,
-    find_files,
     read_facts,
     read_frozen_goals,
     read_products,
@@ -27,9 +23,6 @@ from agent_loops.webshop.files import (
 from agent_loops.webshop.goals import SyntheticGoals, count_goals, first_worded, goal_places, shuffled
 from agent_loops.webshop.records import Goal, Product, searchable_text
 from agent_loops.webshop.search import Ranking, SearchIndex
-
-LARGE = 64 << 20
-"""Bytes of items from which on a catalogue is prepared on disk rather than read into memory (in about ten seconds)."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +46,6 @@ class Catalogue:
     def search(self, query: str) -> tuple[int, ...]:
         """Returns the positions of at most 50 products, best first."""
         return self.index.search(query)
-
-
-def load_catalogue(directory: str | Path, cache: str | Path | None = None, goals: GoalSource = "auto") -> Catalogue:
-    """Reads a data directory; a large one is prepared in the cache first (`prepare`), and opened there.
-
-    Args:
-        directory: with WebShop's files (see `files`).
-        cache: where prepared data go; by default $AEM_CACHE, else ~/.cache/verl-aem.
-        goals: `auto` for goals.json where there is one and synthetic goals otherwise; `synthetic`; or `human`, for
-            what people wrote (items_human_ins*.json).
-
-    Raises:
-        CatalogueError: the directory or a file is missing or malformed.
-    """
-    files = find_files(directory, goals)
-    if files.items.stat().st_size < LARGE:
-        return read_catalogue(files)
-    from agent_loops.webshop.prepared import open_prepared, prepare  # it needs this module
-
-    return open_prepared(prepare(directory, cache, progress=sys.stderr.isatty(), goals=goals))
 
 
 def read_catalogue(files: DataFiles) -> Catalogue:

@@ -1,20 +1,16 @@
-"""WebShop as a benchmark: its goals in frozen splits, and environments over one shared catalogue."""
+"""WebShop's goals in frozen splits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent_loops import arguments
-from agent_loops.splits import check_split
-from agent_loops.webshop.catalogue import Catalogue, load_catalogue
-from agent_loops.webshop.environment import WebShopEnvironment
-from agent_loops.webshop.files import GOAL_SOURCES, GoalSource
+from agent_loops.environment import check_split
+from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.goals import first_worded
 
 
@@ -77,50 +73,3 @@ class WebShopTasks:
             ValueError: the split does not exist.
         """
         return self._splits[check_split(split, self.splits)]
-
-
-class WebShop:
-    """The benchmark over one data directory. A directory is read once a process, however many objects use it.
-
-    Args:
-        data_dir: where WebShop's files lie (`load_catalogue`).
-        n_validation: how many of the first goals are for validation.
-        goals: `auto`, `synthetic` or `human` (`load_catalogue`).
-        cache: where the prepared data of a large catalogue lie (`prepare`).
-    """
-
-    def __init__(
-        self,
-        data_dir: str | Path,
-        n_validation: int = 500,
-        goals: GoalSource = "auto",
-        cache: str | Path | None = None,
-    ) -> None:
-        directory = arguments.path("data_dir", data_dir)
-        cached = None if cache is None else str(arguments.path("cache", cache).resolve())
-        if not isinstance(goals, str) or goals not in GOAL_SOURCES:
-            arguments.refuse("goals", goals, f"one of {', '.join(GOAL_SOURCES)}")
-        self._catalogue = _shared_catalogue(str(directory.resolve()), cached, goals)
-        self._tasks = WebShopTasks.of(self._catalogue, n_validation)
-
-    @property
-    def name(self) -> str:
-        return "webshop"
-
-    @property
-    def catalogue(self) -> Catalogue:
-        """The shared, read-only data."""
-        return self._catalogue
-
-    @property
-    def task_set(self) -> WebShopTasks:
-        return self._tasks
-
-    def make(self) -> WebShopEnvironment:
-        """Returns a new environment over the shared catalogue."""
-        return WebShopEnvironment(self._catalogue)
-
-
-@lru_cache(maxsize=4)
-def _shared_catalogue(directory: str, cache: str | None, goals: GoalSource) -> Catalogue:
-    return load_catalogue(directory, cache, goals)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agent_loops.alfworld.benchmark import Alfworld
 from agent_loops.alfworld.environment import AlfworldEnvironment, _shared_game
 from agent_loops.alfworld.game import GameError
-from agent_loops.alfworld.tasks import Alfworld
 from tests.helpers import damage
 from tests.helpers.kitchen import ACTIONS, DOMAIN, RULES, game_data, grammar, problem, write_games
 

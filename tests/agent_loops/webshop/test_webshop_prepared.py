@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_loops.webshop import Catalogue, CatalogueError, WebShop, catalogue, load_catalogue, open_prepared, prepare
+from agent_loops.webshop import Catalogue, CatalogueError, WebShop, benchmark, load_catalogue, open_prepared, prepare
 from agent_loops.webshop.files import find_files
 from agent_loops.webshop.generate import generate_catalogue
 from agent_loops.webshop.index_files import IndexWriter, open_index
@@ -69,7 +69,7 @@ def test_a_large_catalogue_is_prepared_and_opened(
     before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
     small = load_catalogue(directory)
     assert not isinstance(small, PreparedCatalogue) and not (tmp_path / "cache").exists()
-    monkeypatch.setattr(catalogue, "LARGE", 1)
+    monkeypatch.setattr(benchmark, "LARGE", 1)
     shop = WebShop(directory, n_validation=20)
     assert isinstance(shop.catalogue, PreparedCatalogue)
     same(shop.catalogue, small)

@@ -349,10 +349,10 @@ def test_the_whole_way_from_a_source_that_breaks_off(shop, tmp_path, monkeypatch
 
 
 def test_the_index_of_a_large_set_is_prepared(shop, tmp_path, monkeypatch):
-    from agent_loops.webshop import catalogue
+    from agent_loops.webshop import benchmark
     from recipe.aem.tools import cli
 
-    monkeypatch.setattr(catalogue, "LARGE", 0)
+    monkeypatch.setattr(benchmark, "LARGE", 0)
     monkeypatch.setenv("AEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.app, ["data", "webshop", "--from", str(shop), "--validation", "50"])

@@ -36,7 +36,7 @@ def check_webshop(directory: Path) -> Iterator[Finding]:
     """Reads and counts the files; of a published set also their checksums."""
     from agent_loops.download import DownloadError
     from agent_loops.webshop import CatalogueError
-    from agent_loops.webshop.catalogue import LARGE
+    from agent_loops.webshop.benchmark import LARGE
     from agent_loops.webshop.download import check_files, choose_files
 
     title, remedy = "WebShop's data", "aem data webshop fetches and verifies them; --from DIR takes files you have"

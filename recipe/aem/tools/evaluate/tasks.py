@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from agent_loops.environment import Benchmark, Task
-from agent_loops.splits import check_split
+from agent_loops.environment import Benchmark, Task, check_split
 from recipe.aem.tools.evaluate import EvaluationError
 
 
