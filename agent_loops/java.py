@@ -56,6 +56,31 @@ def find_java(simulator: str) -> str:
     raise JavaError(f"{simulator} needs Java 8 or newer, and there is no `java` on PATH: {INSTALL}")
 
 
+def missing_java(simulator: str) -> str:
+    """Say why `java` cannot be used here and how to get it; return an empty string where it can.
+
+    Unlike `find_java` this starts it (`java -version`, about 0.1 s): a `java` on PATH may be a broken launcher, too old,
+    or built for another processor. Call it before a run that needs Java, not for each episode.
+
+    Args:
+        simulator: what needs it.
+    """
+    try:
+        java = find_java(simulator)
+        done = subprocess.run([java, "-version"], capture_output=True, text=True, errors="replace", timeout=60)
+    except JavaError as error:
+        return str(error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{java} does not start ({error}): repair it, or {INSTALL}"
+    said = _error_line(done.stderr + done.stdout)
+    if done.returncode != 0:
+        why = f"`java -version` exited with status {done.returncode}: {said}"
+        return f"{java} does not start ({why}): repair it, or {INSTALL}"
+    if re.search(r'version "1\.[0-7]\b', done.stderr):
+        return f"{java} is too old for {simulator}, which needs Java 8 or newer ({said}): {INSTALL}"
+    return ""
+
+
 def check_heap(heap: str) -> str:
     """Returns a heap size as Java takes it.
 
@@ -197,13 +222,16 @@ class Jvm:
 
 
 def _why_it_does_not_start(simulator: str, java: str, heap: str, said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
     if "UnsupportedClassVersionError" in said:
         return f"{java} is too old for {simulator}, which needs Java 8 or newer: {INSTALL}"
-    reason = next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")
-    return (
-        f"{java} does not start with a heap of {heap}: {reason[:200]}. Mend that, choose another `heap`, or {INSTALL}"
-    )
+    reason = _error_line(said)
+    return f"{java} does not start with a heap of {heap}: {reason}. Repair it, choose another `heap`, or {INSTALL}"
+
+
+def _error_line(said: str) -> str:
+    """The line of Java's output that names the error, else the first."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
+    return next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")[:200]
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
