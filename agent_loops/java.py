@@ -56,6 +56,32 @@ def find_java(simulator: str) -> str:
     raise JavaError(f"{simulator} needs Java 8 or newer, and there is no `java` on PATH: {INSTALL}")
 
 
+def missing_java(simulator: str) -> str:
+    """Say why `java` cannot be used here and how to get it; return an empty string where it can.
+
+    Unlike `find_java` this starts it (`java -version`, about 0.1 s): a `java` on PATH may be a broken launcher, too
+    old, or built for another processor. Call it before a run that needs Java, not for each episode.
+
+    Args:
+        simulator: what needs it.
+    """
+    try:
+        java = find_java(simulator)
+    except JavaError as error:
+        return str(error)
+    try:
+        done = subprocess.run([java, "-version"], capture_output=True, text=True, errors="replace", timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{java} does not start ({error}): repair it, or {INSTALL}"
+    said = _error_line(done.stderr + done.stdout)
+    if done.returncode != 0:
+        why = f"`java -version` exited with status {done.returncode}: {said}"
+        return f"{java} does not start ({why}): repair it, or {INSTALL}"
+    if re.search(r'version "1\.[0-7]\b', done.stderr):
+        return f"{java} is too old for {simulator}, which needs Java 8 or newer ({said}): {INSTALL}"
+    return ""
+
+
 def check_heap(heap: str) -> str:
     """Returns a heap size as Java takes it.
 
@@ -144,7 +170,7 @@ class Jvm:
         assert self.process.stdout is not None
         port, token = (self.process.stdout.readline().decode(errors="replace").strip() for _ in range(2))
         if not port.isdecimal():
-            reason = f"{port}\n{token}\n{self.last_words()}"
+            reason = f"{port}\n{token}\n{self.error_output()}"
             _end(self.process, self._errors)
             raise JavaError(_why_it_does_not_start(simulator, command[0], self.heap, reason))
         self.gateway: Any = JavaGateway(gateway_parameters=GatewayParameters(port=int(port), auth_token=token))
@@ -158,14 +184,14 @@ class Jvm:
         java.lang.System.setOut(nowhere)
         java.lang.System.setErr(nowhere)
 
-    def last_words(self) -> str:
+    def error_output(self) -> str:
         """What the process wrote to standard error; nothing after `close`."""
         if self._errors.closed:
             return ""
         self._errors.seek(0)
         return self._errors.read(1 << 16).decode(errors="replace")
 
-    def obituary(self) -> str | None:
+    def exit_report(self) -> str | None:
         """Why the process is gone; None while it lives."""
         status = self.process.poll()
         if status is None:
@@ -173,7 +199,7 @@ class Jvm:
         if status == _OUT_OF_MEMORY:
             return f"Java ran out of its heap of {self.heap}: raise `heap`, or play fewer episodes at once in a process"
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
-        return f"Java ended {how}. {' '.join(self.last_words().split())[:200]}".rstrip()
+        return f"Java ended {how}. {' '.join(self.error_output().split())[:200]}".rstrip()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function that asks this process, and tell its faults apart.
@@ -182,8 +208,8 @@ class Jvm:
             SimulatorError: the simulator failed; what else runs in the process goes on.
             ProcessUnusable: the process is gone.
         """
-        if (obituary := self.obituary()) is not None:
-            raise ProcessUnusable(obituary)
+        if (report := self.exit_report()) is not None:
+            raise ProcessUnusable(report)
         try:
             return function(*arguments)
         except Py4JJavaError as error:
@@ -191,19 +217,22 @@ class Jvm:
         except Py4JError as error:
             with contextlib.suppress(subprocess.TimeoutExpired):  # the connection breaks a moment before it is gone
                 self.process.wait(_END_SECONDS)
-            obituary = self.obituary() or f"Java does not answer: {error}"
+            report = self.exit_report() or f"Java does not answer: {error}"
             self.close()
-            raise ProcessUnusable(obituary) from error
+            raise ProcessUnusable(report) from error
 
 
 def _why_it_does_not_start(simulator: str, java: str, heap: str, said: str) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
     if "UnsupportedClassVersionError" in said:
         return f"{java} is too old for {simulator}, which needs Java 8 or newer: {INSTALL}"
-    reason = next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")
-    return (
-        f"{java} does not start with a heap of {heap}: {reason[:200]}. Mend that, choose another `heap`, or {INSTALL}"
-    )
+    reason = _error_line(said)
+    return f"{java} does not start with a heap of {heap}: {reason}. Repair it, choose another `heap`, or {INSTALL}"
+
+
+def _error_line(said: str) -> str:
+    """The line of Java's output that names the error, else the first."""
+    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
+    return next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")[:200]
 
 
 def _end(process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:

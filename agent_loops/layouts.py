@@ -1,7 +1,7 @@
 """The rows of one trajectory while it is played, in either layout: `TurnRows`, `TranscriptRow`.
 
-A layout decides only where the model goes on from: a prompt of its own, or the end of the conversation. What the model
-wrote stays as it was sampled: its tokens are never decoded and encoded again.
+A layout decides only where the model goes on from: a new prompt for each turn, or the end of the conversation. What the
+model wrote stays as it was sampled: its tokens are never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
 
 from agent_loops.chat_template import template_of
 from agent_loops.episode import Episode, EpisodeSettings, Turn
-from agent_loops.shortening import Part, PromptTooLong, longest_that_fits, say_once
+from agent_loops.extra_fields import Cut, ExtraFields, Shortened
+from agent_loops.shortening import PromptTooLong, longest_that_fits, say_once
 from agent_loops.texts import clean
 from agent_loops.thoughts import MESSAGE, TAGS, assistant_message, opens_thought
 
@@ -29,13 +30,31 @@ ANSWER_TOKENS = 256
 """What a transcript's later message leaves for its answer, where shortening the message can."""
 _TAIL_TOKENS = 64
 
-Cut = Literal["", "response", "turns", "truncated", "time"]
 Messages = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A response: the tokens [start, stop) of a row's response part, and what the row says of it.
+
+    Attributes:
+        index: which turn of the trajectory it is.
+        turn: None where the environment failed.
+        anchor: the observation that it answered.
+        shortened: what of its prompt was.
+    """
+
+    start: int
+    stop: int
+    index: int
+    turn: Turn | None
+    anchor: str
+    shortened: Shortened
 
 
 @dataclass
 class Row:
-    """A row of verl's batch. Mask, log-probs and spans are counted in response tokens; the rest is one entry a span."""
+    """A row of verl's batch. The mask and the log-probs have one value per response token."""
 
     messages: Messages
     prompt_ids: list[int]
@@ -43,11 +62,7 @@ class Row:
     response_ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)
     engine: dict[str, Any] = field(default_factory=dict)
-    spans: list[list[int]] = field(default_factory=list)
-    turn_index: list[int] = field(default_factory=list)
-    turns: list[Turn | None] = field(default_factory=list)
-    anchors: list[str] = field(default_factory=list)
-    shortened: list[Part] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
 
     @property
     def ids(self) -> list[int]:
@@ -61,22 +76,6 @@ class Row:
             mask=[*self.mask, 0],
             log_probs=None if self.log_probs is None else [*self.log_probs, 0.0],
         )
-
-    def extra_fields(self) -> dict[str, Any]:
-        return {
-            **self.engine,
-            "response_spans": self.spans,
-            "turn_index": self.turn_index,
-            "turn_rewards": [turn.reward if turn else 0.0 for turn in self.turns],
-            "turn_penalties": [turn.penalty if turn else 0.0 for turn in self.turns],
-            "turn_valid": [turn.action.valid if turn else False for turn in self.turns],
-            "turn_kinds": [turn.kind if turn else "" for turn in self.turns],
-            "anchors": self.anchors,
-            "prompt_shortened": list(self.shortened),
-            # verl's own loops leave these two, and its dumps read them
-            "turn_scores": [],
-            "tool_rewards": [],
-        }
 
 
 class Rows(ABC):
@@ -113,7 +112,9 @@ class Rows(ABC):
         self.out_of_time = False
         # the coming turn's prompt goes on within a thought that it opened
         self.thought_open = False
-        self._shortened: Part = ""
+        # of the coming turn: what of its prompt was shortened, and the observation that is answered
+        self._shortened: Shortened = ""
+        self._anchor = ""
         self._before: list[Row] = []
 
     async def ask(self, episode: Episode) -> int:
@@ -122,24 +123,21 @@ class Rows(ABC):
         self._shortened = ""
         room = await self._ask(episode)
         self.thought_open = self._opens_thought(self.rows[-1].ids)
+        self._anchor = episode.observation.text if episode.observation is not None else ""
         return room
 
     @abstractmethod
     async def _ask(self, episode: Episode) -> int: ...
 
-    def withdraw(self, anchor: str) -> None:
-        """Take back what `ask` brought, for nothing will answer it. verl needs a row, so the first one stays, masked.
-
-        Args:
-            anchor: the observation that was not answered.
-        """
+    def withdraw(self) -> None:
+        """Take back what `ask` brought, which nothing will answer. verl needs a row: the first one stays, masked."""
         if self._before:
             self.rows = self._before
             return
         self.rows[-1].engine = self._without_engine()
-        self._add_nothing(None, anchor)
+        self._add_nothing(None)
 
-    async def add(self, ids: list[int], output: Any, room: int, turn: Turn | None, anchor: str) -> None:
+    async def add(self, ids: list[int], output: Any, room: int, turn: Turn | None) -> None:
         """Record a response: what the model answered to `ask`.
 
         Args:
@@ -147,14 +145,13 @@ class Rows(ABC):
             output: verl's TokenOutput.
             room: what `ask` returned.
             turn: None where the environment failed.
-            anchor: the observation that was answered.
         """
         row, steps = self.rows[-1], dict(output.extra_fields)
         if row.engine:  # verl's own loops too keep the first response's, but for the newest weights that took part
             steps = {**row.engine, "max_global_steps": steps.get("max_global_steps")}
         row.engine = steps
         if not ids:
-            return self._add_nothing(turn, anchor)
+            return self._add_nothing(turn)
         log_probs: list[float] | None = None
         if row.log_probs is not None:
             log_probs = list(output.log_probs or [])[: len(ids)]
@@ -167,7 +164,7 @@ class Rows(ABC):
             assistant_logprobs=log_probs,
         )
         row.response_ids = merged.token_ids[len(row.prompt_ids) :]
-        self._end_span(start, turn, anchor)
+        self._end_span(start, turn)
         # vLLM's reason does not reach us: verl calls both ends `completed` (vllm_async_server.py:723)
         full = len(ids) >= room and ids[-1] not in self.end_tokens
         self.unfinished = full or getattr(output, "stop_reason", None) in ("length", "aborted", "abort")
@@ -181,7 +178,7 @@ class Rows(ABC):
             ids = []
         self.rows.append(self._row(messages, ids or [self._end_token]))
         self.rows[-1].engine = self._without_engine()
-        self._add_nothing(None, "")
+        self._add_nothing(None)
 
     def outputs(self, episode: Episode, fault: str, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
         """What verl is given."""
@@ -189,23 +186,22 @@ class Rows(ABC):
         cut = self._cut(episode, fault)
         fault = clean(fault)
         masked = bool(fault) or (bool(cut) and self._settings.compact_filtering)
-        turns = [turn for row in self.rows for turn in row.turns]
+        spans = [span for row in self.rows for span in row.spans]
         success = float(episode.won and not fault)
         info = {
             **({} if fault else episode.counts),
             "acc": success,
             "task_score": 0.0 if fault else float(episode.score),
-            "turns": float(len(turns)),
-            "invalid_turns": float(sum(not (turn and turn.action.valid) for turn in turns)),
+            "turns": float(len(spans)),
+            "invalid_turns": float(sum(not (span.turn and span.turn.action.valid) for span in spans)),
             "fault": float(bool(fault)),
             "cut": float(bool(cut)),
-            "shortened_turns": float(sum(bool(part) for row in self.rows for part in row.shortened)),
+            "shortened_turns": float(sum(bool(span.shortened) for span in spans)),
         }
         if episode.kind:  # verl averages each entry over the trajectories that have it
             info[f"acc/{episode.kind}"] = success
         if fault:
             logger.error("episode %s: %s", self._trajectory_id, fault)
-        of_all = {"trajectory_id": self._trajectory_id, "fault": fault, "cut": cut}
         return [
             AgentLoopOutput(
                 prompt_ids=row.prompt_ids,
@@ -213,12 +209,31 @@ class Rows(ABC):
                 response_mask=[0] * len(row.mask) if masked else row.mask,
                 response_logprobs=row.log_probs,
                 reward_score=reward,
-                num_turns=2 * len(turns),
+                num_turns=2 * len(spans),
                 metrics=metrics,
-                extra_fields={**row.extra_fields(), **of_all, "reward_extra_info": dict(info)},
+                extra_fields={**row.engine, **self._extra_fields(row, fault, cut, info)},
             )
             for row in self.rows
         ]
+
+    def _extra_fields(self, row: Row, fault: str, cut: Cut, info: Mapping[str, float]) -> ExtraFields:
+        turns = [span.turn for span in row.spans]
+        return {
+            "response_spans": [[span.start, span.stop] for span in row.spans],
+            "turn_index": [span.index for span in row.spans],
+            "turn_rewards": [turn.reward if turn else 0.0 for turn in turns],
+            "turn_penalties": [turn.penalty if turn else 0.0 for turn in turns],
+            "turn_valid": [turn.action.valid if turn else False for turn in turns],
+            "turn_kinds": [turn.kind if turn else "" for turn in turns],
+            "anchors": [span.anchor for span in row.spans],
+            "prompt_shortened": [span.shortened for span in row.spans],
+            "trajectory_id": self._trajectory_id,
+            "fault": fault,
+            "cut": cut,
+            "reward_extra_info": dict(info),
+            "turn_scores": [],
+            "tool_rewards": [],
+        }
 
     def _cut(self, episode: Episode, fault: str) -> Cut:
         """What cut the trajectory short. A response that was cut counts even where its action ended the task."""
@@ -260,7 +275,7 @@ class Rows(ABC):
         """The tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning away."""
         return list(await asyncio.to_thread(self._loop.continuous_token_builder.build_initial_tokens, messages))
 
-    def _noted(self, episode: Episode, found: tuple[Row, Part], setting: str, limit: int) -> Row:
+    def _noted(self, episode: Episode, found: tuple[Row, Shortened], setting: str, limit: int) -> Row:
         row, self._shortened = found
         if self._shortened == "history" and not episode.shown().history:
             setting, limit = "episode.max_prompt_characters", episode.settings.max_prompt_characters
@@ -302,24 +317,21 @@ class Rows(ABC):
         left = min(self._response_length - used, self._context - len(row.prompt_ids) - used)
         return max(0, min(left, self._settings.turn_tokens or left))
 
-    def _add_nothing(self, turn: Turn | None, anchor: str) -> None:
+    def _add_nothing(self, turn: Turn | None) -> None:
         """A response without a token (an interrupted engine's) is a masked one: verl and the estimators need one."""
         start = len(self.rows[-1].mask)
         self.rows[-1] = self.rows[-1].with_masked(self._end_token)
-        self._end_span(start, turn, anchor)
+        self._end_span(start, turn)
         self.unfinished = True
 
-    def _end_span(self, start: int, turn: Turn | None, anchor: str) -> None:
+    def _end_span(self, start: int, turn: Turn | None) -> None:
         row = self.rows[-1]
-        row.turn_index.append(sum(len(one.spans) for one in self.rows))
-        row.spans.append([start, len(row.mask)])
-        row.turns.append(turn)
-        row.anchors.append(anchor)
-        row.shortened.append(self._shortened)
+        index = sum(len(row.spans) for row in self.rows)
+        row.spans.append(Span(start, len(row.mask), index, turn, self._anchor, self._shortened))
 
 
 class TurnRows(Rows):
-    """A row a turn, each with a prompt of its own."""
+    """One row for each turn, which begins with the turn's own prompt."""
 
     async def _ask(self, episode: Episode) -> int:
         self.rows.append(await self._new_row(episode))
@@ -358,9 +370,10 @@ class TranscriptRow(Rows):
         return room
 
     async def _with_message(self, row: Row, message: str) -> Row:
+        last = row.spans[-1]
         messages = [
             *row.messages,
-            assistant_message(self.text_of(row.response_ids[slice(*row.spans[-1])]), self.thought_open),
+            assistant_message(self.text_of(row.response_ids[last.start : last.stop]), self.thought_open),
             {"role": "user", "content": message},
         ]
         end = self.ends.missing_after(row.response_ids[-1])
@@ -370,15 +383,14 @@ class TranscriptRow(Rows):
             messages[:-1], messages, row.ids, row.mask, row.log_probs
         )
         # where the model ended by opening the next message, that token goes and the message brings its own
-        start, stop = row.spans[-1]
-        stop = max(start + 1, min(stop, len(row.mask) - merged.removed_prefix_token_count))
+        stop = max(last.start + 1, min(last.stop, len(row.mask) - merged.removed_prefix_token_count))
         return dataclasses.replace(
             row,
             messages=messages,
             response_ids=merged.token_ids[len(row.prompt_ids) :],
             mask=mask,
             log_probs=log_probs,
-            spans=[*row.spans[:-1], [start, stop]],
+            spans=[*row.spans[:-1], dataclasses.replace(last, stop=stop)],
         )
 
 

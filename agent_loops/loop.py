@@ -4,33 +4,16 @@ and **transcript**, one row a trajectory (docs/conversations.md shows both).
 Settings come from `actor_rollout_ref.rollout.custom`, verl's free slot: `benchmark` (`target`, what makes an
 `agent_loops.environment.Benchmark`, and its arguments; opened once a process), `workers` (how many subprocesses host
 environments that are not thread-safe, see `agent_loops.workers`), `threads` (how many calls to thread-safe ones run at
-once in a process; null: four a core, at most 32) and `episode` (`agent_loops.episode.EpisodeSettings`). The task comes
-from the dataset's `extra_info.task`. The loop's name in verl is `environment`.
+once in a process; null: four per core, at most 32) and `episode` (`agent_loops.episode.EpisodeSettings`). The task
+comes from the dataset's `extra_info.task`. The loop's name in verl is `environment`.
 
-What each row carries in `extra_fields`, for the estimators and for analysis:
-
-* `response_spans`: [[start, stop)] offsets into the response part, one a response of the agent: the mask is 1 there and
-  0 elsewhere;
-* `turn_index`, `turn_rewards`, `turn_penalties`, `turn_valid`: one entry a span. Rewards are the environment's own
-  (`Step.reward`); penalties are <= 0 (a broken format, and `EpisodeSettings.overlong`);
-* `turn_kinds`: what sort of turn each span is (`agent_loops.episode.Turn.kind`), for reports and `aem.relative_to`;
-* `anchors`: the raw observation that each span answered; `trajectory_id`: the row's trajectory;
-* `prompt_shortened`: for each span, what of its prompt was shortened last to make it fit, empty where it is whole:
-  `history`, `observation`, `instruction` (the task) or `actions` (`agent_loops.shortening`);
-* `fault`: empty, or what of the environment, a template or a text failed: then the whole trajectory is masked, its
-  reward is 0, and training leaves it out of every statistic of its group and batch;
-* `cut`: empty, or what cut the trajectory short: `response` (the last generation stopped at its token limit, or the
-  next message would have left no room for an answer), `turns` (`max_turns`), `truncated` (the environment's own limit)
-  or `time` (`trajectory_seconds` are over; or a call to the environment outlasted `step_seconds`, which is a fault
-  too). Under `episode.compact_filtering` such a trajectory is masked whole, and keeps its reward: it trains nothing,
-  but stays in the group's baseline;
-* `reward_extra_info`: `acc` (success), `task_score`, `turns`, `invalid_turns`, `fault`, `cut`, `shortened_turns`,
-  for verl's validation.
+What each row carries in `extra_fields`, for the estimators and for analysis: `agent_loops.extra_fields.ExtraFields`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -39,6 +22,8 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -85,10 +70,10 @@ class EnvironmentAgentLoop(AgentLoopBase):
         _, pool, settings = await asyncio.to_thread(open_benchmark, self.rollout_config.custom)
         rows = ROWS[settings.layout](self, settings, bool(sampling_params.get("logprobs")), kwargs)
         metrics = {"generate_sequences": 0.0, "tool_calls": 0.0}
-        seat = pool.open()
-        episode = Episode(seat.environment, settings)
+        slot = pool.open()
+        episode = Episode(slot.environment, settings)
         try:
-            fault = await self._play(episode, kwargs["extra_info"]["task"], seat.call, rows, sampling_params, metrics)
+            fault = await self._play(episode, kwargs["extra_info"]["task"], slot.call, rows, sampling_params, metrics)
         finally:  # a cancelled episode ends here too
             await _close(episode)
         if not rows.rows:
@@ -104,77 +89,94 @@ class EnvironmentAgentLoop(AgentLoopBase):
         sampling_params: dict[str, Any],
         metrics: dict[str, float],
     ) -> str:
-        """Play to the end; returns the fault, or an empty string."""
+        """Play to the end; return the fault, or an empty string."""
         settings = episode.settings
-        seconds = settings.step_seconds
+        # one id per trajectory: verl keeps it on the server whose cache knows its beginning
+        request = {"request_id": uuid4().hex, "sampling_params": sampling_params}
         try:
-            await call(seconds, episode.reset, task)
-        except Exception as error:  # any fault of foreign code: reported in the row, never raised into verl
-            rows.timed_out = isinstance(error, EnvironmentTimeout)
-            return _describe(error, "reset")
-        deadline = time.perf_counter() + (settings.trajectory_seconds or math.inf)
-        # a worker process that is given up takes other episodes with it
-        can_give_up = type(episode.environment).thread_safe
-        busy = False
-        request_id = uuid4().hex  # one a trajectory: verl keeps it on the server whose cache knows its beginning
-        while not episode.done and not rows.out_of_time:
-            if time.perf_counter() >= deadline:
-                rows.out_of_time = True
-                break
-            where = f"turn {len(episode.turns)}"
-            try:
-                room = await rows.ask(episode)
-            except Exception as error:  # a template, a text that the tokenizer refuses, a prompt that cannot fit
-                return _describe(error, f"the prompt of {where}")
-            if not room:
-                break
-            started = time.perf_counter()
-            anchor = episode.observation.text if episode.observation is not None else ""
-            output = await self._generate(
-                deadline - started,
-                request_id=request_id,
-                prompt_ids=rows.rows[-1].ids,
-                sampling_params={**sampling_params, **rows.ends.stop_at(sampling_params), "max_tokens": room},
-            )
-            generated = time.perf_counter()
-            metrics["generate_sequences"] += generated - started
-            if output is None:
-                rows.out_of_time = True
-                rows.withdraw(anchor)
-                break
-            response_ids = list(output.token_ids)[:room]
-            left = deadline - generated if can_give_up else math.inf
-            turn, fault = None, ""
-            try:
+            with _faults("reset"):
+                await call(settings.step_seconds, episode.reset, task)
+            clock = _Clock(settings.trajectory_seconds)
+            while not episode.done and not rows.out_of_time:
+                if clock.left() <= 0:
+                    rows.out_of_time = True
+                elif not await self._turn(episode, call, rows, clock, request, metrics):
+                    break
+            if settings.conclude and not clock.still_running and episode.end not in ("terminated", "truncated"):
+                with _faults("the end"):
+                    await call(settings.step_seconds, episode.conclude)
+        except _Fault as fault:
+            rows.timed_out = fault.timed_out
+            return str(fault)
+        return ""
+
+    async def _turn(
+        self,
+        episode: Episode,
+        call: Call,
+        rows: Rows,
+        clock: _Clock,
+        request: Mapping[str, Any],
+        metrics: dict[str, float],
+    ) -> bool:
+        """Play one turn; return False where the row has no room for it, or the time was up before its response.
+
+        Raises:
+            _Fault: the environment, a template or a text failed.
+        """
+        # The prompt. A template may fail, the tokenizer refuse a text, a prompt be too long
+        where = f"turn {len(episode.turns)}"
+        with _faults(f"the prompt of {where}"):
+            room = await rows.ask(episode)
+        if not room:
+            return False
+
+        # The response
+        started = time.perf_counter()
+        params = {**request["sampling_params"], **rows.ends.stop_at(request["sampling_params"]), "max_tokens": room}
+        output = await self._generate(
+            clock.left(),
+            request_id=request["request_id"],
+            prompt_ids=rows.rows[-1].ids,
+            sampling_params=params,
+        )
+        generated = time.perf_counter()
+        metrics["generate_sequences"] += generated - started
+        if output is None:
+            rows.out_of_time = True
+            rows.withdraw()
+            return False
+        response_ids = list(output.token_ids)[:room]
+
+        # The environment's step. It may be given up where that costs no other episode: a worker process has several
+        left = clock.left() if type(episode.environment).thread_safe else math.inf
+        seconds = episode.settings.step_seconds
+        turn, fault = None, None
+        try:
+            with _faults(where):
                 response = rows.text_of(response_ids)
                 if left > 0:
                     turn = await call(min(seconds, left), episode.step, response, rows.thought_open)
-                    overlong = settings.overlong(len(response_ids), room)
+                    overlong = episode.settings.overlong(len(response_ids), room)
                     turn = dataclasses.replace(turn, penalty=turn.penalty + overlong)
                 else:
                     rows.out_of_time = True
-            except EnvironmentTimeout as error:
-                busy = True
-                rows.out_of_time = left < seconds
-                rows.timed_out = not rows.out_of_time
-                fault = _describe(error, where) if rows.timed_out else ""
-            except Exception as error:  # as above
-                fault = _describe(error, where)
-            metrics["tool_calls"] += time.perf_counter() - generated
-            try:
-                await rows.add(response_ids, output, room, turn, anchor)
-            except Exception as error:  # as above
-                rows.withdraw(anchor)
-                fault = fault or _describe(error, f"the response of {where}")
-            if fault:
-                return fault
-        if settings.conclude and not busy and episode.end not in ("terminated", "truncated"):
-            try:
-                await call(seconds, episode.conclude)
-            except Exception as error:  # as above
-                rows.timed_out = isinstance(error, EnvironmentTimeout)
-                return _describe(error, "the end")
-        return ""
+        except _Fault as error:
+            clock.still_running = error.timed_out
+            rows.out_of_time = error.timed_out and left < seconds
+            fault = None if rows.out_of_time else error
+        metrics["tool_calls"] += time.perf_counter() - generated
+
+        # The record: the response was sampled, whatever became of the step
+        try:
+            with _faults(f"the response of {where}"):
+                await rows.add(response_ids, output, room, turn)
+        except _Fault as error:
+            rows.withdraw()
+            fault = fault or error
+        if fault is not None:
+            raise fault
+        return True
 
     async def _generate(self, seconds: float, **request: Any) -> Any:
         """verl's TokenOutput, or None where the time is up first; the engine then ends the request unheard."""
@@ -188,6 +190,44 @@ class EnvironmentAgentLoop(AgentLoopBase):
             return None
 
 
+@dataclass
+class _Clock:
+    """The time of a trajectory, which begins after `reset`.
+
+    Attributes:
+        seconds: `episode.trajectory_seconds`.
+        still_running: the last call to the environment was given up, and has not returned.
+    """
+
+    seconds: float | None
+    still_running: bool = False
+
+    def __post_init__(self) -> None:
+        self._deadline = time.perf_counter() + (self.seconds or math.inf)
+
+    def left(self) -> float:
+        return self._deadline - time.perf_counter()
+
+
+class _Fault(RuntimeError):
+    """What the row will say of a failed environment, template or text."""
+
+    timed_out = False
+
+
+@contextlib.contextmanager
+def _faults(where: str) -> Iterator[None]:
+    """Turn whatever foreign code raises into a `_Fault`, which ends the episode and never reaches verl."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{where}: {type(error).__name__}: {error}"[:500]
+        # it may quote the text that could not be encoded
+        fault = _Fault(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        fault.timed_out = isinstance(error, EnvironmentTimeout)
+        raise fault from error
+
+
 _OPENING = threading.Lock()
 
 
@@ -197,8 +237,8 @@ def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool
     Its environments run in threads where they are thread-safe, and in worker processes otherwise; those start with
     their first episode.
 
-    Raises whatever is wrong with the settings or the data: that is the user's to mend, not a fault of an episode. The
-    trainer calls it once before it starts anything.
+    Raises whatever is wrong with the settings or the data: that is the user's to correct, not a fault of an episode.
+    The trainer calls it once before it starts anything.
     """
     settings = OmegaConf.to_container(custom, resolve=True) if custom else {}
     if not isinstance(settings, dict) or "benchmark" not in settings:
@@ -234,11 +274,6 @@ def _opened_benchmark(config: str, workers: int, threads: int | None) -> tuple[B
     if type(benchmark.make()).thread_safe:
         return benchmark, EnvironmentPool(benchmark.make, threads)
     return benchmark, WorkerPool(target, arguments, workers)
-
-
-def _describe(error: Exception, where: str) -> str:
-    text = f"{where}: {type(error).__name__}: {error}"[:500]
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")  # it may quote the text that could not be encoded
 
 
 async def _close(episode: Episode) -> None:

@@ -1,7 +1,7 @@
 """Blocking environments beside asyncio: calls run elsewhere, with a deadline, and never hold up the event loop.
 
 Thread-safe environments run in threads of this process (`EnvironmentPool`), the others in subprocesses
-(`agent_loops.workers.WorkerPool`). Either gives an episode its `Seat`.
+(`agent_loops.workers.WorkerPool`). Either gives an episode its `Slot`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True)
-class Seat:
+class Slot:
     """Where one episode is played: its environment, and how calls to it are made."""
 
     environment: Environment
@@ -98,14 +98,14 @@ class EnvironmentPool:
             max_workers=threads or min(32, 4 * (os.cpu_count() or 1)), thread_name_prefix="environment"
         )
 
-    def open(self) -> Seat:
-        """A seat for a new episode."""
+    def open(self) -> Slot:
+        """A slot for a new episode."""
         assert self._make is not None, "EnvironmentPool(make=…) makes the environments"
         try:
             environment = contained(self._make)
         except Exception as error:  # a fault of its episode like any other of foreign code
             environment = Unmade(error)
-        return Seat(environment, self.call)
+        return Slot(environment, self.call)
 
     async def call(self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `function` in a thread. Raises `EnvironmentTimeout` after `seconds`, and what the function raises."""

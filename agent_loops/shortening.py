@@ -7,15 +7,15 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from agent_loops.episode import Episode, Shown
+from agent_loops.extra_fields import Shortened
 from agent_loops.texts import cut_middle
 
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
-Part = Literal["", "history", "observation", "instruction", "actions"]
 
 KEPT_CHARACTERS = 512
 """Of the observation, and of the task, as long as the other parts can give way."""
@@ -27,7 +27,7 @@ class PromptTooLong(ValueError):
     """Not even the template alone fits, which only another setting can change."""
 
 
-def _steps(sizes: Shown) -> list[tuple[Part, int, int]]:
+def _steps(sizes: Shown) -> list[tuple[Shortened, int, int]]:
     """What is shortened in turn: the part, and from which to which size."""
     assert sizes.observation is not None and sizes.instruction is not None and sizes.actions is not None
     observation, instruction = (min(KEPT_CHARACTERS, one) for one in (sizes.observation, sizes.instruction))
@@ -42,7 +42,7 @@ def _steps(sizes: Shown) -> list[tuple[Part, int, int]]:
 
 async def longest_that_fits(
     episode: Episode, fits: Callable[[str], Awaitable[R | None]], task: bool = True
-) -> tuple[R, Part] | None:
+) -> tuple[R, Shortened] | None:
     """The coming prompt, shortened where it has to be: first the history goes, then the observation's end, then the
     middle of the task, then the end of the actions, then what was kept of observation and task (`KEPT_CHARACTERS`).
     The template's own words stay.
@@ -58,7 +58,7 @@ async def longest_that_fits(
         fits.
     """
     shown = episode.shown()
-    part: Part = "" if shown.history else "history"
+    part: Shortened = "" if shown.history else "history"
     if (found := await fits(episode.render(shown))) is not None:
         return found, part
     if shown.history and episode.has_history:
@@ -84,7 +84,7 @@ async def longest_that_fits(
 
 
 @functools.cache
-def say_once(part: Part, setting: str, limit: int) -> None:
+def say_once(part: Shortened, setting: str, limit: int) -> None:
     """One line a process for what was shortened, and by what limit."""
     logger.warning(
         "a prompt was shortened (its %s) to fit %s=%d. Rows say so in extra_fields['prompt_shortened'], "

@@ -4,9 +4,10 @@
 (`RemoteEnvironment`) whose calls run in a worker, one at a time there. Processes start with their first episode, so a
 process that only looks at a benchmark opens nothing heavy.
 
-A worker is a fresh interpreter (`subprocess`) that speaks pickles over a socket (`multiprocessing.connection`). The
-standard library's process pools do not fit: `spawn` runs the parent's main module again in every child (in a Ray worker
-that loads Ray, in verl's main process torch), and a pool neither says how a child ended nor replaces one that hangs.
+A worker is a fresh interpreter (`subprocess`) that exchanges pickles over a socket (`multiprocessing.connection`). Why
+nothing ready-made: Ray actors would do inside verl, but `aem check`, `aem eval` and the tests play without a Ray
+cluster; the pools of the standard library and of pebble run the parent's main module again in each child (`spawn`: in
+verl's main process that loads torch), do not say how a child ended, and do not keep an episode in the same child.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from agent_loops.environment import Environment, Observation, Step, Task
-from agent_loops.pool import EnvironmentTimeout, Seat, contained
+from agent_loops.pool import EnvironmentTimeout, Slot, contained
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_WORKERS = 2
 SETTING = "actor_rollout_ref.rollout.custom.workers"
 START_SECONDS = 300.0  # a process, its imports, the benchmark and what it warms up, on a machine that starts many
-END_SECONDS = 3.0  # to go of its own accord
+END_SECONDS = 3.0  # to exit by itself
 CLOSE_SECONDS = 60.0
 
 _BOOT = (
@@ -76,7 +77,7 @@ def die_with_parent() -> None:
 
 
 def serve(connection: Connection, parent: int) -> None:
-    """A worker's life: open the benchmark, then answer one request after the other until the parent is gone.
+    """Run a worker: open the benchmark, then answer one request after the other until the parent is gone.
 
     Args:
         connection: to the parent, which sends the benchmark's target and arguments first.
@@ -160,12 +161,12 @@ class _Job:
 
 
 @dataclass
-class _Life:
-    """One process of a worker. `obituary` is empty while it lives."""
+class _Child:
+    """One process of a worker. `exit_report` says how it ended; empty while it runs."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
-    obituary: str = ""
+    exit_report: str = ""
 
 
 @dataclass
@@ -180,7 +181,7 @@ class _Worker:
     target: str
     arguments: Mapping[str, Any]
     live: int = 0
-    life: _Life | None = None
+    child: _Child | None = None
     seconds: float = START_SECONDS
     jobs: SimpleQueue[_Job | None] = field(default_factory=SimpleQueue)
     thread: threading.Thread | None = None
@@ -214,27 +215,27 @@ class _Worker:
             except Exception as error:
                 job.future.set_exception(error)
             del job  # not until the next one comes
-        if self.life and not self.life.obituary:
-            self.life.connection.close()
+        if self.child and not self.child.exit_report:
+            self.child.connection.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.life.process.wait(END_SECONDS)
-            self._bury(self.life, "was ended")
+                self.child.process.wait(END_SECONDS)
+            self._reap(self.child, "was ended")
 
-    def request(self, life: _Life, name: str, key: int, argument: Any) -> Any:
+    def request(self, child: _Child, name: str, key: int, argument: Any) -> Any:
         """One request and its answer. Raises what the environment raised, `EnvironmentTimeout` or `WorkerDied`."""
-        if life.obituary:
-            raise WorkerDied(life.obituary)
-        if life is not self.life:
+        if child.exit_report:
+            raise WorkerDied(child.exit_report)
+        if child is not self.child:
             raise AssertionError("a worker has one process at a time")
-        return self._exchange(life, [(name, key, argument)], name, self.seconds, "episode.step_seconds")
+        return self._exchange(child, [(name, key, argument)], name, self.seconds, "episode.step_seconds")
 
-    def living(self) -> _Life:
+    def live_child(self) -> _Child:
         """The process that takes new episodes, started if there is none."""
-        if self.life is None or self.life.obituary or self._ended(self.life):
-            self.life = self._start()
-        return self.life
+        if self.child is None or self.child.exit_report or self._ended(self.child):
+            self.child = self._start()
+        return self.child
 
-    def _start(self) -> _Life:
+    def _start(self) -> _Child:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -243,51 +244,51 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # its children can be killed with it
             )
-        life = _Life(process, Connection(ours.detach()))
+        child = _Child(process, Connection(ours.detach()))
         messages = (sys.path, (self.target, dict(self.arguments)))
         try:
-            self._exchange(life, messages, "the start", START_SECONDS, "a worker's limit")
+            self._exchange(child, messages, "the start", START_SECONDS, "a worker's limit")
         except BaseException:
-            self._bury(life, "did not start")
+            self._reap(child, "did not start")
             raise
-        return life
+        return child
 
-    def _exchange(self, life: _Life, messages: Sequence[Any], name: str, seconds: float, limit: str) -> Any:
+    def _exchange(self, child: _Child, messages: Sequence[Any], name: str, seconds: float, limit: str) -> Any:
         try:
             for message in messages:
-                life.connection.send(message)
-            if not life.connection.poll(seconds):
+                child.connection.send(message)
+            if not child.connection.poll(seconds):
                 text = f"{name} took longer than {seconds:g} s ({limit})"
-                self._bury(life, f"was ended because another episode's {text}")
+                self._reap(child, f"was ended because another episode's {text}")
                 raise EnvironmentTimeout(text)
-            kind, value = life.connection.recv()
+            kind, value = child.connection.recv()
         except (EOFError, OSError):
-            raise WorkerDied(self._bury(life, "")) from None
+            raise WorkerDied(self._reap(child, "")) from None
         if kind == "unusable":
-            self._bury(life, f"was ended after another episode's {name}: {value}")
+            self._reap(child, f"was ended after another episode's {name}: {value}")
         if kind != "value":
             raise value
         return value
 
-    def _ended(self, life: _Life) -> bool:
-        if life.process.poll() is None:
+    def _ended(self, child: _Child) -> bool:
+        if child.process.poll() is None:
             return False
-        self._bury(life, "")
+        self._reap(child, "")
         return True
 
-    def _bury(self, life: _Life, reason: str) -> str:
+    def _reap(self, child: _Child, reason: str) -> str:
         """Kill the process with all its children, and say why it is gone. An empty reason: it went first."""
         if not reason:
             try:
-                life.process.wait(END_SECONDS)
+                child.process.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
                 reason = "closed its connection"
-        _kill_group(life.process)
-        if not life.obituary:
-            reason = reason or _how_it_ended(life.process.returncode)
-            life.obituary = f"worker {self.number} (process {life.process.pid}) {reason}; its episodes are lost"
-            life.connection.close()
-        return life.obituary
+        _kill_group(child.process)
+        if not child.exit_report:
+            reason = reason or _how_it_ended(child.process.returncode)
+            child.exit_report = f"worker {self.number} (process {child.process.pid}) {reason}; its episodes are lost"
+            child.connection.close()
+        return child.exit_report
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
@@ -298,14 +299,14 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 def _how_it_ended(status: int) -> str:
     if status >= 0:
-        return f"exited with status {status} (its last words are in the log)"
+        return f"exited with status {status} (its output is in the log)"
     name = signal.Signals(-status).name
     hint = ": if nobody did it by hand, the machine was out of memory" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
 
 
 class RemoteEnvironment:
-    """An episode's environment in a worker. Its methods are to be run by the seat's `call`; only `close` waits for
+    """An episode's environment in a worker. Its methods are to be run by the slot's `call`; only `close` waits for
     nothing."""
 
     thread_safe: ClassVar[bool] = False
@@ -314,24 +315,24 @@ class RemoteEnvironment:
         self._worker = worker
         self._key = key
         self._left = left
-        self._life: _Life | None = None
+        self._child: _Child | None = None
         self._closed = False
 
     def reset(self, task: Task, /) -> Observation:
         self._check_thread()
-        self._life = self._worker.living()
-        return self._worker.request(self._life, "reset", self._key, task)
+        self._child = self._worker.live_child()
+        return self._worker.request(self._child, "reset", self._key, task)
 
     def step(self, action: str, /) -> Step:
         self._check_thread()
-        if self._life is None:
+        if self._child is None:
             raise RuntimeError("step() before reset()")
-        return self._worker.request(self._life, "step", self._key, action)
+        return self._worker.request(self._child, "step", self._key, action)
 
     def conclude(self) -> Mapping[str, Any] | None:
         """What the environment's own `conclude` says; None where it has none."""
         self._check_thread()
-        return None if self._life is None else self._worker.request(self._life, "conclude", self._key, None)
+        return None if self._child is None else self._worker.request(self._child, "conclude", self._key, None)
 
     def close(self) -> None:
         if self._closed:
@@ -341,16 +342,16 @@ class RemoteEnvironment:
         self._worker.submit(CLOSE_SECONDS, self._close)  # after a call that still runs, if there is one
 
     def _close(self) -> None:
-        if self._life is None or self._life.obituary:
+        if self._child is None or self._child.exit_report:
             return
         try:
-            self._worker.request(self._life, "close", self._key, None)
+            self._worker.request(self._child, "close", self._key, None)
         except Exception:  # the episode is over; this is only worth a line
             logger.warning("closing an environment failed", exc_info=True)
 
     def _check_thread(self) -> None:
         if threading.current_thread() is not self._worker.thread:
-            raise RuntimeError("an environment in a worker is used through its seat: await seat.call(seconds, …)")
+            raise RuntimeError("an environment in a worker is used through its slot: await slot.call(seconds, …)")
 
 
 class WorkerPool:
@@ -378,16 +379,16 @@ class WorkerPool:
         self._counting = threading.Lock()
         self.close = weakref.finalize(self, _end, self._workers)  # at the interpreter's exit too
 
-    def open(self) -> Seat:
-        """A seat for a new episode, in the worker with the fewest live ones."""
+    def open(self) -> Slot:
+        """A slot for a new episode, in the worker with the fewest live ones."""
         with self._counting:
-            worker = min(self._workers, key=lambda one: one.live)
+            worker = min(self._workers, key=lambda worker: worker.live)
             worker.live += 1
 
         async def call(seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
             return await asyncio.wrap_future(worker.submit(seconds, lambda: contained(function, *args, **kwargs)))
 
-        return Seat(RemoteEnvironment(worker, next(self._keys), self._leave), call)
+        return Slot(RemoteEnvironment(worker, next(self._keys), self._leave), call)
 
     def _leave(self, worker: _Worker) -> None:
         with self._counting:
@@ -410,5 +411,5 @@ def _end(workers: list[_Worker]) -> None:
         if worker.thread not in (None, threading.current_thread()):
             worker.thread.join(2 * END_SECONDS)
     for worker in workers:  # those that are still busy with a call
-        if worker.life and not worker.life.obituary:
-            _kill_group(worker.life.process)
+        if worker.child and not worker.child.exit_report:
+            _kill_group(worker.child.process)

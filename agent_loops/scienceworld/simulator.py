@@ -59,7 +59,7 @@ class Simulator:
 
     @property
     def alive(self) -> bool:
-        return self._jvm.obituary() is None
+        return self._jvm.exit_report() is None
 
     def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> Game:
         """A new game, before its first move.

@@ -41,7 +41,7 @@ class Simulator:
 
     @property
     def alive(self) -> bool:
-        return self._jvm.obituary() is None
+        return self._jvm.exit_report() is None
 
     def load(self, game: str, parameters: Mapping[str, int]) -> Game:
         """A game in which no task has begun.

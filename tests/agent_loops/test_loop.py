@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from agent_loops import episode as episode_module
 from agent_loops import loop as loop_module
+from agent_loops.extra_fields import ExtraFields
 from agent_loops.layouts import ROWS
 from tests.helpers.scripted import ScriptedServer, log_prob, make_loop, play, run
 
@@ -461,6 +462,7 @@ def test_a_trajectory_whose_first_generation_is_given_up_is_one_masked_token(lay
     assert row.prompt_ids == ended[0].prompt_ids
     # verl stacks rows, so they have the same keys
     assert {*row.extra_fields} == {*ended[0].extra_fields} - {"global_steps"}
+    assert {*row.extra_fields} - {"min_global_steps", "max_global_steps"} == {*ExtraFields.__annotations__}
 
 
 @pytest.mark.parametrize("filtered", [True, False])

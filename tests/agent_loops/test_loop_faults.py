@@ -187,12 +187,12 @@ def test_in_a_worker_too_and_its_other_episodes_go_on(action):
     pool = WorkerPool("tests.helpers.fragile.FragileBenchmark", {}, workers=1)
 
     async def scenario():
-        seats = [pool.open() for _ in range(3)]
-        for seat in seats:
-            await seat.call(60, seat.environment.reset, {"name": "a"})
+        slots = [pool.open() for _ in range(3)]
+        for slot in slots:
+            await slot.call(60, slot.environment.reset, {"name": "a"})
         with pytest.raises(RuntimeError, match={"stop": "StopIteration", "exit": "SystemExit"}[action]):
-            await seats[0].call(60, seats[0].environment.step, action)
-        return [await seat.call(60, seat.environment.step, "win") for seat in seats]
+            await slots[0].call(60, slots[0].environment.step, action)
+        return [await slot.call(60, slot.environment.step, "win") for slot in slots]
 
     assert all(step.terminated for step in asyncio.run(scenario()))
     pool.close()

@@ -52,9 +52,9 @@ def test_thread_safe_environments_step_side_by_side():
     met = threading.Barrier(2, timeout=PATIENCE)
 
     async def scenario() -> None:
-        seats = [EnvironmentPool(GuessBenchmark().make, threads=2).open()]
-        seats.append(seats[0])
-        await asyncio.gather(*(seat.call(PATIENCE, met.wait) for seat in seats))
+        slots = [EnvironmentPool(GuessBenchmark().make, threads=2).open()]
+        slots.append(slots[0])
+        await asyncio.gather(*(slot.call(PATIENCE, met.wait) for slot in slots))
 
     asyncio.run(scenario())
 
@@ -62,5 +62,5 @@ def test_thread_safe_environments_step_side_by_side():
 def test_every_episode_has_an_environment_of_its_own():
     benchmark = GuessBenchmark()
     pool = EnvironmentPool(benchmark.make)
-    seats = [pool.open() for _ in range(2)]
-    assert [seat.environment for seat in seats] == benchmark.made and len(set(map(id, benchmark.made))) == 2
+    slots = [pool.open() for _ in range(2)]
+    assert [slot.environment for slot in slots] == benchmark.made and len(set(map(id, benchmark.made))) == 2

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from agent_loops.episode import Episode, EpisodeSettings
-from agent_loops.pool import EnvironmentTimeout, Seat
+from agent_loops.pool import EnvironmentTimeout, Slot
 from agent_loops.workers import ProcessUnusable, RemoteError, WorkerDied, WorkerPool
 from tests.helpers.eventually import eventually
 from tests.helpers.fragile import FragileBenchmark
@@ -61,12 +61,12 @@ def children() -> set[int]:
     }
 
 
-async def reset(seat: Seat, name: str = "a"):
-    return await seat.call(LONG, seat.environment.reset, {"name": name})
+async def reset(slot: Slot, name: str = "a"):
+    return await slot.call(LONG, slot.environment.reset, {"name": name})
 
 
-async def step(seat: Seat, action: str, seconds: float = LONG):
-    return await seat.call(seconds, seat.environment.step, action)
+async def step(slot: Slot, action: str, seconds: float = LONG):
+    return await slot.call(seconds, slot.environment.step, action)
 
 
 def test_episodes_answer_as_they_would_here(make_pool):
@@ -75,12 +75,12 @@ def test_episodes_answer_as_they_would_here(make_pool):
 
     async def scenario():
         pool = make_pool(workers=1)
-        seats = [pool.open() for _ in range(3)]
-        begun = [await reset(seat, f"game {number}") for number, seat in enumerate(seats)]
-        answers: list[list] = [[] for _ in seats]
+        slots = [pool.open() for _ in range(3)]
+        begun = [await reset(slot, f"game {number}") for number, slot in enumerate(slots)]
+        answers: list[list] = [[] for _ in slots]
         for action in actions:
-            for seat, seen in zip(seats, answers, strict=True):
-                seen.append(await step(seat, action))
+            for slot, seen in zip(slots, answers, strict=True):
+                seen.append(await step(slot, action))
         return begun, answers
 
     begun, answers = asyncio.run(scenario())
@@ -100,14 +100,14 @@ def test_episodes_answer_as_they_would_here(make_pool):
 @pytest.mark.parametrize(("fault", "score"), [("concluding", 0.2), ("", 0.0)])
 def test_an_episode_that_is_cut_is_asked_how_it_stands(fault, score, make_pool):
     async def scenario():
-        seat = make_pool(workers=1, fault=fault).open()
-        episode = Episode(seat.environment, EpisodeSettings())
-        await seat.call(LONG, episode.conclude)  # before reset there is nothing to say
+        slot = make_pool(workers=1, fault=fault).open()
+        episode = Episode(slot.environment, EpisodeSettings())
+        await slot.call(LONG, episode.conclude)  # before reset there is nothing to say
         assert episode.score == 0
-        await seat.call(LONG, episode.reset, {"name": "game"})
+        await slot.call(LONG, episode.reset, {"name": "game"})
         for _ in range(2):
-            await seat.call(LONG, episode.step, "<think></think><action>look</action>")
-        await seat.call(LONG, episode.conclude)
+            await slot.call(LONG, episode.step, "<think></think><action>look</action>")
+        await slot.call(LONG, episode.conclude)
         episode.environment.close()
         return episode
 
@@ -117,23 +117,23 @@ def test_an_episode_that_is_cut_is_asked_how_it_stands(fault, score, make_pool):
 
 def test_nothing_starts_before_the_first_episode_does(make_pool):
     before = children()
-    seat = make_pool().open()
+    slot = make_pool().open()
     assert children() == before
-    asyncio.run(reset(seat))
+    asyncio.run(reset(slot))
     assert len(children() - before) == 1
 
 
 def test_an_episode_goes_to_the_worker_with_the_fewest(make_pool):
     async def scenario():
         pool = make_pool(workers=3)
-        seats = [pool.open() for _ in range(6)]
-        homes = [(await reset(seat)).info["pid"] for seat in seats]
+        slots = [pool.open() for _ in range(6)]
+        homes = [(await reset(slot)).info["pid"] for slot in slots]
         assert len(set(homes)) == 3 and all(homes.count(home) == 2 for home in homes)
         left = homes[1]
-        for seat, home in zip(seats, homes, strict=True):
+        for slot, home in zip(slots, homes, strict=True):
             if home == left:
-                seat.environment.close()
-                seat.environment.close()  # counts once
+                slot.environment.close()
+                slot.environment.close()  # counts once
         new = [(await reset(pool.open())).info["pid"] for _ in range(3)]
         assert new.count(left) == 2
 
@@ -144,9 +144,9 @@ def test_a_closed_episode_is_closed_in_the_worker_and_one_that_cannot_costs_noth
     async def scenario():
         pool = make_pool(workers=1)
         for name in ("one", "unclosable"):
-            seat = pool.open()
-            await reset(seat, name)
-            seat.environment.close()
+            slot = pool.open()
+            await reset(slot, name)
+            slot.environment.close()
         never = pool.open()
         never.environment.close()
         last = pool.open()
@@ -207,9 +207,9 @@ def test_a_call_past_its_deadline_ends_its_worker_and_nothing_else(make_pool):
 
 def test_the_event_loop_runs_on_while_a_worker_blocks(make_pool, tmp_path):
     async def scenario() -> int:
-        seat, beats = make_pool(workers=1).open(), 0
-        await reset(seat)
-        call = asyncio.ensure_future(step(seat, f"wait {tmp_path}/a"))
+        slot, beats = make_pool(workers=1).open(), 0
+        await reset(slot)
+        call = asyncio.ensure_future(step(slot, f"wait {tmp_path}/a"))
         while not call.done():
             beats += 1
             if beats == 5:
@@ -233,14 +233,14 @@ def test_a_worker_that_dies_in_a_call_takes_its_own_episodes_only(action, reason
         pool = make_pool(workers=2)
         one, elsewhere, beside = pool.open(), pool.open(), pool.open()
         home = (await reset(one)).info["pid"]
-        for seat in (elsewhere, beside):
-            await reset(seat)
-        for seat, command in ((one, action), (beside, "go")):
+        for slot in (elsewhere, beside):
+            await reset(slot)
+        for slot, command in ((one, action), (beside, "go")):
             with pytest.raises(WorkerDied, match=rf"worker 0 \(process {home}\) {reason}.*; its episodes are lost"):
-                await step(seat, command)
+                await step(slot, command)
         assert (await step(elsewhere, "go")).reward == 1.0
-        for seat in (one, beside):
-            seat.environment.close()
+        for slot in (one, beside):
+            slot.environment.close()
         new = pool.open()
         assert (await reset(new)).info["pid"] != home and (await step(new, "go")).reward == 1.0
 
@@ -249,16 +249,16 @@ def test_a_worker_that_dies_in_a_call_takes_its_own_episodes_only(action, reason
 
 def test_a_worker_that_was_killed_between_calls_comes_back(make_pool):
     async def scenario():
-        seat = make_pool(workers=1).open()
-        home = (await reset(seat)).info["pid"]
+        slot = make_pool(workers=1).open()
+        home = (await reset(slot)).info["pid"]
         os.kill(home, signal.SIGKILL)
         assert gone(home)
         with pytest.raises(WorkerDied, match="SIGKILL"):
-            await step(seat, "go")
-        home = (await reset(seat)).info["pid"]
+            await step(slot, "go")
+        home = (await reset(slot)).info["pid"]
         os.kill(home, signal.SIGKILL)
         assert gone(home)
-        assert (await reset(seat)).text == "a begins"  # nothing was lost that it would need
+        assert (await reset(slot)).text == "a begins"  # nothing was lost that it would need
 
     asyncio.run(scenario())
 
@@ -287,10 +287,10 @@ def test_a_process_that_its_environment_gives_up_is_replaced(make_pool):
 )
 def test_a_worker_that_cannot_start_says_why_and_leaves_nothing(fault, error, message, make_pool):
     before = children()
-    seat = make_pool(fault=fault).open()
+    slot = make_pool(fault=fault).open()
     for _ in range(2):
         with pytest.raises(error, match=message):
-            asyncio.run(reset(seat))
+            asyncio.run(reset(slot))
     assert children() <= before
 
 
@@ -319,12 +319,12 @@ def test_a_cancelled_call_is_not_made_where_it_has_not_begun(make_pool, tmp_path
 
 
 def test_an_environment_is_used_through_its_seat(make_pool):
-    seat = make_pool().open()
-    with pytest.raises(RuntimeError, match=r"await seat\.call"):
-        seat.environment.reset({"name": "a"})
+    slot = make_pool().open()
+    with pytest.raises(RuntimeError, match=r"await slot\.call"):
+        slot.environment.reset({"name": "a"})
 
     async def scenario():
-        await step(seat, "go")
+        await step(slot, "go")
 
     with pytest.raises(RuntimeError, match="before reset"):
         asyncio.run(scenario())
@@ -333,32 +333,32 @@ def test_an_environment_is_used_through_its_seat(make_pool):
 @pytest.mark.parametrize("how", ["close", "forget"])
 def test_the_processes_end_with_the_pool(how):
     pool: WorkerPool | None = WorkerPool(TARGET, {}, 2)
-    seats = [pool.open() for _ in range(2)]
+    slots = [pool.open() for _ in range(2)]
 
     async def scenario():
-        homes = [(await reset(seat)).info["pid"] for seat in seats]
-        return [*homes, (await step(seats[0], "stray")).info["child"]]
+        homes = [(await reset(slot)).info["pid"] for slot in slots]
+        return [*homes, (await step(slots[0], "stray")).info["child"]]
 
     pids = asyncio.run(scenario())
     assert all(running(pid) for pid in pids)
     if how == "close":
         pool.close()
         with pytest.raises(WorkerDied, match="ended with its pool"):
-            asyncio.run(reset(seats[0]))
-        seats[0].environment.close()
+            asyncio.run(reset(slots[0]))
+        slots[0].environment.close()
     pool = None
-    seats.clear()
+    slots.clear()
     gc.collect()
     assert gone(*pids)
 
 
 def test_a_pool_can_be_closed_while_a_call_hangs(tmp_path):
     pool = WorkerPool(TARGET, {}, 1)
-    seat = pool.open()
+    slot = pool.open()
 
     async def scenario():
-        home = (await reset(seat)).info["pid"]
-        hanging = asyncio.ensure_future(step(seat, f"wait {tmp_path}/a", seconds=600.0))
+        home = (await reset(slot)).info["pid"]
+        hanging = asyncio.ensure_future(step(slot, f"wait {tmp_path}/a", seconds=600.0))
         await begun(tmp_path / "a")
         await asyncio.to_thread(pool.close)
         with pytest.raises(WorkerDied):
@@ -380,14 +380,14 @@ from agent_loops.workers import WorkerPool
 
 async def main():
     pool = WorkerPool("tests.helpers.fragile.FragileBenchmark", {}, 2)
-    seats = [pool.open() for _ in range(2)]
+    slots = [pool.open() for _ in range(2)]
     pids = []
-    for seat in seats:
-        pids.append((await seat.call(240, seat.environment.reset, {"name": "a"})).info["pid"])
-        pids.append((await seat.call(240, seat.environment.step, "child")).info["child"])
+    for slot in slots:
+        pids.append((await slot.call(240, slot.environment.reset, {"name": "a"})).info["pid"])
+        pids.append((await slot.call(240, slot.environment.step, "child")).info["child"])
     print(*pids, flush=True)
     if "busy" in sys.argv[1]:
-        asyncio.ensure_future(seats[0].call(600, seats[0].environment.step, f"wait {sys.argv[2]}"))
+        asyncio.ensure_future(slots[0].call(600, slots[0].environment.step, f"wait {sys.argv[2]}"))
         while not os.path.exists(f"{sys.argv[2]}.begun"):
             await asyncio.sleep(0.01)
     if sys.argv[1] == "raise":

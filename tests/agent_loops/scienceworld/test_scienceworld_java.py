@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_loops.java import find_java
+from agent_loops.java import find_java, missing_java
 from agent_loops.scienceworld import JavaError, ScienceWorld, Simulator
 from agent_loops.workers import ProcessUnusable
 
@@ -40,6 +41,31 @@ def test_java_home_comes_before_the_path(java_script, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("""echo 'openjdk version "17.0.1"' >&2""", ""),
+        ("""echo 'openjdk version "1.8.0_392"' >&2""", ""),
+        ("""echo 'java version "1.7.0_80"' >&2""", r"is too old .* \(java version \"1\.7\.0_80\"\): install one"),
+        (
+            "echo 'Error: no libjvm.so' >&2; exit 6",
+            r"exited with status 6: Error: no libjvm\.so\): repair it, or install",
+        ),
+    ],
+)
+def test_missing_java_starts_it(script, reason, java_script):
+    java_script(script)
+    said = missing_java("ScienceWorld")
+    assert bool(said) == bool(reason) and re.search(reason, said)
+
+
+def test_missing_java_says_how_to_get_it(java_script, tmp_path, monkeypatch):
+    java_script("").write_text("no program of any kind")
+    assert re.search(r"bin/java does not start \(.*Exec format error.*\): repair it, or install one", missing_java("X"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert missing_java("X").startswith("X needs Java 8 or newer, and there is no `java` on PATH: install one")
+
+
+@pytest.mark.parametrize(
     ("said", "message"),
     [
         (
@@ -48,7 +74,7 @@ def test_java_home_comes_before_the_path(java_script, tmp_path, monkeypatch):
         ),
         (
             'echo "Picked up JAVA_TOOL_OPTIONS: -Da=b" >&2; echo "Error: no library" >&2; exit 6',
-            r"does not start with a heap of 1g: Error: no library\. Mend that, choose another `heap`, or install one",
+            r"does not start with a heap of 1g: Error: no library\. Repair it, choose another `heap`, or install one",
         ),
         ("echo hello; echo", r"does not start with a heap of 1g: hello"),
         ("exit 0", r"does not start with a heap of 1g: it said nothing"),

@@ -32,10 +32,10 @@ def first_lengths(config: DictConfig, words: Words, tasks: Sequence[Task]) -> li
     kwargs: Any = given
 
     async def length(task: Task) -> int | None:
-        seat = pool.open()
-        episode = Episode(seat.environment, settings)
+        slot = pool.open()
+        episode = Episode(slot.environment, settings)
         try:
-            await seat.call(settings.step_seconds, episode.reset, task)
+            await slot.call(settings.step_seconds, episode.reset, task)
             messages = [{"role": "user", "content": episode.prompt()}]
         except Exception:  # of any environment: the episodes that are played say what is wrong with it
             return None
