@@ -1,7 +1,13 @@
 """Entropy modulation for agentic reinforcement learning, as pure functions from tensors to tensors.
 
-Axis suffixes, used in every name: B rows of the batch, T response tokens of a row, N responses of the batch, M response
-tokens of the batch (those of all responses), G groups. Entropies and log-probabilities are in nats.
+A tensor's name ends in the letters of its axes, each with one meaning:
+
+    B  rows of the batch                       G  sets of responses: prompt groups, or what else a statistic runs over
+    T  response tokens of a row                U  units of `grpo_advantages`: responses or trajectories
+    N  responses of the batch                  S  recorded spans, before the mask is taken off (`Responses.from_spans`)
+    M  response tokens of the batch
+
+`recipe.aem` adds L, the live rows of a batch: those that are no padding. Entropies and log-probabilities are in nats.
 
 Every function returns new, detached tensors in float32 or wider, changes none of its inputs, and works on whatever
 device they are on. What stands off a response (padding, NaN) never matters. Errors are `AEMError`s.
@@ -17,7 +23,7 @@ Examples:
 """
 
 from aem_core.aem import AemStats, Direction, Mean, Scope, aem, modulation_coefficients, rescale_advantages
-from aem_core.drift import Quadrant, entropy_drift, sign_quadrants
+from aem_core.drift import entropy_drift
 from aem_core.empg import EmpgStats, empg
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_smoothing, epo_token_weights
 from aem_core.errors import AEMError, AEMValueError
@@ -27,11 +33,10 @@ from aem_core.groups import (
     Over,
     discounted_returns,
     gigpo,
-    gigpo_step_advantages,
     grpo_advantages,
 )
 from aem_core.responses import Responses, find_responses
-from aem_core.surprisal import relative_surprisal, response_entropies, response_log_probs
+from aem_core.surprisal import response_entropies, response_log_probs
 
 __all__ = [
     "AEMError",
@@ -44,7 +49,6 @@ __all__ = [
     "GigpoStats",
     "Mean",
     "Over",
-    "Quadrant",
     "Responses",
     "Scope",
     "aem",
@@ -57,12 +61,9 @@ __all__ = [
     "epo_token_weights",
     "find_responses",
     "gigpo",
-    "gigpo_step_advantages",
     "grpo_advantages",
     "modulation_coefficients",
-    "relative_surprisal",
     "rescale_advantages",
     "response_entropies",
     "response_log_probs",
-    "sign_quadrants",
 ]

@@ -11,15 +11,12 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 from aem_core.errors import AEMValueError
-
-if TYPE_CHECKING:
-    from aem_core.responses import Responses
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LABEL_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32)
@@ -63,19 +60,6 @@ def require_mask(mask_BT: object, shape: tuple[int, int] | None = None, name: st
         raise invalid(name, describe(mask_BT), f"shape {shape}", "It must have the shape given as `shape`.")
 
 
-def require_tokens(name: str, value_BT: Tensor, responses: Responses) -> None:
-    """One floating-point value a token, in the batch that `responses` describes."""
-    require_tensor(name, value_BT, 2, FLOAT_DTYPES, "Pass one value a response token.")
-    fix = "It must have the shape of the mask or of the `shape` from which `responses` was built."
-    require_shape(name, value_BT, responses.shape, responses.device, fix)
-
-
-def require_per_response(name: str, value_N: Tensor, responses: Responses) -> None:
-    require_tensor(name, value_N, 1, FLOAT_DTYPES, "Pass one value a response.")
-    fix = f"`responses` holds {len(responses)} responses; pass one value for each, in their order."
-    require_shape(name, value_N, (len(responses),), responses.device, fix)
-
-
 def require_labels(name: str, label: Tensor, count: int, device: torch.device, unit: str) -> None:
     fix = f"Pass one integer label a {unit}, {count} in all."
     require_tensor(name, label, 1, LABEL_DTYPES, fix)
@@ -111,34 +95,15 @@ def check_mask_values(mask_BT: Tensor, name: str = "mask_BT") -> None:
         raise invalid(name, got, "only 0 and 1", "Pass the mask of the model's own tokens, not weights or counts.")
 
 
-def check_token_values(
-    name: str,
-    value_M: Tensor,
-    responses: Responses,
-    fix: str,
-    lowest: float = -math.inf,
-    highest: float = math.inf,
-) -> None:
-    """Finite and within [lowest, highest] on every token of a response; `value_M` holds those tokens only."""
-    if not _all_within(value_M, lowest, highest):
-        bad_M = ~value_M.isfinite() | (value_M < lowest) | (value_M > highest)
-        first = int(bad_M.nonzero()[0])
-        row, column = divmod(int(responses.token_M[first]), responses.shape[1])
-        response = int(responses.response_M[first])
-        place = f"row {row}, column {column}, which is in response {response}"
-        got = f"{value_M[first].item()} at {place} ({int(bad_M.sum())} such tokens)"
-        raise invalid(name, got, _expectation(lowest, highest), fix)
-
-
 def check_response_values(name: str, value_N: Tensor, fix: str, lowest: float) -> None:
-    if not _all_within(value_N, lowest, math.inf):
+    if not all_within(value_N, lowest, math.inf):
         bad_N = ~value_N.isfinite() | (value_N < lowest)
         first = int(bad_N.nonzero()[0])
         got = f"{value_N[first].item()} at response {first} ({int(bad_N.sum())} such responses)"
-        raise invalid(name, got, _expectation(lowest, math.inf), fix)
+        raise invalid(name, got, expectation(lowest, math.inf), fix)
 
 
-def _all_within(value: Tensor, lowest: float, highest: float) -> bool:
+def all_within(value: Tensor, lowest: float, highest: float) -> bool:
     """Whether all values are finite and within the bounds, in one pass; which one is not is asked only afterwards."""
     if value.numel() == 0:
         return True
@@ -146,7 +111,7 @@ def _all_within(value: Tensor, lowest: float, highest: float) -> bool:
     return math.isfinite(low) and math.isfinite(high) and lowest <= low and high <= highest
 
 
-def _expectation(lowest: float, highest: float) -> str:
+def expectation(lowest: float, highest: float) -> str:
     parts = ["finite values"]
     parts += [f"at least {lowest:g}"] if lowest > -math.inf else []
     parts += [f"at most {highest:g}"] if highest < math.inf else []

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from aem_core import _checks as checks
 from aem_core._segments import dense_labels, segment_max, segment_min, segment_sum, shuffle_within, working_dtype
-from aem_core.responses import Responses, select_tokens
+from aem_core.responses import (
+    Responses,
+    check_token_values,
+    require_per_response,
+    require_responses,
+    require_tokens,
+    select_tokens,
+)
 from aem_core.surprisal import response_entropies
 
 __all__ = ["AemStats", "Direction", "Mean", "Scope", "aem", "modulation_coefficients", "rescale_advantages"]
@@ -28,7 +35,9 @@ Scope = Literal["group", "trajectory", "batch"]
 _DIRECTIONS = get_args(Direction)
 _MEANS = get_args(Mean)
 _SCOPES = get_args(Scope)
-_LAM_FIX = "Set `lam` (λ) to 0 for the base advantages, 1 for the paper's; `direction` turns the sign round."
+_LAM_FIX = (
+    'Set `lam` (λ) to 0 for the base advantages, 1 for the paper\'s; `direction="reversed"` for the opposite sign.'
+)
 _RANGE_FIX = "Set `min_range` in nats: 0.1 is the paper's, 0 switches the guard off."
 
 
@@ -65,14 +74,14 @@ class AemStats:
     @property
     def range_G(self) -> Float[Tensor, " G"]:
         """`range_N` with one value a set. Reading it waits for a GPU, since G has to be known on the host."""
-        return self._one_a_set(self.range_N)
+        return self._per_set(self.range_N)
 
     @property
     def guarded_G(self) -> Bool[Tensor, " G"]:
         """`guarded_N` with one value a set. Reading it waits for a GPU, since G has to be known on the host."""
-        return self._one_a_set(self.guarded_N)
+        return self._per_set(self.guarded_N)
 
-    def _one_a_set(self, value_N: Tensor) -> Tensor:
+    def _per_set(self, value_N: Tensor) -> Tensor:
         sets = int(self.scope_N.max()) + 1 if len(self.scope_N) else 0
         return value_N.new_empty(sets).scatter_(0, self.scope_N, value_N)
 
@@ -165,12 +174,12 @@ def rescale_advantages(
         >>> rescale_advantages(torch.tensor([[1.0, 1.0, 7.0, -1.0]]), torch.tensor([1.5, 0.5]), responses)
         tensor([[ 1.5000,  1.5000,  7.0000, -0.5000]])
     """
-    checks.require_tokens("advantage_BT", advantage_BT, responses)
-    checks.require_per_response("alpha_N", alpha_N, responses)
+    require_tokens("advantage_BT", advantage_BT, responses)
+    require_per_response("alpha_N", alpha_N, responses)
     if validate:
         fix = "Look at the base estimator and its rewards; `aem` cannot repair an advantage that is not a number."
-        checks.check_token_values("advantage_BT", select_tokens(advantage_BT, responses), responses, fix)
-        fix = "A negative factor would turn the advantage's sign round; pass `modulation_coefficients`."
+        check_token_values("advantage_BT", select_tokens(advantage_BT, responses), responses, fix)
+        fix = "A negative factor would flip the advantage's sign; pass `modulation_coefficients`."
         checks.check_response_values("alpha_N", alpha_N, fix, lowest=0.0)
     dtype = working_dtype(advantage_BT.dtype)
     rescaled_BT = advantage_BT.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -251,6 +260,7 @@ def aem(
         tensor([[ 1.5194,  1.5194,  0.0000,  0.5590],
                 [-0.9216, -0.9216,  0.0000,  0.0000]])
     """
+    require_responses(responses)
     checks.require_labels("group_B", group_B, responses.shape[0], responses.device, "row")
     _require_settings(lam, min_range, direction)
     checks.require_choice("mean", mean, _MEANS)

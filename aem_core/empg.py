@@ -15,7 +15,7 @@ from torch import Tensor
 from aem_core import _checks as checks
 from aem_core._segments import run_sum, working_dtype
 from aem_core.groups import check_turns, order_of_turns
-from aem_core.responses import Responses, select_tokens
+from aem_core.responses import Responses, check_token_values, require_tokens, select_tokens
 from aem_core.surprisal import response_entropies
 
 __all__ = ["EmpgStats", "empg"]
@@ -121,7 +121,7 @@ def empg(
         tensor([[ 1.1584,  1.1584,  0.0000,  0.1611],
                 [-1.3195,  0.0000,  0.0000,  0.0000]])
     """
-    checks.require_tokens("advantage_BT", advantage_BT, responses)
+    require_tokens("advantage_BT", advantage_BT, responses)
     checks.require_labels("trajectory_N", trajectory_N, len(responses), responses.device, "response")
     checks.require_labels("turn_N", turn_N, len(responses), responses.device, "response")
     checks.require_setting("k", k, _K_FIX)
@@ -132,7 +132,7 @@ def empg(
     order_N = order_of_turns(trajectory_N, turn_N)
     if validate:
         fix = "Look at the base estimator and its rewards; `empg` cannot repair an advantage that is not a number."
-        checks.check_token_values("advantage_BT", advantage_M, responses, fix)
+        check_token_values("advantage_BT", advantage_M, responses, fix)
         check_turns(trajectory_N, turn_N, order_N)
 
     dtype = working_dtype(advantage_BT.dtype)

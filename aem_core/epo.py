@@ -23,7 +23,7 @@ from torch import Tensor
 
 from aem_core import _checks as checks
 from aem_core._segments import dense_labels, segment_sum, working_dtype
-from aem_core.responses import Responses
+from aem_core.responses import Responses, require_responses
 
 __all__ = ["EntropyHistory", "epo_beta", "epo_entropy", "epo_smoothing", "epo_token_weights"]
 
@@ -96,6 +96,7 @@ def epo_token_weights(
         tensor([[0.1250, 0.1250, 0.0000, 0.2500],
                 [0.5000, 0.0000, 0.0000, 0.0000]])
     """
+    require_responses(responses)
     count = len(responses)
     checks.require_labels("trajectory_N", trajectory_N, count, responses.device, "response")
     number_N = dense_labels(trajectory_N)

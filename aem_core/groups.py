@@ -22,7 +22,6 @@ __all__ = [
     "Over",
     "discounted_returns",
     "gigpo",
-    "gigpo_step_advantages",
     "grpo_advantages",
 ]
 
@@ -44,7 +43,7 @@ class GigpoStats:
 
     Attributes:
         episode_N: the episode term, `grpo_advantages` of the outcomes.
-        step_N: the step term before its weight, `gigpo_step_advantages` of the returns.
+        step_N: the step term before its weight.
         alone_N: bool, whether the step set is this response alone, which makes the step term 0.
         size_N: int64, the number of responses in its step set.
 
@@ -181,46 +180,6 @@ def discounted_returns(
     return torch.empty_like(return_N).scatter_(0, order_N, return_N).to(working_dtype(reward_N.dtype))
 
 
-def gigpo_step_advantages(
-    return_N: Float[Tensor, " N"],
-    group_N: Integer[Tensor, " N"],
-    anchor_N: Integer[Tensor, " N"],
-    *,
-    by_std: bool = True,
-    validate: bool = True,
-) -> Float[Tensor, " N"]:
-    """How much better a response did than the others of its group that saw the same observation.
-
-        A_n = (R_n − mean R) / (σ + 1e-6)          (by_std=False: R_n − mean R)
-
-    mean and the unbiased σ over the response's step set: all responses with the same group and the same anchor. A set
-    of one gives 0.
-
-    Source: GiGPO, arXiv 2505.10978, the step-level advantage; with σ in its ALFWorld, without in its WebShop runs. The
-    1e-6 and the unbiased σ are verl-agent's.
-
-    Args:
-        return_N: (N,), R, the discounted return of each response (`discounted_returns`, then penalties).
-        group_N: (N,), integer label of each response's prompt group.
-        anchor_N: (N,), integer label of the raw observation that the response answers: equal exactly where the
-            observations are identical, before any history or template is put around them.
-        by_std: divide by σ.
-        validate: check that the returns are finite.
-
-    Returns:
-        A, (N,); float32, or float64 for float64 input. Exactly 0 in a set of equal returns.
-
-    Raises:
-        AEMValueError: shapes, dtypes or devices do not fit; returns that are not finite.
-
-    Examples:
-        >>> return_N = torch.tensor([9.0, 5.0, 1.0, 7.0])
-        >>> gigpo_step_advantages(return_N, torch.tensor([0, 0, 0, 1]), torch.tensor([3, 3, 4, 3]), by_std=False)
-        tensor([ 2., -2.,  0.,  0.])
-    """
-    return _step_advantages(return_N, group_N, anchor_N, by_std, validate)[0]
-
-
 def gigpo(
     outcome_N: Float[Tensor, " N"],
     return_N: Float[Tensor, " N"],
@@ -236,8 +195,11 @@ def gigpo(
     """Group-in-group advantages: how the trajectory did in its group, and the response among those in its situation.
 
         A = A_episode + w · A_step
+        A_step = (R − mean R) / (σ + 1e-6)          (by_std=False: R − mean R)
 
-    with A_episode of `grpo_advantages` and A_step of `gigpo_step_advantages`; `by_std` applies to both.
+    with A_episode of `grpo_advantages`; mean and the unbiased σ of the returns R over the response's step set: all
+    responses with the same group and the same anchor. A set of one, and a set of equal returns, gives exactly 0.
+    `by_std` applies to both terms.
 
     A turn's own penalty, such as that for an invalid action, is the caller's to add, to that turn alone: to `return_N`
     after discounting, so that it does not reach the turns before, and, as verl-agent does, to `outcome_N`:
@@ -245,13 +207,15 @@ def gigpo(
         returns = discounted_returns(reward_N, trajectory_N, turn_N)
         gigpo(outcome_N + penalty_N, returns + penalty_N, group_N, anchor_N)          (penalty_N ≤ 0)
 
-    Source: GiGPO, arXiv 2505.10978, w = 1. `over` is as in `grpo_advantages`; "responses" is verl-agent's.
+    Source: GiGPO, arXiv 2505.10978, w = 1. `over` is as in `grpo_advantages`; "responses" is verl-agent's, and so are
+    the 1e-6 and the unbiased σ of the step term.
 
     Args:
         outcome_N: (N,), the outcome of each response's trajectory (plus its own penalty).
         return_N: (N,), the discounted return of each response (plus its own penalty).
         group_N: (N,), integer label of each response's prompt group.
-        anchor_N: (N,), integer label of the raw observation that the response answers.
+        anchor_N: (N,), integer label of the raw observation that the response answers: equal exactly where the
+            observations are identical, before any history or template is put around them.
         weight: w, the weight of the step term; 0 gives the episode term.
         by_std: divide each term by its σ: the paper's choice for ALFWorld; False is that for WebShop.
         over: the units of the episode term's statistics.
@@ -365,11 +329,11 @@ def _step_advantages(
         checks.check_response_values("return_N", return_N, _RETURN_FIX, lowest=-torch.inf)
     set_N = _pair_labels(dense_labels(group_N), anchor_N)
     value = return_N.double()
-    size_S, mean_S, std_S = _statistics(value, set_N, slots)
-    advantage_N = value - mean_S[set_N]
+    size_G, mean_G, std_G = _statistics(value, set_N, slots)
+    advantage_N = value - mean_G[set_N]
     if by_std:
-        advantage_N = advantage_N / (std_S[set_N] + _EPSILON)
-    return advantage_N.to(working_dtype(return_N.dtype)), size_S[set_N].to(torch.int64)
+        advantage_N = advantage_N / (std_G[set_N] + _EPSILON)
+    return advantage_N.to(working_dtype(return_N.dtype)), size_G[set_N].to(torch.int64)
 
 
 def _pair_labels(dense_N: Tensor, label_N: Tensor) -> Tensor:

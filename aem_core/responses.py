@@ -6,6 +6,7 @@ hold one response (a row for each turn) or many (a whole conversation in one row
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -180,6 +181,48 @@ def find_responses(response_mask_BT: Shaped[Tensor, "B T"], *, validate: bool = 
 def select_tokens(value_BT: Tensor, responses: Responses) -> Tensor:
     """The values on response tokens alone, so that nothing computed from them can depend on the others."""
     return value_BT.detach().reshape(-1).index_select(0, responses.token_M)
+
+
+def require_responses(responses: object) -> None:
+    if not isinstance(responses, Responses):
+        fix = (
+            "Pass `find_responses(response_mask_BT)`, or `Responses.from_spans(…)` where the first and the last token "
+            "of each response are known."
+        )
+        raise checks.invalid("responses", checks.describe(responses), "`Responses`", fix)
+
+
+def require_tokens(name: str, value_BT: Tensor, responses: Responses) -> None:
+    """One floating-point value a token, in the batch that `responses` describes."""
+    require_responses(responses)
+    checks.require_tensor(name, value_BT, 2, checks.FLOAT_DTYPES, "Pass one value a response token.")
+    fix = "It must have the shape of the mask or of the `shape` from which `responses` was built."
+    checks.require_shape(name, value_BT, responses.shape, responses.device, fix)
+
+
+def require_per_response(name: str, value_N: Tensor, responses: Responses) -> None:
+    checks.require_tensor(name, value_N, 1, checks.FLOAT_DTYPES, "Pass one value a response.")
+    fix = f"`responses` holds {len(responses)} responses; pass one value for each, in their order."
+    checks.require_shape(name, value_N, (len(responses),), responses.device, fix)
+
+
+def check_token_values(
+    name: str,
+    value_M: Tensor,
+    responses: Responses,
+    fix: str,
+    lowest: float = -math.inf,
+    highest: float = math.inf,
+) -> None:
+    """Finite and within [lowest, highest] on every token of a response; `value_M` holds those tokens only."""
+    if not checks.all_within(value_M, lowest, highest):
+        bad_M = ~value_M.isfinite() | (value_M < lowest) | (value_M > highest)
+        first = int(bad_M.nonzero()[0])
+        row, column = divmod(int(responses.token_M[first]), responses.shape[1])
+        response = int(responses.response_M[first])
+        place = f"row {row}, column {column}, which is in response {response}"
+        got = f"{value_M[first].item()} at {place} ({int(bad_M.sum())} such tokens)"
+        raise checks.invalid(name, got, checks.expectation(lowest, highest), fix)
 
 
 def _responses(shape: tuple[int, int], row_N: Tensor, length_N: Tensor, span_N: Tensor, token_M: Tensor) -> Responses:

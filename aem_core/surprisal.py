@@ -1,4 +1,4 @@
-"""From tokens to responses: log-probability, mean entropy, and how surprising a response was. All in nats."""
+"""From tokens to responses: log-probability and mean entropy, in nats."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from aem_core import _checks as checks
 from aem_core._segments import run_sum, working_dtype
-from aem_core.responses import Responses, select_tokens
+from aem_core.responses import Responses, check_token_values, require_tokens, select_tokens
 
-__all__ = ["relative_surprisal", "response_entropies", "response_log_probs"]
+__all__ = ["response_entropies", "response_log_probs"]
 
 _ENTROPY_FIX = (
     "Pass Shannon entropies in nats from the policy that sampled the tokens, aligned with them; negative ones suggest "
@@ -48,7 +48,7 @@ def response_log_probs(
         >>> response_log_probs(torch.tensor([[-0.5, -1.0, float("nan"), -0.25]]), responses)
         tensor([-1.5000, -0.2500])
     """
-    return _log_prob_sums(log_prob_BT, responses, validate)
+    return _sum_tokens("log_prob_BT", log_prob_BT, responses, validate, _LOG_PROB_FIX, highest=checks.ROUNDING_NATS)
 
 
 def response_entropies(
@@ -79,62 +79,14 @@ def response_entropies(
         >>> response_entropies(torch.tensor([[0.5, 1.5, float("nan"), 0.25]]), responses)
         tensor([1.0000, 0.2500])
     """
-    sum_N = _entropy_sums(entropy_BT, responses, validate)
+    sum_N = _sum_tokens("entropy_BT", entropy_BT, responses, validate, _ENTROPY_FIX, lowest=-checks.ROUNDING_NATS)
     return sum_N / responses.length_N.to(sum_N.dtype)
 
 
-def relative_surprisal(
-    log_prob_BT: Float[Tensor, "B T"], entropy_BT: Float[Tensor, "B T"], responses: Responses, *, validate: bool = True
-) -> Float[Tensor, " N"]:
-    """How much more surprising each response was than the policy expected along its way.
-
-        S(a|s) − Σ_j h_j = −Σ_j log π(a_j | s, a_<j) − Σ_j h_j
-
-    Source: arXiv 2605.00425, theory: Σ_j h_j is the predictable (Doob) part of the surprisal S, so that the difference
-    has mean 0 under the policy. The paper writes S(a|s) − H_resp(s) with H_resp(s) = E S; Σ_j h_j stands in for H_resp
-    here because one sample shows nothing else of it. Positive: rarer than expected.
-
-    Args:
-        log_prob_BT: (B, T), log-probability of each sampled token, nats.
-        entropy_BT: (B, T), entropy of the full next-token distribution at each token, nats.
-        responses: which tokens belong to which response.
-        validate: check the values on responses, as in `response_log_probs` and `response_entropies`.
-
-    Returns:
-        (N,), nats; float32, or float64 where an input is float64.
-
-    Raises:
-        AEMValueError: shape, dtype or device do not fit `responses`; bad values on a response.
-
-    Examples:
-        >>> import torch
-        >>> from aem_core import find_responses
-        >>> responses = find_responses(torch.tensor([[1, 1, 0, 1]]))
-        >>> log_prob_BT = torch.tensor([[-0.5, -1.0, 0.0, -0.25]])
-        >>> entropy_BT = torch.tensor([[0.25, 0.25, 0.0, 0.75]])
-        >>> relative_surprisal(log_prob_BT, entropy_BT, responses)
-        tensor([ 1.0000, -0.5000])
-    """
-    log_prob_N = _log_prob_sums(log_prob_BT, responses, validate)
-    entropy_sum_N = _entropy_sums(entropy_BT, responses, validate)
-    return -log_prob_N - entropy_sum_N
-
-
-def _log_prob_sums(log_prob_BT: Tensor, responses: Responses, validate: bool) -> Tensor:
-    checks.require_tokens("log_prob_BT", log_prob_BT, responses)
-    log_prob_M = select_tokens(log_prob_BT, responses)
+def _sum_tokens(name: str, value_BT: Tensor, responses: Responses, validate: bool, fix: str, **bounds: float) -> Tensor:
+    """The sum of each response's tokens, once the values have been checked."""
+    require_tokens(name, value_BT, responses)
+    value_M = select_tokens(value_BT, responses)
     if validate:
-        checks.check_token_values("log_prob_BT", log_prob_M, responses, _LOG_PROB_FIX, highest=checks.ROUNDING_NATS)
-    return _sum_tokens(log_prob_M, responses)
-
-
-def _entropy_sums(entropy_BT: Tensor, responses: Responses, validate: bool) -> Tensor:
-    checks.require_tokens("entropy_BT", entropy_BT, responses)
-    entropy_M = select_tokens(entropy_BT, responses)
-    if validate:
-        checks.check_token_values("entropy_BT", entropy_M, responses, _ENTROPY_FIX, lowest=-checks.ROUNDING_NATS)
-    return _sum_tokens(entropy_M, responses)
-
-
-def _sum_tokens(value_M: Tensor, responses: Responses) -> Tensor:
+        check_token_values(name, value_M, responses, fix, **bounds)
     return run_sum(value_M.to(working_dtype(value_M.dtype)), responses.length_N)

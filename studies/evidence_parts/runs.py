@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 import numpy as np
+from scipy import stats
 
 from recipe.aem.tools.statistics import Estimate, mean_interval, paired_difference, summarise, t_quantile
 from recipe.aem.tools.study.results import Row
@@ -125,15 +126,10 @@ def apart(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
 
 
 def p_value(mean: float, half: float, degrees: int) -> float:
-    """Of a mean with the half-width of its 95 % t interval: 1 − the coverage at which the interval touches 0."""
+    """Two-sided, of a mean with the half-width of its 95 % t interval."""
     if half == 0:
         return 1.0 if mean == 0 else 0.0
-    t = abs(mean) / half * t_quantile(degrees)
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle == 0 or t_quantile(degrees, middle) < t else (low, middle)
-    return 1 - (low + high) / 2
+    return 2 * float(stats.t.sf(abs(mean) / half * t_quantile(degrees), degrees))
 
 
 def holm(p: Sequence[float]) -> list[float]:

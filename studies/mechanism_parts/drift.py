@@ -8,7 +8,7 @@ import random
 import torch
 
 from aem_core.drift import entropy_drift
-from aem_core.exact import TreePolicy
+from mechanism_parts.exact import TreePolicy
 from mechanism_parts.policies import TREES, Tree, TreeMaker
 from mechanism_parts.tables import Row, share
 
@@ -48,13 +48,13 @@ def _case(name: str, make: TreeMaker, seed: int) -> tuple[Tree, tuple[int, ...],
     rng = random.Random(f"drift {name} {seed}")
     tree = make(rng, 1.0)
     policy = TreePolicy(tree)
-    leaf = rng.choices(policy.leaves, weights=policy.probability_L.tolist())[0]
+    leaf = rng.choices(policy.leaves, weights=policy.probability_W.tolist())[0]
     return tree, leaf, rng.choice((-1.0, 1.0))
 
 
 def _predicted(tree: Tree, leaf: tuple[int, ...], advantage: float) -> float:
     policy = TreePolicy(tree)
-    surprisal = policy.surprisal_L[policy.leaves.index(leaf)]
+    surprisal = policy.surprisal_W[policy.leaves.index(leaf)]
     one = torch.tensor([advantage], dtype=F64)
     return float(entropy_drift(one, surprisal.reshape(1), policy.entropy.reshape(1)))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aem_core.exact import TreePolicy
+from mechanism_parts.exact import TreePolicy
 
 Tree = dict[tuple[int, ...], list[float]]
 TreeMaker = Callable[[random.Random, float], Tree]
@@ -164,13 +164,13 @@ class ShortPolicy:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """H̄, Σh and S of sampled responses."""
-        leaf_N = torch.multinomial(self.policy.probability_L, count, replacement=True, generator=generator)
+        leaf_N = torch.multinomial(self.policy.probability_W, count, replacement=True, generator=generator)
         policy = self.policy
-        return policy.mean_entropy_L[leaf_N], policy.entropy_sum_L[leaf_N], policy.surprisal_L[leaf_N]
+        return policy.mean_entropy_W[leaf_N], policy.entropy_sum_W[leaf_N], policy.surprisal_W[leaf_N]
 
     def covariance(self) -> float:
         """Of H̄ and S."""
-        return float(self.policy.covariance(self.policy.mean_entropy_L, self.policy.surprisal_L))
+        return float(self.policy.covariance(self.policy.mean_entropy_W, self.policy.surprisal_W))
 
 
 def sample_group(family: Family, seed: int) -> Group:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aem_core import grpo_advantages
-from aem_core.drift import Quadrant, entropy_drift, sign_quadrants
+from aem_core import entropy_drift, grpo_advantages
 from mechanism_parts.correlation import Groups, alpha_of, relative
 from mechanism_parts.policies import Group
 from mechanism_parts.tables import Row, interval, share
 
-# docs/theory.md 6.3: the sign of the response's own drift, and of its drift against the base's
+# docs/theory.md 6.3: the sign of the response's own drift, and of its drift against the base's; the names are those of
+# the metrics `aem/quadrant/…`
 CLAIMED = {
-    Quadrant.GOOD_CERTAIN: (-1, -1),
-    Quadrant.GOOD_UNCERTAIN: (+1, -1),
-    Quadrant.BAD_CERTAIN: (+1, +1),
-    Quadrant.BAD_UNCERTAIN: (-1, +1),
+    "good_certain": (-1, -1),
+    "good_uncertain": (+1, -1),
+    "bad_certain": (+1, +1),
+    "bad_uncertain": (-1, +1),
 }
+
+
+def sign_quadrants(advantage_N: Tensor, alpha_N: Tensor) -> Tensor:
+    """The place in `CLAIMED` of each response: good means A > 0, certain α > 1; −1 where A = 0 or α = 1.
+
+    Examples:
+        >>> sign_quadrants(torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0]), torch.tensor([1.5, 0.5, 1.5, 0.5, 1.5]))
+        tensor([ 0,  1,  2,  3, -1])
+    """
+    code_N = 2 * (advantage_N < 0).long() + (alpha_N < 1).long()
+    return code_N.masked_fill((advantage_N == 0) | (alpha_N == 1), -1)
 
 
 def quadrant_rows(groups: Groups) -> list[Row]:
@@ -28,13 +39,13 @@ def quadrant_rows(groups: Groups) -> list[Row]:
     rows: list[Row] = []
     for family, sampled in groups.items():
         parts = [_measured(group, seed) for seed, group in enumerate(sampled)]
-        for quadrant, (own_sign, against_sign) in CLAIMED.items():
-            chosen = [(part, part[0] == int(quadrant)) for part in parts]
+        for place, (quadrant, (own_sign, against_sign)) in enumerate(CLAIMED.items()):
+            chosen = [(part, part[0] == place) for part in parts]
             chosen = [(part, in_N) for part, in_N in chosen if bool(in_N.any())]
             own = [own_sign * part[1][in_N] for part, in_N in chosen]
             against = [against_sign * part[2][in_N] for part, in_N in chosen]
             told = [part[3][in_N] for part, in_N in chosen]
-            row: Row = {"family": family, "quadrant": quadrant.name.lower(), "groups": len(chosen)}
+            row: Row = {"family": family, "quadrant": quadrant, "groups": len(chosen)}
             row |= {"own": _sign(own_sign), "against_base": _sign(against_sign)}
             row |= interval([_part(value > 0) for value in own], "holds")
             row["own_if_told"] = _part(torch.cat(own)[torch.cat(told)] > 0)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from recipe.aem.tools.evaluate.intervals import wilson
-from recipe.aem.tools.statistics import mean_interval
+from recipe.aem.tools.statistics import mean_interval, wilson
 
 Row = dict[str, str | int | float]
 

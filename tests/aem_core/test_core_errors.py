@@ -11,9 +11,10 @@ from aem_core import (
     AEMValueError,
     Responses,
     aem,
+    empg,
+    epo_token_weights,
     find_responses,
     modulation_coefficients,
-    relative_surprisal,
     rescale_advantages,
     response_entropies,
     response_log_probs,
@@ -106,15 +107,7 @@ CASES = {
     ),
     "log-prob is positive": (
         lambda: response_log_probs(GOOD_BT, RESPONSES),
-        r"log_prob_BT: got 1\.0 at row 1, column 1",
-    ),
-    "surprisal with its arguments swapped": (
-        lambda: relative_surprisal(GOOD_BT, -GOOD_BT, RESPONSES),
-        r"log_prob_BT: got 1\.0.*positive ones suggest entropies",
-    ),
-    "surprisal with a NaN entropy": (
-        lambda: relative_surprisal(-GOOD_BT, with_value(math.nan), RESPONSES),
-        rf"entropy_BT: got nan {PLACE}",
+        r"log_prob_BT: got 1\.0 at row 1, column 1.*positive ones suggest entropies",
     ),
     "advantage is NaN": (
         lambda: run_aem(advantage_BT=with_value(math.nan)),
@@ -255,6 +248,26 @@ def test_values_are_not_checked_without_validation():
 def test_what_rounding_can_do_passes():
     assert response_entropies(with_value(-0.49), RESPONSES).shape == (2,)
     assert response_log_probs(-with_value(-0.49), RESPONSES).shape == (2,)
+
+
+@pytest.mark.parametrize("value", [torch.ones(2, 3), torch.ones(2, 3, dtype=torch.int64), [[(0, 2)], [(1, 3)]], None])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: aem(GOOD_BT, GOOD_BT, value, GROUP_B),
+        lambda value: empg(GOOD_BT, GOOD_BT, value, GROUP_B, GROUP_B),
+        lambda value: epo_token_weights(value, GROUP_B),
+        lambda value: response_entropies(GOOD_BT, value),
+        lambda value: response_log_probs(-GOOD_BT, value),
+        lambda value: rescale_advantages(GOOD_BT, ENTROPY_N, value),
+    ],
+    ids=["aem", "empg", "epo", "entropies", "log-probabilities", "rescale"],
+)
+def test_a_mask_is_no_responses(call, value):
+    """Not even without validation: what an argument is costs nothing to ask."""
+    got = r"a tensor of shape \(2, 3\), torch\.\w+, on cpu" if isinstance(value, torch.Tensor) else r".* \(\w+\)"
+    with pytest.raises(AEMValueError, match=rf"^responses: got {got}; expected `Responses`\. Pass `find_responses\("):
+        call(value)
 
 
 @pytest.mark.parametrize("kind", [AEMError, AEMValueError])

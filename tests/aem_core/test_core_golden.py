@@ -10,7 +10,6 @@ from aem_core import (
     aem,
     find_responses,
     modulation_coefficients,
-    relative_surprisal,
     rescale_advantages,
     response_entropies,
     response_log_probs,
@@ -158,15 +157,6 @@ def test_response_sums_and_means():
     entropy_BT = torch.tensor([[0.25, 0.75, -50.0, 1.5], [-50.0, -50.0, 0.5, -50.0]])
     assert response_log_probs(log_prob_BT, responses).tolist() == [-1.75, -2.0, -0.125]
     assert response_entropies(entropy_BT, responses).tolist() == [0.5, 1.5, 0.5]
-    # 1.75 - (0.25 + 0.75), 2.0 - 1.5, 0.125 - 0.5
-    assert relative_surprisal(log_prob_BT, entropy_BT, responses).tolist() == [0.75, 0.5, -0.375]
-
-
-def test_relative_surprisal_of_a_uniform_policy_is_zero():
-    # Uniform over v tokens: -log π = log v = h for every token, whatever was sampled.
-    responses = find_responses(torch.ones(1, 3))
-    log_v_BT = torch.tensor([[2.0, 4.0, 10.0]]).log()
-    torch.testing.assert_close(relative_surprisal(-log_v_BT, log_v_BT, responses), torch.zeros(1))
 
 
 def test_rescaling():

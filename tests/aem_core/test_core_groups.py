@@ -16,13 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aem_core import AEMValueError
-from aem_core.groups import GigpoStats, discounted_returns, gigpo, gigpo_step_advantages, grpo_advantages
+from aem_core.groups import GigpoStats, discounted_returns, gigpo, grpo_advantages
 
 check = settings(deadline=None)
 OVER = ["responses", "trajectories"]
 BASELINES = ["mean", "leave_one_out"]
 VARIANTS = list(itertools.product(OVER, BASELINES, [True, False]))
 FIELDS = ["episode_N", "step_N", "alone_N", "size_N"]
+
+
+def step_advantages(return_N, group_N, anchor_N, **settings_):
+    return gigpo(return_N, return_N, group_N, anchor_N, **settings_)[1].step_N
 
 
 def close(actual, expected, atol=1e-6):
@@ -177,14 +181,14 @@ ANCHOR_N = whole(8, 8, 8, 8, 6, 8)
 
 def test_step_advantages_by_hand():
     # Mean 4, squares 25 + 1 + 16 = 42, σ = √21 = 4.5825757; equal returns, and a set of one, give 0.
-    mean_only_N = gigpo_step_advantages(RETURN_N, STEP_GROUP_N, ANCHOR_N, by_std=False)
+    mean_only_N = step_advantages(RETURN_N, STEP_GROUP_N, ANCHOR_N, by_std=False)
     assert mean_only_N.tolist() == [5.0, 0.0, -1.0, -4.0, 0.0, 0.0]
-    advantage_N = gigpo_step_advantages(RETURN_N, STEP_GROUP_N, ANCHOR_N)
+    advantage_N = step_advantages(RETURN_N, STEP_GROUP_N, ANCHOR_N)
     close(advantage_N, [1.0910892, 0.0, -0.2182178, -0.8728714, 0.0, 0.0])
 
 
 def test_the_step_epsilon_is_verl_agents():
-    advantage_N = gigpo_step_advantages(torch.tensor([0.0, 2e-6], dtype=torch.float64), whole(0, 0), whole(0, 0))
+    advantage_N = step_advantages(torch.tensor([0.0, 2e-6], dtype=torch.float64), whole(0, 0), whole(0, 0))
     close(advantage_N, [-(math.sqrt(2) - 1), math.sqrt(2) - 1], atol=1e-12)
 
 
@@ -192,7 +196,7 @@ def test_the_step_epsilon_is_verl_agents():
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_a_step_set_of_equal_returns_gives_exactly_nothing(by_std, size):
     label_N = torch.zeros(size, dtype=torch.int64)
-    assert gigpo_step_advantages(torch.full((size,), 9.9), label_N, label_N, by_std=by_std).tolist() == [0.0] * size
+    assert step_advantages(torch.full((size,), 9.9), label_N, label_N, by_std=by_std).tolist() == [0.0] * size
 
 
 def test_gigpo_by_hand():
@@ -297,7 +301,7 @@ def test_against_loops(seed, dtype):
     close(discounted_returns(reward_N, trajectory_N, turn_N, batch.gamma), expected, atol)
     for by_std in (True, False):
         steps, sizes = reference_steps(others, batch.group, batch.anchor, by_std)
-        close(gigpo_step_advantages(other_N, group_N, anchor_N, by_std=by_std), steps, atol)
+        close(step_advantages(other_N, group_N, anchor_N, by_std=by_std), steps, atol)
         for over in OVER:
             episodes = reference_grpo(rewards, batch.group, batch.trajectory, over, "mean", by_std)
             advantage_N, stats = gigpo(
@@ -419,7 +423,7 @@ def everything(batch, variant=("responses", "mean", True), gamma=0.95):
     return {
         "grpo": grpo(batch, *variant),
         "returns": discounted_returns(batch["reward_N"], batch["trajectory_N"], batch["turn_N"], gamma),
-        "steps": gigpo_step_advantages(batch["return_N"], **labels, by_std=by_std),
+        "steps": step_advantages(batch["return_N"], **labels, by_std=by_std),
         "gigpo": advantage_N,
         **{name: getattr(stats, name) for name in FIELDS},
     }
@@ -536,7 +540,7 @@ def test_returns_obey_their_recursion(batch, gamma):
 @check
 @given(batches(), st.booleans())
 def test_steps_average_zero_within_their_set(batch, by_std):
-    advantage_N = gigpo_step_advantages(batch["return_N"], batch["group_N"], batch["anchor_N"], by_std=by_std)
+    advantage_N = step_advantages(batch["return_N"], batch["group_N"], batch["anchor_N"], by_std=by_std)
     keys = list(zip(batch["group_N"].tolist(), batch["anchor_N"].tolist(), strict=True))
     for key in set(keys):
         of_set_N = advantage_N[torch.tensor([other == key for other in keys])]
@@ -558,8 +562,6 @@ def test_gigpo_is_its_two_terms(batch, weight, by_std, over):
         trajectory_N=batch["trajectory_N"],
     )
     assert torch.equal(stats.episode_N, grpo(batch, over, "mean", by_std))
-    step_N = gigpo_step_advantages(batch["return_N"], batch["group_N"], batch["anchor_N"], by_std=by_std)
-    assert torch.equal(stats.step_N, step_N)
     assert torch.equal(advantage_N, stats.episode_N + weight * stats.step_N)
     assert torch.equal(stats.alone_N, stats.size_N == 1)
     assert weight > 0 or torch.equal(advantage_N, stats.episode_N)
@@ -648,12 +650,10 @@ def test_nothing_asks_the_device_without_validation(over):
         assert grpo_advantages(reward_N, group_N, baseline=baseline, validate=False, **settings_).is_meta
     assert discounted_returns(reward_N, trajectory_N, meta["turn_N"], validate=False).is_meta
     steps = reward_N, group_N, meta["anchor_N"]
-    assert gigpo_step_advantages(*steps, validate=False).is_meta
     assert gigpo(reward_N, *steps, validate=False, **settings_)[1].alone_N.is_meta
     for function, arguments in (
         (grpo_advantages, (reward_N, group_N)),
         (discounted_returns, (reward_N, trajectory_N, meta["turn_N"])),
-        (gigpo_step_advantages, steps),
         (gigpo, (reward_N, *steps)),
     ):
         with pytest.raises(RuntimeError, match="meta"):
@@ -707,10 +707,6 @@ def call_grpo(**changed):
 
 def call_returns(**changed):
     return discounted_returns(**{name: GOOD[name] for name in ("reward_N", "trajectory_N", "turn_N")} | changed)
-
-
-def call_steps(**changed):
-    return gigpo_step_advantages(**{name: GOOD[name] for name in ("return_N", "group_N", "anchor_N")} | changed)
 
 
 def call_gigpo(**changed):
@@ -795,13 +791,12 @@ REFUSALS = {
         r"trajectory_N: got .*float32",
         False,
     ),
-    "return is inf": (call_steps, {"return_N": spoilt(math.inf)}, r"return_N: got inf at response 3.*step set", True),
-    "returns a token": (call_steps, {"return_N": torch.ones(6, 2)}, r"return_N: got .*\(6, 2\)", False),
-    "anchors of text": (call_steps, {"anchor_N": ["a"] * 6}, r"anchor_N: got \['a', .*\(list\)", False),
-    "anchors too few": (call_steps, {"anchor_N": whole(1)}, r"anchor_N: .*\(1,\).*expected shape \(6,\)", False),
-    "step groups too few": (call_steps, {"group_N": whole(1)}, r"group_N: .*\(1,\).*expected shape \(6,\)", False),
+    "return is inf": (call_gigpo, {"return_N": spoilt(math.inf)}, r"return_N: got inf at response 3.*step set", True),
+    "returns a token": (call_gigpo, {"return_N": torch.ones(6, 2)}, r"return_N: got .*\(6, 2\)", False),
+    "anchors of text": (call_gigpo, {"anchor_N": ["a"] * 6}, r"anchor_N: got \['a', .*\(list\)", False),
+    "anchors too few": (call_gigpo, {"anchor_N": whole(1)}, r"anchor_N: .*\(1,\).*expected shape \(6,\)", False),
+    "step groups too few": (call_gigpo, {"group_N": whole(1)}, r"group_N: .*\(1,\).*expected shape \(6,\)", False),
     "outcome is NaN": (call_gigpo, {"outcome_N": spoilt(math.nan)}, r"outcome_N: got nan at response 3", True),
-    "gigpo's return is NaN": (call_gigpo, {"return_N": spoilt(math.nan)}, r"return_N: got nan at response 3", True),
     "gigpo's returns too few": (
         call_gigpo,
         {"return_N": RETURN_N[:5]},

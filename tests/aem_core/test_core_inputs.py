@@ -15,7 +15,6 @@ from aem_core import (
     aem,
     find_responses,
     modulation_coefficients,
-    relative_surprisal,
     rescale_advantages,
     response_entropies,
     response_log_probs,
@@ -37,7 +36,6 @@ def everything(advantage_BT, entropy_BT, log_prob_BT, responses, group_B):
         "entropy_N": entropy_N,
         "alpha_N": alpha_N,
         "log_prob_N": response_log_probs(log_prob_BT, responses),
-        "surprisal_N": relative_surprisal(log_prob_BT, entropy_BT, responses),
         "by_alpha_BT": rescale_advantages(advantage_BT, alpha_N, responses),
         "rescaled_BT": rescaled_BT,
         "stats_alpha_N": stats.alpha_N,
@@ -188,7 +186,7 @@ def test_a_batch_without_responses(shape, scope):
         assert torch.equal(rescaled_BT, advantage_BT)
         for name in ("alpha_N", "entropy_N", "scope_N", "range_N", "guarded_N", "range_G", "guarded_G"):
             assert getattr(stats, name).shape == (0,), name
-        assert relative_surprisal(advantage_BT, advantage_BT, responses).shape == (0,)
+        assert response_log_probs(advantage_BT, responses).shape == (0,)
     assert modulation_coefficients(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
 
@@ -216,7 +214,6 @@ def test_nothing_asks_the_device_without_validation(scope):
     )
     assert rescaled_BT.shape == (4, 5)
     assert stats.alpha_N.shape == (len(responses),)
-    assert relative_surprisal(log_prob_BT, entropy_BT, responses, validate=False).shape == (len(responses),)
     assert response_log_probs(log_prob_BT, responses, validate=False).is_meta
     alpha_N = modulation_coefficients(stats.entropy_N, stats.scope_N, validate=False)
     assert rescale_advantages(advantage_BT, alpha_N, responses, validate=False).is_meta

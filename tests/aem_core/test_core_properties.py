@@ -14,10 +14,8 @@ from aem_core import (
     aem,
     find_responses,
     modulation_coefficients,
-    relative_surprisal,
     rescale_advantages,
     response_entropies,
-    response_log_probs,
 )
 
 check = settings(deadline=None)
@@ -270,19 +268,6 @@ def test_runs_and_their_spans_are_the_same_responses(batch):
     for name in ("index_BT", "row_N", "length_N", "span_N", "token_M", "response_M"):
         assert torch.equal(getattr(found, name), getattr(given_, name)), name
     assert torch.equal(found.index_BT >= 0, mask_BT == 1)
-
-
-@check
-@given(batches())
-def test_relative_surprisal_is_made_of_the_other_two(batch):
-    mask_BT, inputs = batch
-    responses = find_responses(mask_BT)
-    entropy_BT, log_prob_BT = inputs["entropy_BT"], -inputs["advantage_BT"].abs()
-    expected_N = -response_log_probs(log_prob_BT, responses) - (
-        response_entropies(entropy_BT, responses) * responses.length_N
-    )
-    surprisal_N = relative_surprisal(log_prob_BT, entropy_BT, responses)
-    torch.testing.assert_close(surprisal_N, expected_N, rtol=1e-5, atol=1e-5)
 
 
 @given(batches(), st.floats(0, 3))

@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from aem_core import Responses, aem, find_responses, relative_surprisal, response_entropies, response_log_probs
+from aem_core import Responses, aem, find_responses, response_entropies, response_log_probs
 
 
 def reference_runs(mask_row):
@@ -144,8 +144,6 @@ def test_sums_against_loops(seed):
     entropy_BT = torch.tensor(batch.entropy, dtype=torch.float64)
     assert response_log_probs(log_prob_BT, responses).tolist() == pytest.approx(log_probs)
     assert (response_entropies(entropy_BT, responses) * responses.length_N).tolist() == pytest.approx(entropies)
-    expected = [-log_prob - entropy for log_prob, entropy in zip(log_probs, entropies, strict=True)]
-    assert relative_surprisal(log_prob_BT, entropy_BT, responses).tolist() == pytest.approx(expected)
 
 
 def test_the_batches_meet_the_guard_and_pass_it():

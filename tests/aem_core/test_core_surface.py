@@ -21,7 +21,6 @@ SIGNATURES = {
     "Responses.from_spans": "(spans, shape, mask_BT=None, *, validate=True)",
     "response_log_probs": "(log_prob_BT, responses, *, validate=True)",
     "response_entropies": "(entropy_BT, responses, *, validate=True)",
-    "relative_surprisal": "(log_prob_BT, entropy_BT, responses, *, validate=True)",
     "modulation_coefficients": (
         "(entropy_N, group_N, lam=1.0, min_range=0.1, *, direction='forward', weight_N=None, validate=True)"
     ),
@@ -34,7 +33,6 @@ SIGNATURES = {
         "(reward_N, group_N, *, over='responses', trajectory_N=None, baseline='mean', by_std=True, validate=True)"
     ),
     "discounted_returns": "(reward_N, trajectory_N, turn_N, gamma=0.95, *, validate=True)",
-    "gigpo_step_advantages": "(return_N, group_N, anchor_N, *, by_std=True, validate=True)",
     "gigpo": (
         "(outcome_N, return_N, group_N, anchor_N, *, weight=1.0, by_std=True, over='responses', trajectory_N=None, "
         "validate=True)"
@@ -48,7 +46,6 @@ SIGNATURES = {
     "epo_entropy": "(entropy_BT, weight_BT, *, validate=True)",
     "epo_smoothing": "(entropy_BT, weight_BT, reference, lower=0.0, upper=2.0, alpha=0.1, *, validate=True)",
     "entropy_drift": "(advantage_N, surprisal_N, expected_surprisal_N, *, validate=True)",
-    "sign_quadrants": "(advantage_N, alpha_N, *, validate=True)",
 }
 
 
@@ -76,7 +73,6 @@ def test_the_exported_names_are_frozen():
             "GigpoStats",
             "Mean",
             "Over",
-            "Quadrant",
             "Responses",
             "Scope",
             "aem",
@@ -89,14 +85,11 @@ def test_the_exported_names_are_frozen():
             "epo_token_weights",
             "find_responses",
             "gigpo",
-            "gigpo_step_advantages",
             "grpo_advantages",
             "modulation_coefficients",
-            "relative_surprisal",
             "rescale_advantages",
             "response_entropies",
             "response_log_probs",
-            "sign_quadrants",
         ]
     )
     assert all(hasattr(aem_core, name) for name in aem_core.__all__)

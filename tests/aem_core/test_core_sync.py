@@ -15,7 +15,6 @@ from aem_core import (
     aem,
     find_responses,
     modulation_coefficients,
-    relative_surprisal,
     rescale_advantages,
     response_entropies,
     response_log_probs,
@@ -79,7 +78,6 @@ CALLS = {
     "aem over tokens": lambda **validate: aem(*INPUTS, mean="token", **validate),
     "response_entropies": lambda **validate: response_entropies(ENTROPY_BT, RESPONSES, **validate),
     "response_log_probs": lambda **validate: response_log_probs(LOG_PROB_BT, RESPONSES, **validate),
-    "relative_surprisal": lambda **validate: relative_surprisal(LOG_PROB_BT, ENTROPY_BT, RESPONSES, **validate),
     "modulation_coefficients": lambda **validate: modulation_coefficients(
         ENTROPY_N, GROUP_N, weight_N=TURN_N + 1, **validate
     ),
@@ -92,7 +90,7 @@ if importlib.util.find_spec("aem_core.empg"):
     CALLS["empg"] = lambda **validate: empg(ADVANTAGE_BT, ENTROPY_BT, RESPONSES, GROUP_N, TURN_N, **validate)
 
 if importlib.util.find_spec("aem_core.groups"):
-    from aem_core.groups import discounted_returns, gigpo, gigpo_step_advantages, grpo_advantages
+    from aem_core.groups import discounted_returns, gigpo, grpo_advantages
 
     CALLS |= {
         "grpo_advantages": lambda **validate: grpo_advantages(ENTROPY_N, GROUP_N, **validate),
@@ -100,7 +98,6 @@ if importlib.util.find_spec("aem_core.groups"):
             ENTROPY_N, GROUP_N, over="trajectories", trajectory_N=TURN_N, baseline="leave_one_out", **validate
         ),
         "discounted_returns": lambda **validate: discounted_returns(ENTROPY_N, GROUP_N, TURN_N, **validate),
-        "gigpo_step_advantages": lambda **validate: gigpo_step_advantages(ENTROPY_N, GROUP_N, TURN_N, **validate),
         "gigpo": lambda **validate: gigpo(ALPHA_N, ENTROPY_N, GROUP_N, TURN_N, **validate),
     }
 
@@ -115,11 +112,10 @@ if importlib.util.find_spec("aem_core.epo"):
     }
 
 if importlib.util.find_spec("aem_core.drift"):
-    from aem_core.drift import entropy_drift, sign_quadrants
+    from aem_core.drift import entropy_drift
 
     CALLS |= {
         "entropy_drift": lambda **validate: entropy_drift(ALPHA_N, ENTROPY_N, ENTROPY_N, **validate),
-        "sign_quadrants": lambda **validate: sign_quadrants(ENTROPY_N, ALPHA_N, **validate),
     }
 
 

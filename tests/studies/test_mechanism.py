@@ -1,4 +1,4 @@
-"""studies/mechanism.py at tiny sizes, its parts against aem_core.exact, and docs/evidence/mechanism.md against CSVs.
+"""studies/mechanism.py at tiny sizes, its parts against exact policies, and docs/evidence/mechanism.md against CSVs.
 
 `AEM_WRITE_DOCS=1 pytest tests/studies/test_mechanism.py` writes the numbers of the page anew, from the committed CSVs.
 Not covered: whether the committed CSVs are what the script makes today (minutes; run it).
@@ -20,8 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mechanism_parts import correlation, corridor, drift, outlier, policies, tables, training
-
-from aem_core.exact import TreePolicy, natural_gradient_direction
+from mechanism_parts.exact import TreePolicy, natural_gradient_direction
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "studies" / "mechanism.py"
@@ -139,12 +138,12 @@ def test_a_trees_natural_gradient_moves_its_responses_as_on_the_simplex(seed, ad
     def probabilities(step):
         return TreePolicy(
             {n: [z + step * d for z, d in zip(tree[n], moved[n], strict=True)] for n in tree}
-        ).probability_L
+        ).probability_W
 
     step = 1e-6 / max(1.0, max(abs(value) for values in moved.values() for value in values))
-    slope_L = (probabilities(step) - probabilities(-step)) / (2 * step)
-    expected_L = natural_gradient_direction(here.probability_L, number, advantage)
-    torch.testing.assert_close(slope_L, expected_L, rtol=1e-4, atol=1e-4)
+    slope_W = (probabilities(step) - probabilities(-step)) / (2 * step)
+    expected_W = natural_gradient_direction(here.probability_W, number, advantage)
+    torch.testing.assert_close(slope_W, expected_W, rtol=1e-4, atol=1e-4)
 
 
 @check
@@ -157,11 +156,11 @@ def test_a_long_policy_of_two_tokens_is_that_tree(seed):
         tree |= {(first, second): long.token_AV[first] for second in range(policies.ACTIONS)}
     exact = TreePolicy(tree)
     assert float(long.entropy) == pytest.approx(float(exact.entropy))
-    expected = float(exact.covariance(exact.mean_entropy_L, exact.surprisal_L))
+    expected = float(exact.covariance(exact.mean_entropy_W, exact.surprisal_W))
     assert long.covariance() == pytest.approx(expected, abs=1e-12)
     mean_N, sum_N, surprisal_N = long.draw(4000, torch.Generator().manual_seed(seed))
     torch.testing.assert_close(mean_N, sum_N / 3)
-    spread = float(exact.variance(exact.surprisal_L).sqrt())
+    spread = float(exact.variance(exact.surprisal_W).sqrt())
     assert float(surprisal_N.mean()) == pytest.approx(float(exact.entropy), abs=6 * spread / math.sqrt(4000))
 
 
@@ -204,7 +203,7 @@ def test_the_corridors_entropies_are_those_of_its_trees():
         tree |= {(plan,): policy.action_RKSPA[0, 0, state, plan] for plan in range(corridor.PLANS)}
         exact = TreePolicy(tree)
         assert float(policy.entropy()[0, 0, state]) == pytest.approx(float(exact.entropy))
-        right = sum(p for p, leaf in zip(exact.probability_L.tolist(), exact.leaves, strict=True) if leaf[1] == 0)
+        right = sum(p for p, leaf in zip(exact.probability_W.tolist(), exact.leaves, strict=True) if leaf[1] == 0)
         assert float(policy.right()[0, 0, state]) == pytest.approx(right)
 
 

@@ -1,16 +1,12 @@
-"""The parts of `aem eval`: intervals, checkpoints, tasks, verl's dump, comparison. The command: test_cli_eval.py."""
+"""The parts of `aem eval`: checkpoints, tasks, verl's dump, comparison. The command: test_cli_eval.py."""
 
 from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
@@ -18,113 +14,11 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import torch
 from safetensors.torch import save_file
 
-from recipe.aem.tools.evaluate import EvaluationError, intervals
+from recipe.aem.tools.evaluate import EvaluationError
 from recipe.aem.tools.evaluate.checkpoint import check_fits, resolve
 from recipe.aem.tools.evaluate.episodes import read_episodes, with_kinds
 from recipe.aem.tools.evaluate.report import compare, read_report, summarise
 from recipe.aem.tools.evaluate.tasks import choose, open_tasks, write_files
-
-SHARES = st.lists(st.integers(0, 4).map(lambda wins: wins / 4), min_size=1, max_size=60)
-
-
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=200, deadline=None)
-@given(SHARES)
-def test_a_share_lies_in_its_interval_and_that_between_0_and_1(shares):
-    found = intervals.rate(shares, 4)
-    assert found.mean == pytest.approx(np.mean(shares)) and found.tasks == len(shares)
-    assert 0 <= found.low <= found.mean <= found.high <= 1
-    assert found.high > found.low, "nothing is certain"
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(-50, 50), min_size=2, max_size=40))
-def test_a_mean_lies_in_its_interval(values):
-    found = intervals.mean(values)
-    if len(set(values)) == 1:
-        assert found.low is None and "alike" in found.method, "nothing is certain"
-    else:
-        assert found.low <= found.mean <= found.high
-    assert min(values) - 1e-9 <= found.mean <= max(values) + 1e-9
-    assert found == intervals.mean(values), "the same numbers give the same interval"
-
-
-@settings(max_examples=100, deadline=None)
-@given(SHARES)
-def test_intervals_shrink_with_tasks(shares):
-    once, often = intervals.rate(shares, 4), intervals.rate(shares * 4, 4)
-    assert often.high - often.low < once.high - once.low
-    if len(set(shares)) > 1:
-        once, often = intervals.mean(shares), intervals.mean(shares * 4)
-        assert often.high - often.low <= once.high - once.low
-
-
-def test_one_episode_a_task_is_wilsons_own_interval():
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    known = ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718))
-    for wins, n, low, high in known:
-        found = intervals.rate([1.0] * wins + [0.0] * (n - wins))
-        assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_episodes_that_agree_add_nothing_and_independent_ones_do():
-    agreeing = intervals.rate([1.0, 0.0] * 50, 8)
-    single = intervals.rate([1.0, 0.0] * 50, 1)
-    assert agreeing.high - agreeing.low == pytest.approx(single.high - single.low, rel=0.02)
-    independent = intervals.rate((np.random.default_rng(0).binomial(8, 0.5, size=100) / 8).tolist(), 8)
-    assert independent.high - independent.low < 0.5 * (single.high - single.low)
-
-
-@pytest.mark.parametrize("tasks", [12, 30, 100])
-@pytest.mark.parametrize("episodes", [1, 4])
-@pytest.mark.parametrize("shape", [(0.5, 0.5), (2, 2), (0.3, 3)])
-def test_coverage_of_the_share(tasks, episodes, shape):
-    rng = np.random.default_rng([tasks, episodes, int(10 * shape[0])])
-    true, held = shape[0] / sum(shape), 0
-    for _ in range(500):
-        found = intervals.rate((rng.binomial(episodes, rng.beta(*shape, size=tasks)) / episodes).tolist(), episodes)
-        held += found.low <= true <= found.high
-    assert held / 500 >= 0.91
-
-
-@pytest.mark.parametrize(("tasks", "episodes"), [(30, 1), (30, 4), (100, 2)])
-def test_coverage_of_the_difference(tasks, episodes, monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 1000)
-    rng, held = np.random.default_rng(tasks + episodes), 0
-    for _ in range(300):
-        p = rng.beta(1, 1, size=tasks)
-        one, other = (rng.binomial(episodes, q) / episodes for q in (p, np.clip(p + 0.1, 0, 1)))
-        true = float(np.mean(1 - 0.9**2 / 2 - 0.5))  # E min(p + 0.1, 1) − E p = 0.095
-        found = intervals.difference(one.tolist(), other.tolist())
-        held += found.low <= true <= found.high
-    assert held / 300 >= 0.91
-
-
-def test_no_differing_task_is_no_certainty():
-    found = intervals.difference([1.0, 0.0] * 10, [1.0, 0.0] * 10)
-    assert (found.mean, found.low, found.high) == (
-        0.0,
-        pytest.approx(-0.1611, abs=1e-4),
-        pytest.approx(0.1611, abs=1e-4),
-    )
-    assert "none does" in found.method
-    paired = intervals.difference([0.0] * 5 + [1.0] * 95, [1.0] * 5 + [1.0] * 95)
-    assert paired.mean == 0.05 and 0 < paired.low < 0.05 < paired.high < 0.12
-
-
-@pytest.mark.parametrize("bad", [[], [0.5, math.nan], [1.5], [-0.1]])
-def test_what_is_no_share(bad):
-    with pytest.raises(ValueError):
-        intervals.rate(bad)
-
-
-def test_one_task_has_a_mean_and_no_bootstrap():
-    assert intervals.mean([3.0]).low is None and intervals.mean([3.0]).mean == 3.0
-    with pytest.raises(ValueError, match="no pairs"):
-        intervals.difference([1.0], [1.0, 0.0])
-
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 

@@ -234,7 +234,7 @@ def test_correlation_and_its_interval_by_hand():
     x, y = np.arange(6.0), np.array([1.0, 0.0, 3.0, 2.0, 5.0, 4.0])
     found = correlation(x, y)  # Σxy − n·x̄ȳ = 52 − 37.5 = 14.5, of 17.5
     assert found["r"] == pytest.approx(14.5 / 17.5)
-    half = 1.96 / np.sqrt(3)
+    half = 1.959964 / np.sqrt(3)
     assert [found["low"], found["high"]] == pytest.approx(
         [np.tanh(np.arctanh(14.5 / 17.5) - half), np.tanh(np.arctanh(14.5 / 17.5) + half)]
     )

@@ -8,16 +8,17 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agent_loops.dataset import write_parquet
 from agent_loops.files import replacing, write_json
 from agent_loops.locks import held
 from recipe.aem.tools.cli.shared import explained
 from recipe.aem.tools.demo import summary
+from recipe.aem.tools.demo.progress import Display, display
 from recipe.aem.tools.demo.shopping import open_shop
 from recipe.aem.tools.demo.warm_start import warm_start
 from recipe.aem.tools.trainer_process import Metrics, TrainingFailed, train
@@ -59,6 +60,20 @@ def _demonstrate(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, output: Path, lock: int, console: Console) -> int:
+    try:
+        with display(console) as progress:
+            figures, history = _learn(options, output, lock, progress)
+    except TrainingFailed as error:
+        console.print(str(error), markup=False, highlight=False)
+        return 1
+    _show(figures, history, output, options.steps, console)
+    return 0
+
+
+def _learn(
+    options: argparse.Namespace, output: Path, lock: int, progress: Display
+) -> tuple[dict[str, Any], list[tuple[int, Metrics]]]:
+    """Clone, then train; returns the figures, and the metrics of each step."""
     dump = output / "dump"
     shutil.rmtree(dump, ignore_errors=True)  # steps of an earlier, longer run would stay
     os.environ.update(QUIET)
@@ -66,59 +81,50 @@ def _run(options: argparse.Namespace, output: Path, lock: int, console: Console)
     shop = open_shop(output.parent / "shop")
     tasks = output.parent / "tasks"
     write_parquet(shop, tasks)
-    columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
+    progress.stage("1/2 warm start", 1.0)
+    model = output / "warm_start"
+    warm = warm_start(shop, model, options.seed, progress.update)
+    progress.update("done", 1.0)
+
+    progress.stage("2/2 training with AEM", options.steps)
+    progress.update("starting verl and vLLM", 0)
+    history: list[tuple[int, Metrics]] = []
+    began, first_seen = time.perf_counter(), []
+
+    def on_metrics(step: int, values: Metrics) -> None:
+        first_seen.append(time.perf_counter() - began)
+        history.append((step, values))
+        success = [values[summary.SUCCESS] for _, values in history if summary.SUCCESS in values]
+        progress.update("", step, f"step {step}, success {success[-1]:.1%}" if success else f"step {step}")
+
+    peak = train(
+        "webshop_demo",
+        [
+            f"trainer.total_training_steps={options.steps}",
+            f"trainer.save_freq={options.steps}",
+            f"trainer.default_local_dir={output / 'checkpoints'}",
+            f"algorithm.aem.dump_dir={dump}",
+            f"data.seed={options.seed}",
+            f"actor_rollout_ref.rollout.seed={options.seed}",
+            *options.overrides,
+        ],
+        environment={
+            "WEBSHOP_DATA": str(output.parent / "shop"),
+            "WEBSHOP_PARQUET": str(tasks),
+            "AEM_MODEL": str(model),
+        },
+        log=output / "verl.log",
+        metrics=output / "metrics.jsonl",
+        on_metrics=on_metrics,
+        lock=lock,
     )
-    with Progress(*columns, console=console) as bars:
-        bar = bars.add_task("1/2 warm start", total=1.0, note="")
-        model = output / "warm_start"
-        warm = warm_start(
-            shop, model, options.seed, lambda what, share: bars.update(bar, completed=share, note=what.ljust(28))
-        )
-        bars.update(bar, completed=1.0, note="done".ljust(28))
+    return summary.summarise(history, warm, peak, first_seen[0]), history
 
-        bar = bars.add_task("2/2 training with AEM", total=options.steps, note="starting verl and vLLM".ljust(28))
-        history: list[tuple[int, Metrics]] = []
-        began, first_seen = time.perf_counter(), []
 
-        def on_metrics(step: int, values: Metrics) -> None:
-            first_seen.append(time.perf_counter() - began)
-            history.append((step, values))
-            success = [values[summary.SUCCESS] for _, values in history if summary.SUCCESS in values]
-            note = f"step {step}, success {success[-1]:.1%}" if success else f"step {step}"
-            bars.update(bar, completed=step, note=note.ljust(28))
-
-        try:
-            peak = train(
-                "webshop_demo",
-                [
-                    f"trainer.total_training_steps={options.steps}",
-                    f"trainer.save_freq={options.steps}",
-                    f"trainer.default_local_dir={output / 'checkpoints'}",
-                    f"algorithm.aem.dump_dir={dump}",
-                    f"data.seed={options.seed}",
-                    f"actor_rollout_ref.rollout.seed={options.seed}",
-                    *options.overrides,
-                ],
-                environment={
-                    "WEBSHOP_DATA": str(output.parent / "shop"),
-                    "WEBSHOP_PARQUET": str(tasks),
-                    "AEM_MODEL": str(model),
-                },
-                log=output / "verl.log",
-                metrics=output / "metrics.jsonl",
-                on_metrics=on_metrics,
-                lock=lock,
-            )
-        except TrainingFailed as error:
-            bars.stop()
-            console.print(str(error), markup=False, highlight=False)
-            return 1
-
-    figures = summary.summarise(history, warm, peak, first_seen[0])
+def _show(
+    figures: dict[str, Any], history: list[tuple[int, Metrics]], output: Path, steps: int, console: Console
+) -> None:
+    """Write and print the results, and say where everything is."""
     write_json(output / "result.json", figures)
     with replacing(output / "learning.png") as part:
         summary.picture(history, figures, part)
@@ -137,11 +143,10 @@ def _run(options: argparse.Namespace, output: Path, lock: int, console: Console)
         ("picture", shown / "learning.png"),
         ("figures", f"{shown / 'result.json'}, {shown / 'metrics.jsonl'}"),
         ("report", f"{aem} report {shown} --out {shown / 'report'}"),
-        ("checkpoint", shown / "checkpoints" / f"global_step_{options.steps}"),
+        ("checkpoint", shown / "checkpoints" / f"global_step_{steps}"),
     ):
         # a command on two lines could not be copied
         console.print(f"{name:<11} {of}", highlight=False, soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

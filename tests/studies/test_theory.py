@@ -14,15 +14,15 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from aem_core import modulation_coefficients
-from aem_core.drift import Quadrant, entropy_drift, sign_quadrants
-from aem_core.exact import (
+from mechanism_parts.exact import (
     TreePolicy,
     entropy_derivative,
     euclidean_gradient_direction,
     natural_gradient_direction,
 )
+from mechanism_parts.quadrants import CLAIMED, sign_quadrants
+
+from aem_core import entropy_drift, modulation_coefficients
 
 check = settings(deadline=None)
 slow_check = settings(max_examples=40, deadline=None)
@@ -91,7 +91,7 @@ def drift(advantage, surprisal, expected):
 
 def test_the_page_names_these_tests_and_all_of_them():
     page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`tests/aem_core/test_theory\.py::(test_\w+)`", page))
+    named = set(re.findall(r"`tests/studies/test_theory\.py::(test_\w+)`", page))
     here = {name for name in globals() if name.startswith("test_")}
     assert named == here - {"test_the_page_names_these_tests_and_all_of_them"}
 
@@ -123,15 +123,15 @@ def test_the_law_holds_for_whole_responses_of_an_autoregressive_policy(seed, adv
 
     here = policy(theta)
     leaf = data.draw(st.integers(0, len(here.leaves) - 1))
-    score_LP = -torch.autograd.functional.jacobian(lambda parameters: policy(parameters).surprisal_L, theta)
-    fisher_PP = score_LP.T @ (here.probability_L[:, None] * score_LP)
-    direction = torch.linalg.pinv(fisher_PP, rtol=1e-10, hermitian=True) @ (advantage * score_LP[leaf])
-    predicted = drift(advantage, here.surprisal_L[leaf].item(), here.entropy.item())
+    score_WP = -torch.autograd.functional.jacobian(lambda parameters: policy(parameters).surprisal_W, theta)
+    fisher_PP = score_WP.T @ (here.probability_W[:, None] * score_WP)
+    direction = torch.linalg.pinv(fisher_PP, rtol=1e-10, hermitian=True) @ (advantage * score_WP[leaf])
+    predicted = drift(advantage, here.surprisal_W[leaf].item(), here.entropy.item())
 
     # On the leaves it is the simplex direction A (e_a − π), although the policy is a product of token choices.
-    moved_L = here.probability_L * (score_LP @ direction)
-    expected_L = natural_gradient_direction(here.probability_L, leaf, advantage)
-    torch.testing.assert_close(moved_L, expected_L, rtol=1e-6, atol=1e-9)
+    moved_W = here.probability_W * (score_WP @ direction)
+    expected_W = natural_gradient_direction(here.probability_W, leaf, advantage)
+    torch.testing.assert_close(moved_W, expected_W, rtol=1e-6, atol=1e-9)
 
     # Leaves may be rare, and the logits then move far: the step is measured against the longest of them.
     step = 1e-5 / max(1.0, direction.abs().max().item())
@@ -161,8 +161,8 @@ def test_the_plain_gradient_can_have_the_other_sign():
 @given(seeds, st.floats(0, 3), st.floats(0, 0.6))
 def test_expected_surprisal_is_the_expected_sum_of_entropies(seed, scale, stop):
     policy = TreePolicy(random_tree(random.Random(seed), scale=scale, stop=stop))
-    assert policy.mean(policy.entropy_sum_L).item() == pytest.approx(policy.entropy.item(), abs=1e-12)
-    assert policy.mean(policy.surprisal_L).item() == pytest.approx(policy.entropy.item(), abs=1e-12)
+    assert policy.mean(policy.entropy_sum_W).item() == pytest.approx(policy.entropy.item(), abs=1e-12)
+    assert policy.mean(policy.surprisal_W).item() == pytest.approx(policy.entropy.item(), abs=1e-12)
 
 
 @slow_check
@@ -171,10 +171,10 @@ def test_the_noise_of_a_token_has_mean_zero_given_what_came_before(seed, scale, 
     """M = S − Σh is a martingale: below every node, its expectation is its value at the node."""
     logits = random_tree(random.Random(seed), scale=scale, stop=stop)
     policy = TreePolicy(logits)
-    martingale_L = policy.surprisal_L - policy.entropy_sum_L
+    martingale_W = policy.surprisal_W - policy.entropy_sum_W
     for node in logits:
-        below_L = torch.tensor([leaf[: len(node)] == node for leaf in policy.leaves], dtype=F64)
-        expected = policy.mean(below_L * martingale_L) / policy.mean(below_L)
+        below_W = torch.tensor([leaf[: len(node)] == node for leaf in policy.leaves], dtype=F64)
+        expected = policy.mean(below_W * martingale_W) / policy.mean(below_W)
         so_far = 0.0
         for length, action in enumerate(node):
             probability_V = torch.softmax(torch.tensor(logits[node[:length]], dtype=F64), 0)
@@ -197,22 +197,22 @@ def test_the_sum_of_entropies_varies_less_on_typical_policies(scale, stop, share
     """Typical: trees of three actions and at most three choices with independent N(0, scale²) logits."""
     rng = random.Random(0)
     policies = [TreePolicy(random_tree(rng, scale=scale, stop=stop)) for _ in range(100)]
-    less = [bool(policy.variance(policy.entropy_sum_L) < policy.variance(policy.surprisal_L)) for policy in policies]
+    less = [bool(policy.variance(policy.entropy_sum_W) < policy.variance(policy.surprisal_W)) for policy in policies]
     assert sum(less) / len(less) >= share
 
 
 def test_the_sum_of_entropies_can_vary_more():
     policy = TreePolicy(COUNTER_EXAMPLE)
-    torch.testing.assert_close(policy.probability_L, torch.full((4,), 0.25, dtype=F64))
+    torch.testing.assert_close(policy.probability_W, torch.full((4,), 0.25, dtype=F64))
     # S = log 4 everywhere. Σh is h₀ = log 4 − ¾ log 3 or h₀ + log 3, the latter with probability ¾.
     root = math.log(4) - 0.75 * math.log(3)
-    expected_L = torch.tensor([root, *[root + math.log(3)] * 3], dtype=F64)
-    torch.testing.assert_close(policy.entropy_sum_L, expected_L)
-    assert policy.variance(policy.surprisal_L).item() == pytest.approx(0, abs=1e-15)
-    assert policy.variance(policy.entropy_sum_L).item() == pytest.approx(3 / 16 * math.log(3) ** 2)
+    expected_W = torch.tensor([root, *[root + math.log(3)] * 3], dtype=F64)
+    torch.testing.assert_close(policy.entropy_sum_W, expected_W)
+    assert policy.variance(policy.surprisal_W).item() == pytest.approx(0, abs=1e-15)
+    assert policy.variance(policy.entropy_sum_W).item() == pytest.approx(3 / 16 * math.log(3) ** 2)
     # Var S = Var M + Var Σh + 2 Cov(M, Σh), with the covariance negative.
-    noise_L = policy.surprisal_L - policy.entropy_sum_L
-    assert policy.covariance(noise_L, policy.entropy_sum_L).item() == pytest.approx(-3 / 16 * math.log(3) ** 2)
+    noise_W = policy.surprisal_W - policy.entropy_sum_W
+    assert policy.covariance(noise_W, policy.entropy_sum_W).item() == pytest.approx(-3 / 16 * math.log(3) ** 2)
 
 
 # ---- 3. α as a minimiser
@@ -319,12 +319,12 @@ def test_aem_changes_the_drift_by_the_changed_advantage(seed, advantage, alpha, 
     """Drift under αA minus drift under A is A (α − 1)(S − H): by the law, and by moving the policy both ways."""
     policy = TreePolicy(random_tree(random.Random(seed), depth=2, stop=0.3))
     leaf = data.draw(st.integers(0, len(policy.leaves) - 1))
-    surprise = (policy.surprisal_L[leaf] - policy.entropy).item()
-    assume(policy.probability_L.min() > 1e-3)
+    surprise = (policy.surprisal_W[leaf] - policy.entropy).item()
+    assume(policy.probability_W.min() > 1e-3)
     slopes = []
     for factor in (alpha, 1.0):
-        direction_L = natural_gradient_direction(policy.probability_L, leaf, factor * advantage)
-        slopes.append(slope(lambda step, d_L=direction_L: entropy_of(policy.probability_L + step * d_L), 1e-7))
+        direction_W = natural_gradient_direction(policy.probability_W, leaf, factor * advantage)
+        slopes.append(slope(lambda step, d_W=direction_W: entropy_of(policy.probability_W + step * d_W), 1e-7))
     assert slopes[0] - slopes[1] == pytest.approx(advantage * (alpha - 1) * surprise, abs=1e-5)
 
 
@@ -335,23 +335,16 @@ def changes(advantage, alpha, surprise):
 
 
 def quadrant_of(advantage, alpha):
-    code_N = sign_quadrants(torch.tensor([advantage]), torch.tensor([alpha]))
-    return Quadrant(code_N.item())
+    return list(CLAIMED)[sign_quadrants(torch.tensor([advantage]), torch.tensor([alpha])).item()]
 
 
 @check
 @given(positive, positive, st.floats(0.01, 0.99), positive)
 def test_signs_where_alpha_tells_the_surprise_rightly(size, up, down, surprise):
     """The regime that AEM counts on: α − 1 has the sign of H − S. Own drift, and AEM's against the base's."""
-    table = {
-        Quadrant.GOOD_CERTAIN: (-1, -1),
-        Quadrant.GOOD_UNCERTAIN: (+1, -1),
-        Quadrant.BAD_CERTAIN: (+1, +1),
-        Quadrant.BAD_UNCERTAIN: (-1, +1),
-    }
     for advantage, alpha in itertools.product((size, -size), (1 + up, 1 - down)):
         own, against_base = changes(advantage, alpha, surprise if alpha < 1 else -surprise)
-        own_sign, against_sign = table[quadrant_of(advantage, alpha)]
+        own_sign, against_sign = CLAIMED[quadrant_of(advantage, alpha)]
         assert math.copysign(1, own) == own_sign == -math.copysign(1, advantage * (alpha - 1))
         assert math.copysign(1, against_base) == against_sign == -math.copysign(1, advantage)
 
@@ -371,7 +364,7 @@ def test_only_somewhat_more_than_half_of_the_responses_are_likelier_than_average
     """Measured over 100 policies: 58, 63, 60 and 51 %."""
     rng = random.Random(0)
     policies = [TreePolicy(random_tree(rng, scale=scale, stop=stop)) for _ in range(100)]
-    shares = [policy.mean((policy.surprisal_L < policy.entropy).double()).item() for policy in policies]
+    shares = [policy.mean((policy.surprisal_W < policy.entropy).double()).item() for policy in policies]
     assert 0.45 < sum(shares) / len(shares) < 0.7
 
 
@@ -399,10 +392,10 @@ def test_mostly_bad_batches_are_opened_and_mostly_good_ones_closed():
 
 def correlation_with_alpha(policy):
     """Between α − 1 and H − S, both over all responses of the policy, each as often as it is sampled."""
-    alpha_L = alphas(policy.mean_entropy_L)
-    relative_L = policy.entropy - policy.surprisal_L
-    scale = (policy.variance(alpha_L) * policy.variance(relative_L)).sqrt()
-    return (policy.covariance(alpha_L - 1, relative_L) / scale).item()
+    alpha_W = alphas(policy.mean_entropy_W)
+    relative_W = policy.entropy - policy.surprisal_W
+    scale = (policy.variance(alpha_W) * policy.variance(relative_W)).sqrt()
+    return (policy.covariance(alpha_W - 1, relative_W) / scale).item()
 
 
 def test_alpha_correlates_with_entropy_minus_surprisal():
