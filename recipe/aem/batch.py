@@ -1,82 +1,321 @@
-"""Reading a V1 batch back from verl's TransferQueue."""
+"""One batch: what is known of a training step's rows, from verl's queue or from a dump, each thing computed once.
+
+The trainer's seam, the algorithms, the dump, the replay and the report read the same object. Axis suffixes beside those
+of `aem_core` (B rows, T response tokens of a row, N responses, M response tokens of the batch):
+
+    B  rows of a batch, whichever that is: the whole one, or `live`, a batch of the rows that take part
+    L  rows of `batch.live`, where a tensor of the whole batch is named beside one of these
+    U  turns: the N responses, then the turns that are masked whole
+    K  trajectories
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from aem_core import Responses, find_responses
+from recipe.aem.columns import QUEUE_COLUMNS, Ragged, columns_of, extra_fields_of, queue_names
+from recipe.aem.keys import RowKey, number_labels, parse_key, rows_by_trajectory
 
-@dataclass(frozen=True)
-class StoredRows:
-    """The rows of a batch, in the batch's order.
+if TYPE_CHECKING:
+    from recipe.aem.dump.step import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The rows of a batch, in verl's order, and what follows from them.
 
     Attributes:
-        columns: response-aligned columns, padded to verl's own width; `response_mask` is always among them.
-        nested_mask: the mask as it is stored, a row's own length each.
-        extra_fields: what the agent loop left with each row.
-        is_padding: rows that verl added to fill a mini-batch.
+        keys: `{uid}_{session}_{index}`, verl's name of a row.
+        groups: the prompt group's label of each row.
+        is_padding: rows that verl added to fill a mini-batch; they copy another row's extra fields.
+        extra_fields: what the agent loop left with each row (see `agent_loops.loop`); empty where it left nothing.
+        tokens: columns of one value a token, under the names of `QUEUE_COLUMNS`; `response_mask` (int64) is among them.
+        width: T, of the longest row of the batch.
+        rows: the rows' numbers in `source`, of which this batch is a part; None: it is the whole one.
+        source: see `rows`.
     """
 
-    columns: Mapping[str, Tensor]
-    nested_mask: Tensor
-    extra_fields: Sequence[Mapping[str, Any] | None]
+    keys: Sequence[str]
+    groups: Sequence[str]
     is_padding: Sequence[bool]
+    extra_fields: Sequence[Mapping[str, Any]]
+    tokens: Mapping[str, Ragged]
+    width: int
+    rows: Sequence[int]
+    source: Batch | None = None
+    _padded: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
+    # --- where it comes from
 
-def read_mask(batch: Any) -> tuple[Tensor, Sequence[Mapping[str, Any] | None]]:
-    """The response mask of a batch (verl's `KVBatchMeta`), nested: a row's own length each; and its `extra_fields`."""
-    import transfer_queue as tq
+    @classmethod
+    def from_columns(
+        cls,
+        keys: Sequence[str],
+        tokens: Mapping[str, Tensor | Ragged],
+        extra_fields: Sequence[Mapping[str, Any] | None] | None = None,
+        groups: Sequence[Any] | None = None,
+        is_padding: Sequence[bool] | None = None,
+        width: int | None = None,
+    ) -> Batch:
+        """Build a batch from its parts; what is not given follows from the keys, or is empty.
 
-    names = ["response_mask", "extra_fields"]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-    return data["response_mask"], extra_fields(data, len(batch.keys))
-
-
-def put_mask(batch: Any, nested_mask: Tensor) -> None:
-    """Write the response mask of a batch; what masked tokens have is learned by nobody, in no term of the loss.
-
-    verl's engines count a mini-batch's tokens in `loss_mask`, which it stores as a copy.
-    """
-    import transfer_queue as tq
-    from tensordict import TensorDict
-
-    columns: dict[str, Any] = dict.fromkeys(("response_mask", "loss_mask"), nested_mask)
-    fields = TensorDict(columns, batch_size=len(batch.keys))
-    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-
-
-def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
-    """Fetch columns of a batch (verl's `KVBatchMeta`) with their mask.
-
-    Raises:
-        RuntimeError: a column is missing, which happens where the old-policy pass was skipped.
-    """
-    import transfer_queue as tq
-
-    # the mask comes along so that padding to a rectangle gives the width that verl's own padding gives
-    names = [*columns, "extra_fields", "response_mask"]
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
-    missing = {*columns, "response_mask"} - set(data.keys())
-    if missing:
-        raise RuntimeError(
-            f"the batch holds no {' and no '.join(sorted(missing))}: {needed_by} needs the old-policy pass "
-            "(algorithm.rollout_correction.bypass_mode=False)"
+        Args:
+            keys: verl's names of the rows.
+            tokens: columns, padded (B, T) or ragged.
+            extra_fields: what the agent loop left with each row.
+            groups: labels; else the keys' uids.
+            is_padding: else no row is.
+            width: else the longest row's.
+        """
+        ragged = {
+            name: column
+            if isinstance(column, Ragged)
+            else Ragged(column.reshape(-1), torch.full((len(column),), column.shape[1], dtype=torch.int64))
+            for name, column in tokens.items()
+        }
+        length_B = ragged["response_mask"].length_B
+        return cls(
+            keys=keys,
+            groups=[str(group) for group in groups] if groups is not None else [parse_key(key).uid for key in keys],
+            is_padding=is_padding if is_padding is not None else [False] * len(keys),
+            extra_fields=[extra or {} for extra in extra_fields] if extra_fields is not None else [{}] * len(keys),
+            tokens=ragged,
+            width=width if width is not None else int(length_B.max()) if len(length_B) else 0,
+            rows=range(len(keys)),
         )
-    extra = extra_fields(data, len(batch.keys))
-    padded = data.to_padded_tensor()
-    return StoredRows(
-        columns={name: padded[name] for name in (*columns, "response_mask")},
-        nested_mask=data["response_mask"],
-        extra_fields=extra,
-        is_padding=[bool(tag.get("is_padding", False)) for tag in batch.tags],
-    )
+
+    @classmethod
+    def from_queue(cls, batch: Any, columns: Sequence[str] = ()) -> Batch:
+        """Fetch a batch from verl's TransferQueue, with one call.
+
+        Args:
+            batch: verl's `KVBatchMeta`.
+            columns: names of `QUEUE_COLUMNS`, beside the response mask; what the queue lacks is missing in `tokens`.
+        """
+        import transfer_queue as tq
+
+        names = ["response_mask", *columns]
+        data = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=[*queue_names(names), "extra_fields"],
+        )
+        return cls.from_columns(
+            keys=list(batch.keys),
+            tokens=columns_of(data, names),
+            extra_fields=extra_fields_of(data, len(batch.keys)),
+            is_padding=[bool(tag.get("is_padding", False)) for tag in batch.tags],
+        )
+
+    @classmethod
+    def from_dump(cls, step: Step) -> Batch:
+        """The batch of a dumped step; `step.batch` keeps it."""
+        mask = step.tokens["response_mask"]
+        tokens = {**step.tokens, "response_mask": Ragged(mask.values.long(), mask.length_B)}
+        return cls.from_columns(
+            step.keys, tokens, step.extra_fields, step.groups, step.is_padding, width=step.meta.width
+        )
+
+    def with_mask(self, mask_BT: Tensor) -> Batch:
+        """The same batch with another response mask, (B, T); itself where that is its own.
+
+        Raises:
+            ValueError: a mask of another shape.
+        """
+        if mask_BT.shape != (len(self.keys), self.width):
+            raise ValueError(
+                f"a batch of {len(self.keys)} rows, {self.width} tokens wide, does not fit the response mask "
+                f"{tuple(mask_BT.shape)}: the batch changed between the old-policy pass and the advantage"
+            )
+        if torch.equal(mask_BT, self.mask_BT):
+            return self
+        mask = Ragged.from_padded(mask_BT, self.tokens["response_mask"].length_B)
+        return dataclasses.replace(self, tokens={**self.tokens, "response_mask": mask})
+
+    # --- parts of it
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """A batch of some of the rows; itself for all."""
+        if len(rows) == len(self.keys):
+            return self
+        return Batch(
+            keys=[self.keys[row] for row in rows],
+            groups=[self.groups[row] for row in rows],
+            is_padding=[self.is_padding[row] for row in rows],
+            extra_fields=[self.extra_fields[row] for row in rows],
+            tokens=self.tokens,
+            width=self.width,
+            rows=rows,
+            source=self,
+        )
+
+    @cached_property
+    def unpadded(self) -> Batch:
+        """Without verl's padding rows."""
+        return self.select([row for row, padding in enumerate(self.is_padding) if not padding])
+
+    @cached_property
+    def live(self) -> Batch:
+        """The rows that training may learn from and take statistics over: neither padding nor `dropped`."""
+        if not self.dropped:
+            return self.unpadded
+        padding = self.is_padding
+        return self.select([row for row in range(len(self.keys)) if not padding[row] and row not in self.dropped])
+
+    @cached_property
+    def dropped(self) -> frozenset[int]:
+        """The rows that faults keep out of training.
+
+        A fault of the infrastructure is no lost episode: a trajectory with one is left out, whatever its mask says. So
+        is a trajectory that faults left alone in its prompt group, since nothing is there that it could be compared
+        with. A trajectory that was alone without any fault stays. A padding row's fields are copied, and say nothing.
+        """
+        rows = [row for row, padding in enumerate(self.is_padding) if not padding]
+        name = [key.trajectory for key in self.row_keys]
+        faulted = {name[row] for row in rows if self.extra_fields[row].get("fault")}
+        sound: dict[str, set[str]] = {self.groups[row]: set() for row in rows if name[row] in faulted}
+        for row in rows:
+            if name[row] not in faulted and self.groups[row] in sound:
+                sound[self.groups[row]].add(name[row])
+        alone = {group for group, trajectories in sound.items() if len(trajectories) < 2}
+        return frozenset(row for row in rows if name[row] in faulted or self.groups[row] in alone)
+
+    # --- of each row
+
+    @cached_property
+    def row_keys(self) -> list[RowKey]:
+        return [parse_key(key) for key in self.keys]
+
+    @cached_property
+    def trajectories(self) -> dict[str, list[int]]:
+        """The numbers of the rows of each trajectory by its name, in the order of its turns."""
+        return rows_by_trajectory(self.row_keys)
+
+    @cached_property
+    def group_B(self) -> Tensor:
+        """Integer labels of the prompt groups."""
+        return number_labels(self.groups)
+
+    @cached_property
+    def trajectory_B(self) -> Tensor:
+        """Integer labels of the trajectories."""
+        return number_labels(key.trajectory for key in self.row_keys)
+
+    @cached_property
+    def order_B(self) -> Tensor:
+        """Each row's place within its trajectory."""
+        return torch.tensor([key.index for key in self.row_keys], dtype=torch.int64)
+
+    # --- of each token
+
+    def padded(self, name: str) -> Tensor:
+        """A column as (B, T), 0 behind the end of a row.
+
+        Raises:
+            ValueError: its rows are not as long as the response mask's.
+        """
+        if name not in self._padded:
+            if self.source is not None:
+                self._padded[name] = self.source.padded(name)[list(self.rows)]
+            else:
+                length_B = self.tokens[name].length_B
+                if not torch.equal(length_B, self.tokens["response_mask"].length_B):
+                    raise ValueError(f"the rows of {name} are not as long as those of the response mask")
+                self._padded[name] = self.tokens[name].pad(self.width)
+        return self._padded[name]
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """1 on tokens that are learned from."""
+        return self.padded("response_mask")
+
+    def ragged(self, value_BT: Tensor) -> Ragged:
+        """A rectangle's values as a column of this (whole) batch."""
+        return Ragged.from_padded(value_BT, self.tokens["response_mask"].length_B)
+
+    def require(self, columns: Iterable[str], needed_by: str) -> None:
+        """Refuse a batch that lacks columns.
+
+        Raises:
+            RuntimeError: one is missing, which happens where the old-policy pass was skipped.
+        """
+        missing = [QUEUE_COLUMNS[name][0] for name in columns if name not in self.tokens]
+        if missing:
+            raise RuntimeError(
+                f"the batch holds no {' and no '.join(sorted(missing))}: {needed_by} needs the old-policy pass "
+                "(algorithm.rollout_correction.bypass_mode=False)"
+            )
+
+    # --- of each response
+
+    @cached_property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """For each row (start, stop) of its responses: the loop's own spans, else the maximal runs of the mask."""
+        spans = [[(int(a), int(b)) for a, b in extra.get("response_spans", ())] for extra in self.extra_fields]
+        without = [row for row, extra in enumerate(self.extra_fields) if "response_spans" not in extra]
+        if without:
+            runs = find_responses(self.mask_BT[without])
+            start_N = first_tokens(runs) % max(self.width, 1)
+            for row, start, length in zip(runs.row_N.tolist(), start_N.tolist(), runs.length_N.tolist(), strict=True):
+                spans[without[row]].append((start, start + length))
+        return spans
+
+    @cached_property
+    def responses(self) -> Responses:
+        """The responses, never with a token off the mask."""
+        if not any("response_spans" in extra for extra in self.extra_fields):
+            return find_responses(self.mask_BT)
+        return Responses.from_spans(self.spans, shape=(len(self.keys), self.width), mask_BT=self.mask_BT)
+
+    @cached_property
+    def places(self) -> list[tuple[int, int]]:
+        """Row and span of each response."""
+        return list(zip(self.responses.row_N.tolist(), self.responses.span_N.tolist(), strict=True))
+
+    def entries(self, name: str) -> list[Any]:
+        """What a list of the extra fields (one value a span) has for each response; None where there is nothing."""
+        lists = [self.extra_fields[row].get(name) for row, _ in self.places]
+        return [
+            values[span] if values is not None and span < len(values) else None
+            for values, (_, span) in zip(lists, self.places, strict=True)
+        ]
+
+    @cached_property
+    def turn_N(self) -> Tensor:
+        """Turns of responses, 1 for a trajectory's first: the loop's own count, else by row and place."""
+        ordered: dict[str, list[tuple[int, int, int]]] = {}
+        for number, (row, span) in enumerate(self.places):
+            key = self.row_keys[row]
+            ordered.setdefault(key.trajectory, []).append((key.index, span, number))
+        turn_N = [0] * len(self.places)
+        for turns in ordered.values():
+            for turn, (*_, number) in enumerate(sorted(turns)):
+                turn_N[number] = turn
+        indices = [self.extra_fields[row].get("turn_index") for row, _ in self.places]
+        counted = [
+            turn if index is None else int(index[span])
+            for turn, index, (_, span) in zip(turn_N, indices, self.places, strict=True)
+        ]
+        return torch.tensor(counted, dtype=torch.int64) + 1
+
+    def sums(self, value_BT: Tensor) -> Tensor:
+        """Sum over the tokens of each response, (N,), in float64."""
+        value_M = value_BT.reshape(-1)[self.responses.token_M].double()
+        return torch.zeros(len(self.responses), dtype=torch.float64).index_add_(0, self.responses.response_M, value_M)
+
+    def means(self, value_BT: Tensor) -> Tensor:
+        """Mean over the tokens of each response, (N,), in float64; of equal values exactly that value."""
+        return self.sums(value_BT) / self.responses.length_N
 
 
-def extra_fields(data: Any, rows: int) -> list[Mapping[str, Any] | None]:
-    """What the agent loop left with each row, of a TensorDict that was asked for it; None where it left nothing."""
-    if "extra_fields" not in data.keys():  # noqa: SIM118  (a TensorDict is not a mapping of its keys)
-        return [None] * rows
-    return data.pop("extra_fields").tolist()
+def first_tokens(responses: Responses) -> Tensor:
+    """Where the first token of each response is: row · T + column."""
+    return responses.token_M[responses.length_N.cumsum(0) - responses.length_N]

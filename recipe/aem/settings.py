@@ -277,11 +277,11 @@ class Settings:
         return self.estimator.removesuffix(OVER_TRAJECTORIES)
 
     @property
-    def measure(self) -> Literal["entropy", "old_log_probs"] | None:
+    def measure(self) -> Literal["entropies", "old_log_probs"] | None:
         """The column of the batch that the modulation is made from."""
         if self.estimator == AEM and self.aem.proxy == "surprisal":
             return "old_log_probs"
-        return "entropy" if self.estimator in MODULATORS else None
+        return "entropies" if self.estimator in MODULATORS else None
 
 
 def shares_return(algorithm: Mapping[str, Any]) -> bool:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from aem_core import rescale_advantages
-from recipe.aem.rows import first_tokens, number_labels
-from recipe.aem.seam.advantage import Computed, SideInfo, compute_advantages
+from recipe.aem.batch import Batch, first_tokens
+from recipe.aem.seam.advantage import Advance, Computed, compute_advantages
 from recipe.aem.seam.metrics import aem_metrics
 from recipe.aem.settings import Settings
 from replica_parts.kinds import of_the_kind
@@ -42,22 +42,19 @@ def advantages(
     reward_BT = torch.zeros(mask_BT.shape)
     for number, row in enumerate(rows):
         reward_BT[number, len(row.response) - 1] = row.reward
-    side = SideInfo(
-        settings=settings,
+    batch = Batch.from_columns(
         keys=[row.key for row in rows],
-        is_padding=[False] * len(rows),
+        tokens={"response_mask": mask_BT, "old_log_probs": old_BT, "entropies": entropy_BT},
         extra_fields=[row.extra for row in rows],
-        measure_BT={None: None, "entropy": entropy_BT, "old_log_probs": old_BT}[settings.measure],
-        value_BT=None,
-        step=step,
-        metrics=metrics,
+        groups=[row.group for row in rows],
     )
-    advantage_BT, _ = compute_advantages(side, reward_BT, mask_BT, [row.group for row in rows], algorithm)
+    advance = Advance(batch, settings, step, metrics)
+    advantage_BT, _ = compute_advantages(advance, reward_BT, mask_BT, algorithm)
+    computed = advance.computed
     if not algorithm.get(ALPHA_OF_KIND):
-        return advantage_BT, side.computed
-    assert side.computed is not None
-    base_BT, responses = side.computed.base_LT, side.computed.responses
-    stats = of_the_kind(rows, side.computed)
-    group_N = number_labels([row.group for row in rows])[responses.row_N]
-    metrics.update(aem_metrics(stats, base_BT.reshape(-1)[first_tokens(responses)], group_N))
-    return rescale_advantages(base_BT, stats.alpha_N, responses), replace(side.computed, stats=stats)
+        return advantage_BT, computed
+    assert computed is not None
+    base_BT, responses = computed.base_BT, batch.responses
+    stats = of_the_kind(rows, computed)
+    metrics.update(aem_metrics(stats, base_BT.reshape(-1)[first_tokens(responses)], batch.group_B[responses.row_N]))
+    return rescale_advantages(base_BT, stats.alpha_N, responses), replace(computed, stats=stats)

@@ -27,12 +27,12 @@ class Response(NamedTuple):
 def responses(rows: Sequence[Row], computed: Computed) -> list[Response]:
     """Those of a batch whose advantage is not 0; a row is a response here."""
     assert isinstance(computed.stats, AemStats)
-    row_N = computed.responses.row_N.tolist()
+    row_N = computed.batch.live.responses.row_N.tolist()
     values = zip(
         row_N,
         computed.stats.entropy_N.tolist(),
         computed.stats.alpha_N.tolist(),
-        computed.base_LT[computed.responses.row_N, 0].tolist(),
+        computed.base_BT[computed.batch.live.responses.row_N, 0].tolist(),
         strict=True,
     )
     return [
@@ -49,7 +49,7 @@ def of_the_kind(rows: Sequence[Row], computed: Computed) -> AemStats:
     the kind of turn is left. A group's mean stays 1.
     """
     assert isinstance(computed.stats, AemStats)
-    of = [(rows[row].group, rows[row].extra["turn_kinds"][0]) for row in computed.responses.row_N.tolist()]
+    of = [(rows[row].group, rows[row].extra["turn_kinds"][0]) for row in computed.batch.live.responses.row_N.tolist()]
     together: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, name in enumerate(of):
         together[name].append(number)

@@ -18,6 +18,7 @@ from aem_core import AemStats
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import EpisodeSettings
+from recipe.aem.batch import Batch
 from recipe.aem.seam.epo import batch_weights
 from recipe.aem.settings import EpoSettings, Settings
 from recipe.aem.tools.report.turns import eta_squared
@@ -164,7 +165,7 @@ class Training:
         algorithm = self.config.algorithm
         advantage_BT, computed = advantages(rows, mask_BT, old_BT, entropy_BT, algorithm, self._settings, step, metrics)
         if computed is not None and isinstance(computed.stats, AemStats):
-            row_N = computed.responses.row_N.tolist()
+            row_N = computed.batch.live.responses.row_N.tolist()
             metrics |= share_of_kinds(
                 computed.stats.alpha_N.numpy(),
                 [rows[row].group for row in row_N],
@@ -173,8 +174,8 @@ class Training:
         return advantage_BT
 
     def _epo_terms(self, step: int, rows: Sequence[Row], mask_BT: Tensor, entropy_BT: Tensor) -> EpoTerms:
-        padding, extras = [False] * len(rows), [row.extra for row in rows]
-        weight_BT, _ = batch_weights([row.key for row in rows], padding, extras, mask_BT)
+        extras = [row.extra for row in rows]
+        weight_BT, _ = batch_weights(Batch.from_columns([row.key for row in rows], {"response_mask": mask_BT}, extras))
         beta = epo_beta(step - 1, self._epo.total_steps or self.config.trainer.total_training_steps, self._epo.gamma)
         terms = EpoTerms(self._epo, weight_BT, self._history.reference, beta)
         self._history = self._history.add(epo_entropy(entropy_BT, weight_BT).item())

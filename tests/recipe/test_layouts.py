@@ -14,7 +14,8 @@ import torch
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.batch import Batch
+from recipe.aem.seam.advantage import Advance, compute_advantages
 from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
 from tests.helpers.scripted import run
 
@@ -69,23 +70,16 @@ def batch_of(layout: str, filtered: bool, shuffled: bool):
 def advantages(layout: str, settings: Settings, filtered: bool = False, shuffled: bool = False):
     """The tokens' advantages of each response by (group, session, turn), and the metrics."""
     rows, reward, mask, entropy = batch_of(layout, filtered, shuffled)
-    side = SideInfo(
-        settings=settings,
-        keys=[f"{group}_{session}_{place}" for group, session, place, _ in rows],
-        is_padding=[False] * len(rows),
-        extra_fields=[row.extra_fields for *_, row in rows],
-        measure_BT=entropy,
-        value_BT=None,
-        step=1,
-        metrics={},
-    )
-    found, _ = compute_advantages(side, reward, mask, [group for group, *_ in rows], {})
+    keys = [f"{group}_{session}_{place}" for group, session, place, _ in rows]
+    tokens = {"response_mask": mask, "entropies": entropy}
+    advance = Advance(Batch.from_columns(keys, tokens, [row.extra_fields for *_, row in rows]), settings, step=1)
+    found, _ = compute_advantages(advance, reward, mask, {})
     assert found[mask == 0].eq(0).all()
     return {
         (group, session, turn): found[number, start:stop].tolist()
         for number, (group, session, _, row) in enumerate(rows)
         for turn, (start, stop) in zip(row.extra_fields["turn_index"], row.extra_fields["response_spans"], strict=True)
-    }, side.metrics
+    }, advance.metrics
 
 
 @pytest.mark.parametrize("filtered", [False, True])

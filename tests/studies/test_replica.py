@@ -22,8 +22,9 @@ from replica_parts import kinds, policy, rollout, training, update
 from replica_parts.rollout import Row
 from toy_task import PROMPT, Echo, EchoBenchmark, build
 
-from aem_core import AemStats, find_responses
+from aem_core import AemStats
 from agent_loops.episode import EpisodeSettings
+from recipe.aem.batch import Batch
 from recipe.aem.seam.advantage import Computed
 from recipe.aem.tools.hydra_config import compose
 
@@ -196,7 +197,9 @@ def test_alpha_of_the_kind_is_a_mean_inside_its_group():
     alpha_N = torch.tensor([0.5, 1.0, 1.5, 0.8, 1.2])
     nothing_N = torch.zeros(5)
     stats = AemStats(alpha_N, nothing_N, torch.tensor([0, 0, 0, 1, 1]), nothing_N, nothing_N.bool())
-    computed = Computed(range(5), find_responses(torch.ones(5, 1)), torch.ones(5, 1), stats)
+    ones_BT = torch.ones(5, 1)
+    batch = Batch.from_columns([row.key for row in rows], {"response_mask": ones_BT})
+    computed = Computed(batch, ones_BT, ones_BT, ones_BT, stats)
     assert kinds.of_the_kind(rows, computed).alpha_N.tolist() == pytest.approx([0.75, 0.75, 1.5, 0.8, 1.2])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ import pyarrow as pa
 import torch
 
 from agent_loops.reading import shown
-from recipe.aem.dump.step import DumpError, Meta, Ragged, Step
+from recipe.aem.columns import Ragged
+from recipe.aem.dump.step import DumpError, Meta, Step
+from recipe.aem.keys import KEY
 from recipe.aem.settings import Settings
 
-KEY = re.compile(r".+_[0-9]+_[0-9]+", re.DOTALL)
 MOST_TOKENS = 1 << 24
 """Of a row: no model has such a context, and a batch is laid out as a rectangle of this width."""
 MOST_THREADS = 4096

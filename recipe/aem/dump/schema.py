@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from aem_core import find_responses
 from agent_loops.reading import parse_json, reason, shown
+from recipe.aem.columns import Ragged
 from recipe.aem.dump import digest
 from recipe.aem.dump.check import check_meta, check_step, check_types
-from recipe.aem.dump.step import DumpError, Meta, Ragged, Step
+from recipe.aem.dump.step import DumpError, Meta, Step
 
 VERSION = 2
 READ = (1, 2)
@@ -77,15 +77,15 @@ def to_table(step: Step) -> pa.Table:
     columns: dict[str, pa.Array] = {
         "key": pa.array(step.keys, pa.string()),
         "group": pa.array(step.groups, pa.string()),
-        "trajectory": pa.array([key.rsplit("_", 1)[0] for key in step.keys], pa.string()),
-        "place": pa.array([int(key.rsplit("_", 1)[1]) for key in step.keys], pa.int32()),
+        "trajectory": pa.array([key.trajectory for key in step.batch.row_keys], pa.string()),
+        "place": pa.array([key.index for key in step.batch.row_keys], pa.int32()),
         "is_padding": pa.array(step.is_padding, pa.bool_()),
         "masked": pa.array([not row.any() for row in step.tokens["response_mask"].rows()], pa.bool_()),
     }
     for name, kind in TOKENS.items():
         columns[name] = _token_column(step.tokens.get(name), kind, len(step.keys))
     columns["spans_recorded"] = pa.array(["response_spans" in extra for extra in step.extra_fields], pa.bool_())
-    spans = [[{"start": int(start), "stop": int(stop)} for start, stop in of_row] for of_row in all_spans(step)]
+    spans = [[{"start": start, "stop": stop} for start, stop in of_row] for of_row in step.batch.spans]
     columns["spans"] = pa.array(spans, pa.list_(SPAN))
     for name, kind in TURNS.items():
         cast: Callable[[Any], Any] = str if kind == pa.string() else lambda value: value
@@ -185,18 +185,6 @@ def from_table(table: pa.Table, path: Any) -> Step:
     )
     check_step(step, path)
     return step
-
-
-def all_spans(step: Step) -> list[list[tuple[int, int]]]:
-    """The spans that the loop recorded; where it recorded none, the maximal runs of the mask."""
-    spans = [[(int(a), int(b)) for a, b in extra.get("response_spans", ())] for extra in step.extra_fields]
-    without = [row for row, extra in enumerate(step.extra_fields) if "response_spans" not in extra]
-    if without:
-        runs = find_responses(step.tokens["response_mask"].pad(step.meta.width)[without])
-        start_N = runs.token_M[runs.length_N.cumsum(0) - runs.length_N] % max(step.meta.width, 1)
-        for row, start, length in zip(runs.row_N.tolist(), start_N.tolist(), runs.length_N.tolist(), strict=True):
-            spans[without[row]].append((start, start + length))
-    return spans
 
 
 def _token_column(column: Ragged | None, kind: pa.DataType | None, rows: int) -> pa.Array:

@@ -4,51 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from agent_loops.reading import FileError
+from recipe.aem.batch import Batch
+from recipe.aem.columns import Ragged
 
 
 class DumpError(FileError):
     """A dump that cannot be read or used; the message is one line and names the file."""
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """A column with one row of tokens for each of B rows, each of a length of its own.
-
-    Attributes:
-        values: the rows one after the other.
-        length_B: int64, how long each is.
-
-    Examples:
-        >>> Ragged.from_rows([torch.tensor([1, 2]), torch.tensor([3])]).pad(3)
-        tensor([[1, 2, 0],
-                [3, 0, 0]])
-    """
-
-    values: Tensor
-    length_B: Tensor
-
-    @classmethod
-    def from_rows(cls, rows: Sequence[Tensor]) -> Ragged:
-        return cls(torch.cat(list(rows)), torch.tensor([len(row) for row in rows], dtype=torch.int64))
-
-    def rows(self) -> list[Tensor]:
-        return list(self.values.split(self.length_B.tolist()))
-
-    def pad(self, width: int) -> Tensor:
-        """A rectangle, 0 behind the end of a row."""
-        padded = self.values.new_zeros(len(self.length_B), width)
-        padded[self.inside(width)] = self.values
-        return padded
-
-    def inside(self, width: int) -> Tensor:
-        """Where in that rectangle the rows are."""
-        return torch.arange(width) < self.length_B[:, None]
 
 
 @dataclass(frozen=True)
@@ -124,3 +89,8 @@ class Step:
     tokens: Mapping[str, Ragged]
     weights: Sequence[Sequence[float | None]] | None = None
     bonuses: Sequence[Sequence[float | None]] | None = None
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The rows as everything that computes on them reads them."""
+        return Batch.from_dump(self)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aem_core import Responses, discounted_returns, gigpo, grpo_advantages
-from recipe.aem.rows import ExtraFields, Rows, first_tokens, number_labels
+from aem_core import discounted_returns, gigpo, grpo_advantages
+from recipe.aem.batch import Batch, first_tokens
+from recipe.aem.keys import number_labels, parse_key, rows_by_trajectory
 from recipe.aem.seam.metrics import gigpo_metrics
 from recipe.aem.settings import GAE, GIGPO, RESPONSE_BASES, GigpoSettings, Settings
 
@@ -24,57 +25,45 @@ Estimator = Callable[[Tensor, Tensor, list], Tensor]
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseAdvantages:
     """A base estimator's result.
 
     Attributes:
-        advantage_LT: 0 off the mask.
-        return_LT: what verl calls returns; the advantages themselves for an outcome estimator.
+        advantage_BT: 0 off the mask.
+        return_BT: what verl calls returns; the advantages themselves for an outcome estimator.
         metrics: for verl's tracking.
     """
 
-    advantage_LT: Tensor
-    return_LT: Tensor
+    advantage_BT: Tensor
+    return_BT: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def base_advantages(
-    settings: Settings,
-    config: Mapping[str, Any],
-    reward_LT: Tensor,
-    mask_LT: Tensor,
-    rows: Rows,
-    responses: Responses,
-    extra_L: ExtraFields,
-    value_LT: Tensor | None = None,
-) -> Base:
+def base_advantages(settings: Settings, config: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
     """The advantages of the base that the settings name.
 
     Args:
         settings: of the run.
         config: `config.algorithm`.
-        reward_LT: token-level rewards, KL where `kl_on_last_rows` puts it.
-        mask_LT: response mask.
-        rows: which trajectory and group each row belongs to.
-        responses: of these rows.
-        extra_L: what the agent loop left with each row.
-        value_LT: the critic's, for `gae`.
+        batch: of rows that all take part, with `values` for `gae`.
+        reward_BT: token-level rewards, KL where `kl_on_last_rows` puts it.
     """
     if settings.base in RESPONSE_BASES:
-        return _of_turns(settings, config, reward_LT, rows, responses, extra_L)
+        return _of_turns(settings, config, batch, reward_BT)
     if settings.base == GAE:
-        if value_LT is None:
+        if "values" not in batch.tokens:
             raise ValueError(f"algorithm.{settings.estimator}.base_estimator=gae: no `values`; set critic.enable=True")
-        return Base(*verl_advantages(GAE, config, reward_LT, mask_LT, rows.group_L, value_LT))
+        value_BT = batch.padded("values").float()
+        return BaseAdvantages(*verl_advantages(GAE, config, reward_BT, batch.mask_BT, batch.groups, value_BT))
 
     def estimator(reward: Tensor, mask: Tensor, groups: list) -> Tensor:
         return verl_advantages(settings.base, config, reward, mask, groups)[0]
 
-    advantage_LT = once_a_trajectory(reward_LT, mask_LT, rows, estimator)
-    return Base(advantage_LT, advantage_LT)
+    advantage_BT = once_a_trajectory(batch, reward_BT, estimator)
+    return BaseAdvantages(advantage_BT, advantage_BT)
 
 
-def once_a_trajectory(reward_LT: Tensor, mask_LT: Tensor, rows: Rows, estimator: Estimator) -> Tensor:
+def once_a_trajectory(batch: Batch, reward_BT: Tensor, estimator: Estimator) -> Tensor:
     """Run an outcome estimator with one sequence a trajectory and bring its advantages back to the rows.
 
     The sequence is made of the trajectory's tokens under the mask; its reward is that of the last row (verl copies the
@@ -82,31 +71,33 @@ def once_a_trajectory(reward_LT: Tensor, mask_LT: Tensor, rows: Rows, estimator:
     that is masked whole keeps one token in the estimator's view, so that its reward stays in the baseline.
 
     Args:
-        reward_LT: token-level rewards.
-        mask_LT: 1 on response tokens.
-        rows: which trajectory and group each row belongs to.
+        batch: of rows that all take part.
+        reward_BT: token-level rewards.
         estimator: the base, as verl defines it.
 
     Returns:
-        Advantages of the shape of `reward_LT`, 0 off the mask.
+        Advantages of the shape of `reward_BT`, 0 off the mask.
     """
-    trajectories = rows.trajectories()
-    mask_LT = mask_LT.bool()
-    flat_index_LT = torch.arange(mask_LT.numel(), device=mask_LT.device).view(mask_LT.shape)
-    places = [torch.cat([flat_index_LT[row][mask_LT[row]] for row in of_one]) for of_one in trajectories]
-    width = max([1, *(len(place) for place in places)])
-    sequence_reward = reward_LT.new_zeros(len(places), width)
-    sequence_mask = mask_LT.new_zeros(len(places), width, dtype=torch.long)
-    for number, (place, of_one) in enumerate(zip(places, trajectories, strict=True)):
-        length = max(len(place), 1)
-        sequence_mask[number, :length] = 1
-        sequence_reward[number, length - 1] = reward_LT[of_one[-1]].sum()
-    groups = [rows.group_L[of_one[0]] for of_one in trajectories]
+    mask_BT = batch.mask_BT.bool()
+    trajectories = list(batch.trajectories.values())
+    # the tokens under the mask, trajectory after trajectory and row after row
+    order = torch.tensor([row for rows in trajectories for row in rows], dtype=torch.int64)
+    place_M = torch.arange(mask_BT.numel()).view(mask_BT.shape)[order][mask_BT[order]]
+    length_K = torch.stack([mask_BT[rows].sum() for rows in trajectories])
+    number_K = torch.arange(len(trajectories))
+    trajectory_M = number_K.repeat_interleave(length_K)
+    column_M = torch.arange(len(place_M)) - (length_K.cumsum(0) - length_K)[trajectory_M]
+
+    kept_K = length_K.clamp(min=1)
+    sequence_mask = (torch.arange(int(kept_K.max())) < kept_K[:, None]).long()
+    sequence_reward = reward_BT.new_zeros(sequence_mask.shape)
+    sequence_reward[number_K, kept_K - 1] = torch.stack([reward_BT[rows[-1]].sum() for rows in trajectories])
+    groups = [batch.groups[rows[0]] for rows in trajectories]
     sequence_advantage = estimator(sequence_reward, sequence_mask, groups)
-    advantage_LT = torch.zeros(mask_LT.shape, dtype=sequence_advantage.dtype, device=mask_LT.device)
-    for number, place in enumerate(places):
-        advantage_LT.view(-1)[place] = sequence_advantage[number, : len(place)]
-    return advantage_LT
+
+    advantage_BT = torch.zeros(mask_BT.shape, dtype=sequence_advantage.dtype)
+    advantage_BT.view(-1)[place_M] = sequence_advantage[trajectory_M, column_M]
+    return advantage_BT
 
 
 def kl_on_last_rows(reward_BT: Tensor, score_BT: Tensor, keys: Sequence[str]) -> Tensor:
@@ -137,8 +128,7 @@ def kl_on_last_rows(reward_BT: Tensor, score_BT: Tensor, keys: Sequence[str]) ->
                 [-0.7500,  4.0000]])
     """
     reward_BT = reward_BT.clone()
-    for of_one in Rows.from_keys(keys, keys).trajectories():
-        *before, last = of_one
+    for *before, last in rows_by_trajectory([parse_key(key) for key in keys]).values():
         if before:
             reward_BT[last, 0] += (reward_BT[before] - score_BT[before]).sum()
             reward_BT[before] = score_BT[before]
@@ -201,30 +191,24 @@ class _Turn:
     start: int
 
 
-def _of_turns(
-    settings: Settings,
-    config: Mapping[str, Any],
-    reward_LT: Tensor,
-    rows: Rows,
-    responses: Responses,
-    extra_L: ExtraFields,
-) -> Base:
+def _of_turns(settings: Settings, config: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
     """`grpo_rows` and `gigpo`. A turn's reward is its trajectory's outcome plus what is due to that turn alone."""
-    turns = _all_turns(responses, extra_L)
+    responses, extra = batch.responses, batch.extra_fields
+    turns = _all_turns(batch)
     row_U = torch.tensor([turn.row for turn in turns], dtype=torch.int64)
-    group_U = number_labels(rows.group_L)[row_U]
-    trajectory_U = number_labels(rows.trajectory_L)[row_U]
-    outcome_U = _outcomes(reward_LT, rows)[row_U]
-    penalty_U = torch.tensor([_penalty(extra_L[turn.row], turn) for turn in turns], dtype=torch.float32)
+    group_U = batch.group_B[row_U]
+    trajectory_U = batch.trajectory_B[row_U]
+    outcome_U = _outcomes(batch, reward_BT)[row_U]
+    penalty_U = torch.tensor([_penalty(extra[turn.row], turn) for turn in turns], dtype=torch.float32)
     metrics: Mapping[str, float] = {}
     if settings.base == GIGPO:
         of = settings.gigpo
         # at 0 they are not read: the environment's scale is then no matter
         step_U = torch.tensor(
-            [_step_reward(extra_L[turn.row], turn) if of.step_rewards else 0.0 for turn in turns], dtype=torch.float32
+            [_step_reward(extra[turn.row], turn) if of.step_rewards else 0.0 for turn in turns], dtype=torch.float32
         )
-        return_U = _returns(outcome_U, step_U, trajectory_U, turns, rows, reward_LT.shape[1], of) + penalty_U
-        anchor_U = number_labels(_anchor(extra_L[turn.row], turn) for turn in turns)
+        return_U = _returns(outcome_U, step_U, trajectory_U, turns, batch, of) + penalty_U
+        anchor_U = number_labels(_anchor(extra[turn.row], turn) for turn in turns)
         advantage_U, stats = gigpo(
             outcome_U + penalty_U,
             return_U,
@@ -239,21 +223,18 @@ def _of_turns(
     else:
         by_std = config.get("norm_adv_by_std_in_grpo", True)
         advantage_U = grpo_advantages(outcome_U + penalty_U, group_U, by_std=by_std)
-    advantage_LT = torch.zeros(reward_LT.shape, dtype=advantage_U.dtype)
-    advantage_LT.view(-1)[responses.token_M] = advantage_U[responses.response_M]
-    return Base(advantage_LT, advantage_LT, metrics)
+    advantage_BT = torch.zeros(reward_BT.shape, dtype=advantage_U.dtype)
+    advantage_BT.view(-1)[responses.token_M] = advantage_U[responses.response_M]
+    return BaseAdvantages(advantage_BT, advantage_BT, metrics)
 
 
-def _all_turns(responses: Responses, extra_L: ExtraFields) -> list[_Turn]:
+def _all_turns(batch: Batch) -> list[_Turn]:
     """The responses in their order; then the turns that are masked whole, whose rewards stay in the baseline."""
-    width = max(responses.shape[1], 1)
-    places = zip(
-        responses.row_N.tolist(), responses.span_N.tolist(), (first_tokens(responses) % width).tolist(), strict=True
-    )
-    turns = [_Turn(*place) for place in places]
-    found = {(turn.row, turn.span) for turn in turns}
+    start_N = first_tokens(batch.responses) % max(batch.width, 1)
+    turns = [_Turn(row, span, start) for (row, span), start in zip(batch.places, start_N.tolist(), strict=True)]
+    found = set(batch.places)
     rows_found = {row for row, _ in found}
-    for row, extra in enumerate(extra_L):
+    for row, extra in enumerate(batch.extra_fields):
         if "response_spans" in extra:
             spans = enumerate(extra["response_spans"])
             turns += [_Turn(row, span, int(start)) for span, (start, _) in spans if (row, span) not in found]
@@ -262,12 +243,12 @@ def _all_turns(responses: Responses, extra_L: ExtraFields) -> list[_Turn]:
     return turns
 
 
-def _outcomes(reward_LT: Tensor, rows: Rows) -> Tensor:
+def _outcomes(batch: Batch, reward_BT: Tensor) -> Tensor:
     """The outcome of each row's trajectory: the summed reward of its last row."""
-    outcome_L = reward_LT.new_zeros(len(reward_LT))
-    for of_one in rows.trajectories():
-        outcome_L[of_one] = reward_LT[of_one[-1]].sum()
-    return outcome_L
+    outcome_B = reward_BT.new_zeros(len(reward_BT))
+    for rows in batch.trajectories.values():
+        outcome_B[rows] = reward_BT[rows[-1]].sum()
+    return outcome_B
 
 
 def _returns(
@@ -275,8 +256,7 @@ def _returns(
     step_U: Tensor,
     trajectory_U: Tensor,
     turns: Sequence[_Turn],
-    rows: Rows,
-    width: int,
+    batch: Batch,
     settings: GigpoSettings,
 ) -> Tensor:
     """Discounted returns, of the environment's own rewards before the last turn, and of the outcome with that.
@@ -284,7 +264,9 @@ def _returns(
     What the environment gave for the last turn is left out: it is how it rewards the end, and the outcome is that.
     """
     # within a trajectory by row and within a row by place, wherever verl's balancing has put the rows
-    turn_U = torch.tensor([rows.order_L[turn.row] * (width + 1) + turn.start for turn in turns], dtype=torch.int64)
+    turn_U = torch.tensor(
+        [batch.row_keys[turn.row].index * (batch.width + 1) + turn.start for turn in turns], dtype=torch.int64
+    )
     last_U = torch.full_like(turn_U, -1).scatter_reduce_(0, trajectory_U, turn_U, "amax")[trajectory_U]
     reward_U = torch.where(turn_U == last_U, outcome_U, settings.step_rewards * step_U)
     return discounted_returns(reward_U, trajectory_U, turn_U, settings.gamma)

@@ -9,50 +9,38 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import Tensor
+
+from recipe.aem.batch import Batch
+from recipe.aem.columns import QUEUE_COLUMNS, Ragged, columns_of, queue_names
 from recipe.aem.dump.provenance import machine, versions
+from recipe.aem.dump.step import Meta, Step
+from recipe.aem.dump.writer import Writer
+from recipe.aem.seam.advantage import Computed
 from recipe.aem.settings import AemSettings, Settings, SettingsError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from recipe.aem.seam.advantage import Computed
 
 SECONDS = "timing_s/aem_dump"
 DROPPED = "aem/dump/dropped"
-COLUMNS = {
-    "prompts": "prompt_ids",
-    "responses": "response_ids",
-    "response_mask": "response_mask",
-    "rm_scores": "rewards",
-    # where KL is taken off the rewards; read after `rm_scores`, whose place it takes
-    "token_level_rewards": "rewards",
-    "old_log_probs": "old_log_probs",
-    "entropy": "entropies",
-    "values": "values",
-    "advantages": "advantages",
-}
-"""verl's columns, and the format's."""
 
 
-def take(trainer: Any, batch: Any, nested_mask: Tensor, metrics: dict[str, Any], computed: Computed | None) -> None:
-    """Dump a step, if the settings want it, whose advantages stand in TransferQueue.
+def take(trainer: Any, meta: Any, batch: Batch, metrics: dict[str, Any], computed: Computed | None) -> None:
+    """Dump a step, if the settings want it, whose advantages are in TransferQueue.
 
-    The rows are fetched here and now, since verl clears them at the end of the step; the rest is the writer's.
+    What the batch and its computation do not hold is fetched here and now, since verl clears the rows at the end of the
+    step; the rest is the writer's.
 
     Args:
         trainer: verl's; keeps the writer.
-        batch: its `KVBatchMeta`.
-        nested_mask: the response mask before the advantages: its width is what the estimator saw.
+        meta: its `KVBatchMeta`.
+        batch: the rows.
         metrics: of the step; gets the seconds that training waited, and whether the step was dropped.
-        computed: how the advantages came about, where an estimator of this package made them.
+        computed: how the advantages came about; None where no estimator was asked.
     """
     settings = AemSettings.from_config(trainer.config.algorithm)
     if settings.dump_dir is None or trainer.global_steps % settings.dump_every:
         return
-    from recipe.aem.dump.writer import Writer
-
     if getattr(trainer, "aem_dump", None) is None:
         trainer.aem_dump = Writer(Path(settings.dump_dir))
     writer = trainer.aem_dump
@@ -60,7 +48,7 @@ def take(trainer: Any, batch: Any, nested_mask: Tensor, metrics: dict[str, Any],
         return
     started = time.perf_counter()
     try:
-        step = _collect(trainer, batch, nested_mask, settings.dump_rows, computed)
+        step = _collect(trainer, meta, batch, settings.dump_rows, computed)
         metrics[DROPPED] = float(not writer.put(step))
     except Exception as error:
         writer.stop(error)
@@ -106,37 +94,24 @@ def choose_rows(groups: Sequence[str], limit: int | None, step: int) -> list[int
     return sorted(chosen)
 
 
-def _collect(trainer: Any, batch: Any, nested_mask: Tensor, limit: int | None, computed: Computed | None) -> Any:
-    import transfer_queue as tq
-
-    from recipe.aem.dump.step import Meta, Ragged, Step
-
-    padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-    live = [row for row, is_padding in enumerate(padding) if not is_padding]
-    groups = [batch.keys[row].rsplit("_", 2)[0] for row in live]
-    chosen = [live[place] for place in choose_rows(groups, limit, trainer.global_steps)]
+def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed: Computed | None) -> Step:
+    played = batch.unpadded
+    chosen = [played.rows[place] for place in choose_rows(played.groups, limit, trainer.global_steps)]
     # padding rows matter to nobody but to verl's own estimators, which see them
-    kept = list(range(len(padding))) if len(chosen) == len(live) else chosen
-    keys = [batch.keys[row] for row in kept]
-    data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=[*COLUMNS, "uid", "extra_fields"])
-    names = set(data.keys())
-    tokens = {ours: Ragged.from_rows(list(data[name].unbind(0))) for name, ours in COLUMNS.items() if name in names}
-    extra_fields = data.pop("extra_fields").tolist() if "extra_fields" in names else [None] * len(kept)
-
-    width = max((len(row) for row in nested_mask.unbind(0)), default=0)
-    tokens["base_advantages"] = _base(computed, kept, tokens["advantages"]) if computed else tokens["advantages"]
+    kept = list(range(len(batch.keys))) if len(chosen) == len(played.keys) else chosen
+    groups, kept_groups = set(played.groups), {batch.groups[row] for row in chosen}
     config = trainer.config
     algorithm = _plain(config.algorithm)
     stats: Any = None if computed is None else computed.stats
-    meta = Meta(
+    about = Meta(
         step=int(trainer.global_steps),
         part=int(getattr(trainer, "local_trigger_step", 0)),
         parts=int(getattr(trainer, "parameter_sync_step", 1)),
-        width=width,
-        rows=len(live),
-        groups=len(set(groups)),
-        rows_left_out=len(live) - len(chosen),
-        groups_left_out=len(set(groups)) - len({batch.keys[row].rsplit("_", 2)[0] for row in chosen}),
+        width=batch.width,
+        rows=len(played.keys),
+        groups=len(groups),
+        rows_left_out=len(played.keys) - len(chosen),
+        groups_left_out=len(groups) - len(kept_groups),
         estimator=str(algorithm["adv_estimator"]),
         settings=dataclasses.asdict(Settings.from_config(algorithm)),
         algorithm=algorithm,
@@ -149,42 +124,47 @@ def _collect(trainer: Any, batch: Any, nested_mask: Tensor, limit: int | None, c
         written=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     step = Step(
-        meta=meta,
-        keys=keys,
-        groups=[str(uid) for uid in data.pop("uid").tolist()],
-        is_padding=[padding[row] for row in kept],
-        extra_fields=[extra or {} for extra in extra_fields],
-        tokens=tokens,
+        meta=about,
+        keys=[batch.keys[row] for row in kept],
+        groups=[batch.groups[row] for row in kept],
+        is_padding=[batch.is_padding[row] for row in kept],
+        extra_fields=[batch.extra_fields[row] for row in kept],
+        tokens=_tokens(meta, batch, kept, computed),
     )
     return _with_weights(step, kept, computed)
 
 
-def _base(computed: Computed, kept: Sequence[int], advantages: Any) -> Any:
-    """The base's advantages in the rows of the dump: 0 in padding rows, which take no part."""
-    from recipe.aem.dump.step import Ragged
+def _tokens(meta: Any, batch: Batch, kept: Sequence[int], computed: Computed | None) -> dict[str, Ragged]:
+    """The columns of the dump: what is known here, and of verl's queue only what is not."""
+    known = dict(batch.tokens)
+    if computed is not None:
+        known |= computed.batch.tokens
+        known["rewards"], known["advantages"], known["base_advantages"] = map(
+            batch.ragged, (computed.reward_BT, computed.advantage_BT, computed.base_BT)
+        )
+    known = {name: column.take(kept) for name, column in known.items()}
+    unknown = [name for name in QUEUE_COLUMNS if name not in known]
 
-    place = {row: number for number, row in enumerate(computed.live_L)}
-    rows = []
-    for row, final in zip(kept, advantages.rows(), strict=True):
-        zero = final.new_zeros(len(final), dtype=computed.base_LT.dtype)
-        rows.append(computed.base_LT[place[row], : len(final)] if row in place else zero)
-    return Ragged.from_rows(rows)
+    import transfer_queue as tq
+
+    data = tq.kv_batch_get(
+        keys=[batch.keys[row] for row in kept], partition_id=meta.partition_id, select_fields=queue_names(unknown)
+    )
+    tokens = known | columns_of(data, unknown)
+    return {"base_advantages": tokens["advantages"], **tokens}
 
 
-def _with_weights(step: Any, kept: Sequence[int], computed: Computed | None) -> Any:
-    from recipe.aem.dump.schema import all_spans
-
+def _with_weights(step: Step, kept: Sequence[int], computed: Computed | None) -> Step:
     stats: Any = None if computed is None else computed.stats
     if computed is None or stats is None:
         return step
     place = {row: number for number, row in enumerate(kept)}
-    spans = [len(of_row) for of_row in all_spans(step)]
+    live = computed.batch.live
 
     def in_rows(value_N: Tensor) -> list[list[float | None]]:
-        values: list[list[float | None]] = [[None] * count for count in spans]
-        responses = computed.responses
-        for row, span, value in zip(responses.row_N.tolist(), responses.span_N.tolist(), value_N.tolist(), strict=True):
-            if (number := place.get(computed.live_L[row])) is not None:
+        values: list[list[float | None]] = [[None] * len(spans) for spans in step.batch.spans]
+        for (row, span), value in zip(live.places, value_N.tolist(), strict=True):
+            if (number := place.get(live.rows[row])) is not None:
                 values[number][span] = value
         return values
 

@@ -111,7 +111,7 @@ def check_precision(config: Mapping[str, Any], settings: Settings | None, epo: E
     remedy = f"Set {PARAM_DTYPE}=fp32 (machine=cpu does)"
     read = []
     if _reads_entropies(settings, epo):
-        reader = settings.estimator if settings is not None and settings.measure == "entropy" else "EPO"
+        reader = settings.estimator if settings is not None and settings.measure == "entropies" else "EPO"
         chunks = f"{remedy}, or {PACKED}=true and {CHUNKED}=true"
         read.append((reader, "entropies", entropy_precision(config), chunks))
     if settings is not None and settings.measure == "old_log_probs":
@@ -145,7 +145,7 @@ def check_group_size(config: Mapping[str, Any], settings: Settings | None) -> No
 
 
 def _reads_entropies(settings: Settings | None, epo: EpoSettings) -> bool:
-    return epo.enable or (settings is not None and settings.measure == "entropy")
+    return epo.enable or (settings is not None and settings.measure == "entropies")
 
 
 def _base(config: Mapping[str, Any], settings: Settings | None) -> str:
@@ -174,7 +174,7 @@ def check_config(config: Mapping[str, Any], registered: Collection[str], verl_ve
     if settings.estimator in MODULATORS:
         check_base(settings.estimator, settings.base, registered, config)
     correction = algorithm.get("rollout_correction") or {}
-    if settings.measure == "entropy" and correction.get("bypass_mode", False):
+    if settings.measure == "entropies" and correction.get("bypass_mode", False):
         instead = ", or algorithm.aem.proxy to surprisal" if settings.estimator == AEM else ""
         raise SettingsError(
             "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where "

@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipe.aem.batch import Batch
+from recipe.aem.columns import put_columns
+
 SKIPPED = "skipped_updates"
 """verl logs it as `actor/skipped_updates` and `critic/skipped_updates`: the share of a step's mini-batches."""
 
@@ -24,64 +27,44 @@ SKIPPED = "skipped_updates"
 logger = logging.getLogger(f"verl.{__name__}")
 
 
-def put_zero_advantages(batch: Any, nested_mask: Tensor, metrics: dict[str, Any], kl_in_reward: bool) -> Any:
+def put_zero_advantages(meta: Any, batch: Batch, metrics: dict[str, Any], kl_in_reward: bool) -> Any:
     """In place of `PPOTrainer._compute_advantage`, for a batch without a token: the columns that it leaves, all 0.
 
     Args:
-        batch: verl's `KVBatchMeta`.
-        nested_mask: the batch's response mask, all 0.
+        meta: verl's `KVBatchMeta`.
+        batch: its rows.
         metrics: of the step; what the old-policy pass could not take a mean of is removed.
         kl_in_reward: `algorithm.use_kl_in_reward`, where the rewards are a column of their own.
 
     Returns:
         The batch, as TransferQueue returns it.
     """
-    import transfer_queue as tq
-    from tensordict import TensorDict
-    from verl.workers.utils.padding import response_to_nested
-
-    rows = sum(not tag.get("is_padding", False) for tag in batch.tags)
     logger.warning(
         "None of the %d rows of this batch has a token to learn from: every trajectory was cut, faulted or rejected. "
         "Its update is skipped. If this goes on, allow more turns or longer responses "
         "(actor_rollout_ref.rollout.custom.episode.max_turns, data.max_response_length), or set "
         "actor_rollout_ref.rollout.custom.episode.compact_filtering=false",
-        rows,
+        len(batch.unpadded.keys),
     )
-    zero_BT = torch.zeros(nested_mask.to_padded_tensor(0).shape)
-    columns: dict[str, Any] = dict.fromkeys(("advantages", "returns"), response_to_nested(zero_BT, nested_mask))
+    zeros = batch.ragged(torch.zeros(batch.mask_BT.shape)).nested()
+    columns = {"advantages": zeros, "returns": zeros}
     if kl_in_reward:
+        import transfer_queue as tq
+
         # without a token there is no KL to take off
-        scores = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
+        scores = tq.kv_batch_get(keys=meta.keys, partition_id=meta.partition_id, select_fields=["rm_scores"])
         columns["token_level_rewards"] = scores["rm_scores"]
     _drop_undefined(metrics)
-    fields = TensorDict(columns, batch_size=len(batch.keys))
-    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
-
-
-def clear_masked_advantages(batch: Any) -> None:
-    """After verl's own `opo`: advantages and returns are 0 where they are not finite on masked tokens.
-
-    Its baseline is a mean over the tokens of a prompt group, 0/0 = NaN where the group is masked whole. Off the mask
-    that is no part of the loss but of its gradient (0 · NaN), for which verl drops the whole update with a print.
-    """
-    import transfer_queue as tq
-    from tensordict import TensorDict
-    from verl.workers.utils.padding import response_to_nested
-
-    names = ("advantages", "returns")
-    # the mask too is read again: rejection sampling may have taken tokens off
-    rows = {"keys": batch.keys, "partition_id": batch.partition_id}
-    stored = tq.kv_batch_get(**rows, select_fields=[*names, "response_mask"])
-    padded, mask = stored.to_padded_tensor(0), stored["response_mask"]
-    columns: dict[str, Any] = {
-        name: response_to_nested(zero_off_mask(padded[name], padded["response_mask"]), mask) for name in names
-    }
-    tq.kv_batch_put(**rows, fields=TensorDict(columns, batch_size=len(batch.keys)))
+    return put_columns(meta, columns)
 
 
 def zero_off_mask(value: Tensor, mask: Tensor) -> Tensor:
-    """The values, with 0 where they are not finite and the mask, of equal shape, is 0."""
+    """The values, with 0 where they are not finite and the mask, of equal shape, is 0.
+
+    verl's `opo` needs it: its baseline is a mean over the tokens of a prompt group, 0/0 = NaN where the group is masked
+    whole. Off the mask that is no part of the loss but of its gradient (0 · NaN), for which verl drops the whole update
+    with a print.
+    """
     return value.masked_fill(~mask.bool() & ~value.isfinite(), 0.0)
 
 

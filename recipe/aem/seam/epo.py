@@ -9,7 +9,6 @@ functions at the end of this file round verl's methods; without `algorithm.epo.e
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from torch import Tensor
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
 from agent_loops.files import write_json
 from agent_loops.reading import parse_json, read_bytes, reason
-from recipe.aem.batch import read_rows
-from recipe.aem.rows import number_labels, responses_of_rows, trained_rows
+from recipe.aem.batch import Batch
+from recipe.aem.columns import put_columns
 from recipe.aem.settings import EpoSettings, SettingsError
 
 HISTORY_FILE = "aem_epo.json"
@@ -57,32 +56,20 @@ class EpoState:
         return self.history.add(self.weighted / self.trajectories) if self.trajectories else self.history
 
 
-def batch_weights(
-    keys: Sequence[str],
-    is_padding: Sequence[bool],
-    extra_fields: Sequence[Mapping[str, Any] | None],
-    mask_BT: Tensor,
-) -> tuple[Tensor, int]:
+def batch_weights(batch: Batch) -> tuple[Tensor, int]:
     """The weight of each token in the batch's mean entropy, and the number of trajectories that hold a response.
 
     Responses are those of AEM: the loop's spans where it recorded them, else runs of the mask, never a token off the
     mask. A trajectory without a response (filtered, or rejected by rollout correction) does not count, nor does one
-    with a fault, or one that faults left alone in its prompt group.
-
-    Args:
-        keys: `{uid}_{session}_{index}`, verl's name of a row.
-        is_padding: rows that verl added to fill a mini-batch; the weights of all rows that do not count are 0.
-        extra_fields: what the agent loop left with each row.
-        mask_BT: response mask.
+    with a fault, or one that faults left alone in its prompt group, nor a padding row.
 
     Returns:
         (B, T) weights that sum to 1, or to 0 in a batch without responses; the number of trajectories.
     """
-    live_L = trained_rows(keys, [key.rsplit("_", 2)[0] for key in keys], is_padding, extra_fields)
-    responses = responses_of_rows([extra_fields[row] or {} for row in live_L], mask_BT[live_L])
-    trajectory_N = number_labels([keys[row].rsplit("_", 1)[0] for row in live_L])[responses.row_N]
-    weight_BT = torch.zeros(mask_BT.shape)
-    weight_BT[live_L] = epo_token_weights(responses, trajectory_N)
+    live = batch.live
+    trajectory_N = live.trajectory_B[live.responses.row_N]
+    weight_BT = torch.zeros(batch.mask_BT.shape)
+    weight_BT[list(live.rows)] = epo_token_weights(live.responses, trajectory_N)
     return weight_BT, len(torch.unique(trajectory_N))
 
 
@@ -141,32 +128,26 @@ def after_load(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
     return result
 
 
-def _with_terms(trainer: Any, settings: EpoSettings, batch: Any, metrics: dict) -> Any:
-    import transfer_queue as tq
-    from tensordict import TensorDict
-    from verl.workers.utils.padding import response_to_nested
-
-    from recipe.aem.seam.epo_loss import STEP_KEY, WEIGHT_COLUMN
+def _with_terms(trainer: Any, settings: EpoSettings, meta: Any, metrics: dict) -> Any:
+    from recipe.aem.seam.epo_loss import STEP_KEY, WEIGHT_COLUMN  # imports verl
 
     started = time.perf_counter()
-    rows = read_rows(batch, ["entropy"], needed_by="EPO")
-    weight_BT, trajectories = batch_weights(
-        batch.keys, rows.is_padding, rows.extra_fields, rows.columns["response_mask"]
-    )
-    entropy = epo_entropy(rows.columns["entropy"], weight_BT).item()
+    batch = _last_batch(trainer, meta)
+    batch.require(["entropies"], needed_by="EPO")
+    weight_BT, trajectories = batch_weights(batch)
+    entropy = epo_entropy(batch.padded("entropies"), weight_BT).item()
 
     step = trainer.global_steps
     trainer.aem_epo.add(step, entropy, trajectories)
     reference = trainer.aem_epo.history.reference
     # a single step has no ⌊K/2⌋; its k is 0, where β is 2 whatever K
     beta = epo_beta(step - 1, settings.total_steps or max(trainer.total_training_steps, 2), settings.gamma)
-    columns = TensorDict({WEIGHT_COLUMN: response_to_nested(weight_BT, rows.nested_mask)}, batch_size=len(batch.keys))
-    stored = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=columns)
+    stored = put_columns(meta, {WEIGHT_COLUMN: batch.ragged(weight_BT).nested()})
     actor = trainer.config.actor_rollout_ref.actor
     mini_batch_rows = actor.ppo_mini_batch_size * trainer.config.actor_rollout_ref.rollout.n
     stored.extra_info = {
-        **(batch.extra_info or {}),
-        STEP_KEY: {"reference": reference, "beta": beta, "mini_batches": len(batch.keys) / mini_batch_rows},
+        **(meta.extra_info or {}),
+        STEP_KEY: {"reference": reference, "beta": beta, "mini_batches": len(meta.keys) / mini_batch_rows},
     }
     metrics["epo/entropy"] = entropy
     metrics["epo/beta"] = beta
@@ -174,6 +155,14 @@ def _with_terms(trainer: Any, settings: EpoSettings, batch: Any, metrics: dict) 
         metrics["epo/reference"] = reference
     metrics["timing_s/epo"] = time.perf_counter() - started
     return stored
+
+
+def _last_batch(trainer: Any, meta: Any) -> Batch:
+    """The batch whose advantages were computed just now, with the mask that is final there; else it is fetched."""
+    batch, trainer.aem_batch = getattr(trainer, "aem_batch", None), None
+    if batch is not None and list(batch.keys) == list(meta.keys):
+        return batch
+    return Batch.from_queue(meta, ["entropies"])
 
 
 def _resumed_folder(trainer: Any) -> Path:

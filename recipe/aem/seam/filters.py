@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from recipe.aem.batch import extra_fields
+from recipe.aem.columns import extra_fields_of
+from recipe.aem.keys import parse_key
 
 NO_LEVEL = math.nan
 """verl counts the dropped groups by the value that their trajectories share; a single one shares it with nobody."""
@@ -28,7 +29,7 @@ def without_faults(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
         faulted = _faulted(partition_id, keys)
         if not faulted:
             return wrapped(partition_id)
-        sound = {key.rsplit("_", 1)[0] for key in keys if key not in faulted}
+        sound = {parse_key(key).trajectory for key in keys if key not in faulted}
         for uid in {_uid(key) for key in faulted}:
             if sum(_uid(trajectory) == uid for trajectory in sound) < 2:
                 known[uid] = NO_LEVEL
@@ -53,4 +54,6 @@ def _faulted(partition_id: str, keys: list[str]) -> set[str]:
         return set()
     queue: Any = replay_buffer.tq  # type: ignore[attr-defined]  # the queue that the buffer itself asks
     data = queue.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["extra_fields"])
-    return {key for key, extra in zip(keys, extra_fields(data, len(keys)), strict=True) if (extra or {}).get("fault")}
+    return {
+        key for key, extra in zip(keys, extra_fields_of(data, len(keys)), strict=True) if (extra or {}).get("fault")
+    }

@@ -11,14 +11,15 @@ trajectories make an update and a checkpoint, from which a resume begins.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agent_loops.episode import EpisodeSettings
 from agent_loops.workers import START_SECONDS
+from recipe.aem.batch import Batch
 from recipe.aem.seam.liveness import RolloutDied, Watch
+from recipe.aem.seam.missing import Count, sessions_of
 from recipe.aem.settings import TrajectorySettings
 
 # below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
@@ -29,7 +30,6 @@ FAULTS = "training/trajectories/faults"
 SHORTENED = "training/trajectories/shortened"
 SUSPICIOUS = "training/trajectories/suspicious"
 VALIDATION_MISSING = "validation/trajectories/missing"
-_NAMED = 20  # sessions in one line of the log
 
 
 class MissingTrajectories(RuntimeError):
@@ -38,64 +38,6 @@ class MissingTrajectories(RuntimeError):
 
 class RolloutStalled(RuntimeError):
     """Nothing has arrived for longer than any trajectory may take."""
-
-
-def missing_sessions(expected: Mapping[str, int], keys: Iterable[str]) -> dict[str, list[int]]:
-    """The sessions without a row.
-
-    Args:
-        expected: how many sessions each prompt group has, by uid.
-        keys: of the rows, `{uid}_{session}_{row}`.
-
-    Returns:
-        Session numbers by uid, for the groups that lack any.
-
-    Examples:
-        >>> missing_sessions({"a": 2, "b": 3, "c": 1}, ["a_0_0", "a_0_1", "a_1_0", "b_1_0"])
-        {'b': [0, 2], 'c': [0]}
-    """
-    present = sessions_of(keys)
-    lost = {uid: [one for one in range(n) if one not in present.get(uid, ())] for uid, n in expected.items()}
-    return {uid: sessions for uid, sessions in lost.items() if sessions}
-
-
-def sessions_of(keys: Iterable[str]) -> dict[str, set[int]]:
-    """The sessions that rows belong to, by uid.
-
-    Examples:
-        >>> sessions_of(["a_0_0", "a_0_1", "b_7_0"])
-        {'a': {0}, 'b': {7}}
-    """
-    present: dict[str, set[int]] = defaultdict(set)
-    for key in keys:
-        uid, session, _ = key.rsplit("_", 2)
-        present[uid].add(int(session))
-    return dict(present)
-
-
-@dataclass
-class Count:
-    """Of how many trajectories which are missing: session numbers by uid."""
-
-    of: int = 0
-    missing: dict[str, list[int]] = field(default_factory=dict)
-
-    @property
-    def number(self) -> int:
-        return sum(map(len, self.missing.values()))
-
-    def add(self, expected: Mapping[str, int], keys: Iterable[str]) -> None:
-        self.of += sum(expected.values())
-        self.missing.update(missing_sessions(expected, keys))
-
-    def names(self) -> str:
-        """Which are missing, in words; the first few of many."""
-        words, left = [], _NAMED
-        for uid, sessions in self.missing.items():
-            if shown := sessions[:left]:
-                words.append(f"{uid} (sessions {', '.join(map(str, shown))})")
-            left -= len(shown)
-        return "; ".join(words) + (f" and {self.number - _NAMED} more" if self.number > _NAMED else "")
 
 
 class Trajectories:
@@ -194,55 +136,25 @@ class Trajectories:
         self._say(count, "training")
         self._refuse(count)
 
-    def count(self, batch: Any, extra_fields: Sequence[Mapping[str, Any] | None]) -> dict[str, float]:
+    def count(self, batch: Batch) -> dict[str, float]:
         """The metrics of a training batch whose advantages are about to be computed.
-
-        Args:
-            batch: verl's `KVBatchMeta`.
-            extra_fields: of its rows.
 
         Raises:
             MissingTrajectories: too many are missing.
         """
-        live = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
-        keys = [batch.keys[row] for row in live]
+        played = batch.unpadded
         if self._batch is None:  # a sampler of the user's own chose it
-            uids = list(sessions_of(keys))
+            uids = list(sessions_of(played.keys))
             if self.started:  # nothing names a group that is missing whole
                 uids += [f"a prompt without any trajectory ({number})" for number in range(self._prompts - len(uids))]
             count = Count()
-            count.add({uid: self._expected.pop(uid, self._n) for uid in uids}, keys)
+            count.add({uid: self._expected.pop(uid, self._n) for uid in uids}, played.keys)
             self._say(count, "training")
-            if self.started:  # otherwise no run stands behind the batch, and it may be a part of one
+            if self.started:  # otherwise there is no run behind the batch, and it may be a part of one
                 self._refuse(count)
         else:
             count, self._batch = self._batch, None
-        faults: dict[str, str] = {}
-        for row, key in zip(live, keys, strict=True):
-            if fault := (extra_fields[row] or {}).get("fault"):
-                faults[key.rsplit("_", 1)[0]] = str(fault)
-        if faults:
-            played = len({key.rsplit("_", 1)[0] for key in keys})
-            (reason, times), *_ = Counter(faults.values()).most_common(1)
-            logger.log(
-                logging.ERROR if len(faults) == played else logging.WARNING,
-                "%d of %d trajectories of this batch ended in a fault and train nothing, %d of them with: %s",
-                *(len(faults), played, times, reason),
-            )
-        shortened = {
-            key.rsplit("_", 1)[0]
-            for row, key in zip(live, keys, strict=True)
-            if any((extra_fields[row] or {}).get("prompt_shortened", ()))
-        }
-        found = {MISSING: float(count.number), FAULTS: float(len(faults)), SHORTENED: float(len(shortened))}
-        infos = [
-            (key, ((extra_fields[row] or {}).get("reward_extra_info") or {}))
-            for row, key in zip(live, keys, strict=True)
-        ]
-        suspicious = {key.rsplit("_", 1)[0]: info["suspicious"] for key, info in infos if "suspicious" in info}
-        if suspicious:  # software engineering alone
-            found[SUSPICIOUS] = float(sum(bool(one) for one in suspicious.values()))
-        return found
+        return {MISSING: float(count.number), **_troubles(played)}
 
     def validated(self) -> int:
         """How many trajectories of validation were missing since the last call."""
@@ -295,6 +207,29 @@ class Trajectories:
             + ". verl drops a session that raises; the log has the causes below `Error in _run_prompt for uid=…`: "
             + count.names()
         )
+
+
+def _troubles(played: Batch) -> dict[str, float]:
+    """How many trajectories ended in a fault, had a shortened prompt, or changed what grades them."""
+    trajectories = [[played.extra_fields[row] for row in rows] for rows in played.trajectories.values()]
+    faults = [
+        str(next(extra["fault"] for extra in extras if extra.get("fault")))
+        for extras in trajectories
+        if any(extra.get("fault") for extra in extras)
+    ]
+    if faults:
+        (reason, times), *_ = Counter(faults).most_common(1)
+        logger.log(
+            logging.ERROR if len(faults) == len(trajectories) else logging.WARNING,
+            "%d of %d trajectories of this batch ended in a fault and train nothing, %d of them with: %s",
+            *(len(faults), len(trajectories), times, reason),
+        )
+    shortened = sum(any(any(extra.get("prompt_shortened", ())) for extra in extras) for extras in trajectories)
+    found = {FAULTS: float(len(faults)), SHORTENED: float(shortened)}
+    infos = [[extra.get("reward_extra_info") or {} for extra in extras] for extras in trajectories]
+    if any("suspicious" in info for rows in infos for info in rows):  # software engineering alone
+        found[SUSPICIOUS] = float(sum(any(info.get("suspicious") for info in rows) for rows in infos))
+    return found
 
 
 def stall_seconds(rollout: Mapping[str, Any]) -> float | None:

@@ -1,11 +1,12 @@
 """Where this package meets verl's trainers: every method of theirs that is wrapped is named here.
 
 verl hands a registered estimator rewards, mask, config and uid only. `PPOTrainer._compute_advantage`, which the sync,
-colocate_async and separate_async trainers share, is therefore wrapped: before the original runs, the batch's entropies
-and `extra_fields` are fetched into a context variable, which the estimators registered here read.
+colocate_async and separate_async trainers share, is therefore wrapped: before the original runs, the batch's mask,
+entropies and `extra_fields` are fetched, once, as a `Batch` in a context variable, which the estimators registered here
+read. EPO and the dump read the same object.
 
 Whatever the estimator, trajectories with a fault, and what faults left alone in its prompt group, take no part
-(`rows.trained_rows`): before the original runs they are masked in TransferQueue, so that no term of the loss learns
+(`Batch.live`): before the original runs they are masked in TransferQueue, so that no term of the loss learns
 from them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets the other rows only. Where KL
 is taken off the rewards, a trajectory's KL is brought together there (`bases.kl_on_last_rows`). Without faults and KL
 another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`). The trajectories that
@@ -13,8 +14,8 @@ a batch lacks are counted where verl chooses it (`trajectories.py`), and the pro
 (`liveness.py`).
 
 A batch without a token to learn from never reaches the original (`empty_updates.py`). With `algorithm.aem.dump_dir` the
-batch is then read back and written to a file (`dump`). EPO's wraps are in `epo.py`; what is read of TransferQueue, in
-`batch.py`. The folders that a run writes to are held (`output_locks.py`), and a full disk is met (`full_disk.py`).
+batch is then written to a file (`capture.py`). EPO's wraps are in `epo.py`. The folders that a run writes to are held
+(`output_locks.py`), and a full disk is met (`full_disk.py`).
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from typing import Any
 import torch
 import wrapt
 
-from recipe.aem.batch import put_mask, read_mask, read_rows
-from recipe.aem.rows import trained_rows
+from recipe.aem.batch import Batch
+from recipe.aem.columns import put_mask
 from recipe.aem.seam import capture, empty_updates, epo, filters, full_disk, output_locks, trajectory_wraps
-from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.seam.advantage import Advance, Computed, compute_advantages
 from recipe.aem.seam.bases import kl_on_last_rows, of_some_rows
 from recipe.aem.seam.checks import cautions, check_run
+from recipe.aem.seam.empty_updates import zero_off_mask
 from recipe.aem.seam.template_check import check_template
 from recipe.aem.seam.trajectories import Trajectories
 from recipe.aem.settings import ESTIMATORS, GAE, OPO, EpoSettings, Settings, SettingsError, shares_return
 
 _LOGGER = logging.getLogger(__name__)
-_SIDE: contextvars.ContextVar[Any] = contextvars.ContextVar("verl_aem_side_information", default=None)
-_DROPPED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("verl_aem_dropped_rows", default=frozenset())
-"""The rows of the batch that faults keep out of training."""
+_ADVANCE: contextvars.ContextVar[Advance | None] = contextvars.ContextVar("verl_aem_advance", default=None)
+"""The computation of advantages that verl's trainer is in."""
 
 
 def register_estimators(core_algos: Any) -> None:
@@ -61,22 +62,22 @@ def _estimate(
     **kwargs: Any,
 ) -> tuple[Any, Any]:
     """What verl looks up as `aem`, `empg` …; it works only inside the wrapped trainer, which fetches the rows."""
-    side = _SIDE.get()
-    if side is None:
+    advance = _ADVANCE.get()
+    if advance is None:
         raise RuntimeError(
             f"algorithm.adv_estimator={name} was called without the rows of the batch (entropies, turns): this trainer "
             "does not pass through verl.trainer.ppo.v1.trainer_base.PPOTrainer._compute_advantage, which verl-aem "
             "wraps. Use trainer.use_v1=True with trainer_mode sync, colocate_async or separate_async; no estimator "
             "here ever falls back to its base"
         )
-    return compute_advantages(side, token_level_rewards, response_mask, index, config)
+    return compute_advantages(advance, token_level_rewards, response_mask, config)
 
 
 def wrap_trainer(trainer_base: Any) -> None:
     """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", trajectory_wraps.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
-    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_side_information)
+    wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_batch)
     wrapt.wrap_function_wrapper(trainer_base, "compute_advantage_for_multi_trajectories", _of_trained_rows)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_metrics", empty_updates.after_metrics)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.fit", capture.around_fit)
@@ -148,46 +149,51 @@ def _refuse_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -
     return wrapped(*args, **kwargs)
 
 
-def _with_side_information(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
+def _with_batch(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
+    """Wrap `PPOTrainer._compute_advantage`: one fetch before it, whatever of the batch is read afterwards."""
     algorithm = trainer.config.algorithm
+    settings = Settings.from_config(algorithm) if algorithm.adv_estimator in ESTIMATORS else None
+    epo_enabled = EpoSettings.from_config(algorithm).enable
 
-    def bound(batch: Any, metrics: dict) -> Any:
-        nested_mask, extra_fields = read_mask(batch)
-        metrics.update(Trajectories.of(trainer).count(batch, extra_fields))
-        nested_mask, dropped = _mask_dropped(batch, nested_mask, extra_fields)
-        side = None
-        if not nested_mask.values().any():
-            result = empty_updates.put_zero_advantages(batch, nested_mask, metrics, algorithm.use_kl_in_reward)
+    def bound(meta: Any, metrics: dict) -> Any:
+        started = time.perf_counter()
+        columns = _columns(settings)
+        batch = Batch.from_queue(meta, sorted({*columns, *(["entropies"] if epo_enabled else [])}))
+        advance = Advance(batch, settings, trainer.global_steps, metrics, seconds=time.perf_counter() - started)
+        metrics.update(Trajectories.of(trainer).count(batch))
+        advance.batch = batch = _mask_dropped(meta, batch)
+        if not batch.mask_BT.any():
+            result = empty_updates.put_zero_advantages(meta, batch, metrics, algorithm.use_kl_in_reward)
         else:
-            if algorithm.adv_estimator in ESTIMATORS:
-                side = _fetch(batch, metrics, Settings.from_config(algorithm), trainer.global_steps)
-            tokens = _SIDE.set(side), _DROPPED.set(dropped)
+            batch.require(columns, needed_by=f"adv_estimator={algorithm.adv_estimator}")
+            token = _ADVANCE.set(advance)
             try:
-                result = wrapped(batch, metrics)
+                result = wrapped(meta, metrics)
             finally:
-                _SIDE.reset(tokens[0])
-                _DROPPED.reset(tokens[1])
-            if algorithm.adv_estimator == OPO:
-                empty_updates.clear_masked_advantages(batch)
-        capture.take(trainer, batch, nested_mask, metrics, None if side is None else side.computed)
+                _ADVANCE.reset(token)
+        capture.take(trainer, meta, batch, metrics, advance.computed)
+        if epo_enabled:
+            trainer.aem_batch = batch if advance.computed is None else advance.computed.batch
         return result
 
     return bound(*args, **kwargs)
 
 
-def _mask_dropped(batch: Any, nested_mask: Any, extra_fields: Any) -> tuple[Any, frozenset[int]]:
-    """The batch's mask without the rows that faults keep out of training, in TransferQueue too; and these rows."""
+def _columns(settings: Settings | None) -> list[str]:
+    """What an estimator of this package reads of the batch."""
+    if settings is None:
+        return []
+    return [name for name in (settings.measure, "values" if settings.base == GAE else None) if name]
 
-    padding = [bool(tag.get("is_padding", False)) for tag in batch.tags]
-    groups = [key.rsplit("_", 2)[0] for key in batch.keys]
-    trained = set(trained_rows(batch.keys, groups, padding, extra_fields))
-    dropped = frozenset(row for row, is_padding in enumerate(padding) if not is_padding and row not in trained)
-    rows = nested_mask.unbind(0)
-    if any(rows[row].any() for row in dropped):
-        rows = [torch.zeros_like(mask) if row in dropped else mask for row, mask in enumerate(rows)]
-        nested_mask = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-        put_mask(batch, nested_mask)
-    return nested_mask, dropped
+
+def _mask_dropped(meta: Any, batch: Batch) -> Batch:
+    """The batch without a token of the rows that faults keep out of training, in TransferQueue too."""
+    dropped = sorted(batch.dropped)
+    if not dropped or not batch.mask_BT[dropped].any():
+        return batch
+    batch = batch.with_mask(batch.mask_BT.index_fill(0, torch.tensor(dropped), 0))
+    put_mask(meta, batch.tokens["response_mask"])
+    return batch
 
 
 def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
@@ -198,29 +204,19 @@ def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> 
             data.batch["token_level_rewards"] = kl_on_last_rows(
                 data.batch["token_level_rewards"], data.batch["token_level_scores"], batch_keys
             )
+        advance = _ADVANCE.get()
         compute = functools.partial(wrapped, adv_estimator=adv_estimator, config=config, **more)
-        # those of this package see the whole batch, as their side information does, and leave the rows out themselves
-        dropped = frozenset() if adv_estimator in ESTIMATORS else _DROPPED.get()
-        return of_some_rows(compute, data, batch_keys, [row for row in range(len(batch_keys)) if row not in dropped])
+        if advance is None or adv_estimator in ESTIMATORS:  # those of this package leave rows out themselves
+            return compute(data, batch_keys=batch_keys)
+        dropped = advance.batch.dropped
+        data = of_some_rows(compute, data, batch_keys, [row for row in range(len(batch_keys)) if row not in dropped])
+        mask_BT, advantage_BT = data.batch["response_mask"], data.batch["advantages"]
+        if adv_estimator == OPO:
+            advantage_BT = data.batch["advantages"] = zero_off_mask(advantage_BT, mask_BT)
+            data.batch["returns"] = zero_off_mask(data.batch["returns"], mask_BT)
+        advance.computed = Computed(
+            advance.batch.with_mask(mask_BT), data.batch["token_level_rewards"], advantage_BT, advantage_BT
+        )
+        return data
 
     return bound(*args, **kwargs)
-
-
-def _fetch(batch: Any, metrics: dict, settings: Settings, step: int) -> Any:
-    started = time.perf_counter()
-    measure = settings.measure
-    columns = [name for name in (measure, "values" if settings.base == GAE else None) if name]
-    rows = read_rows(batch, columns, needed_by=f"adv_estimator={settings.estimator}")
-    measure_BT = rows.columns[measure].float() if measure else None
-    return SideInfo(
-        settings=settings,
-        keys=list(batch.keys),
-        is_padding=rows.is_padding,
-        extra_fields=rows.extra_fields,
-        # a surprisal is −log π
-        measure_BT=-measure_BT if measure_BT is not None and measure == "old_log_probs" else measure_BT,
-        value_BT=rows.columns["values"].float() if "values" in columns else None,
-        step=step,
-        metrics=metrics,
-        seconds=time.perf_counter() - started,
-    )

@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from verl.trainer.ppo import core_algos
 
 from agent_loops import loop as loop_module
-from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.batch import Batch
+from recipe.aem.seam.advantage import Advance, compute_advantages
 from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
 from tests.helpers.host_tree import TASK
 from tests.helpers.scripted import LetterTokenizer, ScriptedServer, make_loop, play
@@ -178,14 +179,12 @@ def advantages(rows, estimator, rewards=None):
         reward[number, len(row.response_mask) - 1] = row.reward_score if rewards is None else rewards[number]
         for turn, (start, stop) in enumerate(row.extra_fields["response_spans"]):
             entropy[number, start:stop] = 0.2 + 0.5 * turn + 0.1 * number
-    side = SideInfo(
-        settings=estimator, keys=[f"u_{number}_0" for number in range(len(rows))], is_padding=[False] * len(rows),
-        extra_fields=[row.extra_fields for row in rows], measure_BT=entropy, value_BT=None, step=1, metrics={},
-    )  # fmt: skip
-    found, _ = compute_advantages(side, reward, mask, ["u"] * len(rows), {})
+    keys, tokens = [f"u_{number}_0" for number in range(len(rows))], {"response_mask": mask, "entropies": entropy}
+    advance = Advance(Batch.from_columns(keys, tokens, [row.extra_fields for row in rows]), estimator, step=1)
+    found, _ = compute_advantages(advance, reward, mask, {})
     assert not found[mask == 0].any()
     firsts = [[found[n, start].item() for start, _ in row.extra_fields["response_spans"]] for n, row in enumerate(rows)]
-    return firsts, side.metrics
+    return firsts, advance.metrics
 
 
 def test_a_trajectory_out_of_time_counts_in_the_baseline_and_nowhere_else(swe):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -32,9 +33,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipe.aem.columns import QUEUE_COLUMNS
 from recipe.aem.dump import digest, provenance, schema, writer
 from recipe.aem.dump.reader import find_files, read_metas, read_step
-from recipe.aem.dump.step import DumpError, Ragged, Step
+from recipe.aem.dump.step import DumpError, Step
 from recipe.aem.dump.writer import Writer, write_step
 from recipe.aem.seam import capture
 from recipe.aem.settings import AemSettings, SettingsError
@@ -77,7 +79,7 @@ def test_every_row_as_the_queue_has_it(layout, tmp_path):
     keys = queue.batch.keys
     assert [row["key"] for row in rows] == keys
     for row, key in zip(rows, keys, strict=True):
-        for theirs, ours in capture.COLUMNS.items():
+        for theirs, ours in [(theirs, ours) for ours, names in QUEUE_COLUMNS.items() for theirs in names]:
             if theirs in queue.columns:
                 stored = torch.tensor(row[ours], dtype=torch.float32)
                 assert torch.equal(stored, queue.columns[theirs][key].float()), ours
@@ -170,10 +172,16 @@ def test_columns_that_a_run_has_not_are_empty(tmp_path):
 
 
 def test_kl_in_the_reward_is_in_the_rewards(tmp_path):
-    queue = make_batch(5)
-    queue.columns["token_level_rewards"] = {key: value - 0.5 for key, value in queue.columns["rm_scores"].items()}
-    read = read_step(dump(queue, {"adv_estimator": "grpo_rows"}, tmp_path))
-    assert torch.equal(read.tokens["rewards"].rows()[0], queue.columns["token_level_rewards"][queue.batch.keys[0]])
+    """What verl writes back is dumped; of a batch without a token, too, which no estimator sees."""
+    controller = SimpleNamespace(value=0.1, update=lambda **_: None)
+    algorithm = {"adv_estimator": "grpo_rows", "use_kl_in_reward": True, "kl_penalty": "kl", "aem": {"dump_dir": "x"}}
+    for masked in (0.0, 1.0):
+        queue = make_batch(5, masked=masked)
+        advance(make_trainer(algorithm, aem_dump=(shelf := Shelf()), kl_ctrl_in_reward=controller), queue)
+        for row, key in zip(shelf.steps[0].tokens["rewards"].rows(), queue.batch.keys, strict=True):
+            assert torch.equal(row, queue.columns["token_level_rewards"][key])
+        scores = torch.cat([queue.columns["rm_scores"][key] for key in queue.batch.keys])
+        assert torch.equal(shelf.steps[0].tokens["rewards"].values, scores) == bool(masked)
 
 
 def test_half_precision_is_kept_exactly(tmp_path):
@@ -638,21 +646,3 @@ def test_files_come_in_the_order_of_their_steps(step, tmp_path):
         write_step(dataclasses.replace(step, meta=dataclasses.replace(step.meta, step=number)), tmp_path)
     files = find_files([tmp_path, tmp_path / "step_000002.parquet"])
     assert [meta.step for meta in read_metas(files)] == [1, 2, 10]
-
-
-def test_ragged_columns():
-    column = Ragged.from_rows([torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor([3.0])])
-    assert column.pad(3).tolist() == [[1, 2, 0], [0, 0, 0], [3, 0, 0]]
-    assert [row.tolist() for row in column.rows()] == [[1, 2], [], [3]]
-    assert column.pad(3)[column.inside(3)].tolist() == [1, 2, 3]
-
-
-def test_collecting_needs_no_pyarrow():
-    """The trainer imports it only where a dump is asked for."""
-    code = "import sys; from recipe.aem.seam import wraps, capture; assert 'pyarrow' not in sys.modules; print('ok')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.stdout == "ok\n", done.stderr
-
-
-def test_warnings_are_seen_in_verls_trainer():
-    assert logging.getLogger("verl") in (writer.logger.parent, getattr(writer.logger.parent, "parent", None))

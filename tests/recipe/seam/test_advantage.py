@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import hypothesis
 import pytest
@@ -12,7 +13,9 @@ from omegaconf import OmegaConf
 
 pytest.importorskip("verl", reason="verl is not installed")
 
-from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.batch import Batch
+from recipe.aem.seam import advantage as seam
+from recipe.aem.seam.advantage import Advance
 from recipe.aem.settings import OUTCOME_BASES, AemSettings, EmpgSettings, GigpoSettings, Settings
 
 # one group of two trajectories (2 rows and 1 row), another of two single rows, and a padding row that carries a copy of
@@ -55,7 +58,16 @@ def side(settings=None, extra_fields=None, **changes):
         "step": 1,
         "metrics": {},
     }
-    return SideInfo(**{**fields, **changes})
+    return SimpleNamespace(**{**fields, **changes})
+
+
+def compute_advantages(given, reward_BT, mask_BT, groups, config):
+    """By the product, of a batch of these parts."""
+    columns = {"response_mask": mask_BT, "entropies": given.measure_BT, "values": given.value_BT}
+    tokens = {name: column for name, column in columns.items() if column is not None}
+    batch = Batch.from_columns(given.keys, tokens, given.extra_fields, groups, given.is_padding)
+    advance = Advance(batch, given.settings, given.step, given.metrics)
+    return seam.compute_advantages(advance, reward_BT, mask_BT, config)
 
 
 def alpha(entropies, lam=1.0):
@@ -222,8 +234,9 @@ def test_a_batch_of_padding_alone_is_no_error():
 
 
 def test_a_batch_that_changed_under_way_is_an_error():
+    given = Advance(Batch.from_columns(KEYS, {"response_mask": MASK, "entropies": ENTROPY}), aem(), 1)
     with pytest.raises(ValueError, match="the batch changed between the old-policy pass and the advantage"):
-        compute_advantages(side(), REWARD[:, :3], MASK[:, :3], GROUPS, {})
+        seam.compute_advantages(given, REWARD[:, :3], MASK[:, :3], {})
 
 
 def test_spans_beyond_the_row_are_an_error_not_a_clip():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipe.aem.rows import Rows, number_labels, responses_of_rows
+from recipe.aem.batch import Batch
+from recipe.aem.keys import number_labels
 from recipe.aem.seam.bases import once_a_trajectory
 
 core_algos = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
@@ -20,20 +21,20 @@ def batch(turns_a: int, turns_b: int, tokens: int = 3, rewards=(1.0, 0.0)):
     rows = turns_a + turns_b
     reward = torch.zeros(rows, tokens)
     reward[:turns_a, -1], reward[turns_a:, -1] = rewards
-    facts = Rows(
-        group_L=["g"] * rows,
-        trajectory_L=["a"] * turns_a + ["b"] * turns_b,
-        order_L=[*range(turns_a), *range(turns_b)],
-    )
-    return reward, torch.ones(rows, tokens, dtype=torch.long), facts
+    keys = [*(f"g_0_{turn}" for turn in range(turns_a)), *(f"g_1_{turn}" for turn in range(turns_b))]
+    return reward, torch.ones(rows, tokens, dtype=torch.long), keys
+
+
+def once(reward, mask, keys, estimator):
+    return once_a_trajectory(Batch.from_columns(keys, {"response_mask": mask}), reward, estimator)
 
 
 def test_rloo_of_three_rows_against_one_is_plus_and_minus_one():
     # leave-one-out of rewards 1 and 0 is 1 − 0 and 0 − 1; over the four rows it would be +0.33 and −1
-    reward, mask, rows = batch(3, 1)
-    advantage = once_a_trajectory(reward, mask, rows, rloo)
+    reward, mask, keys = batch(3, 1)
+    advantage = once(reward, mask, keys, rloo)
     assert advantage[:3].eq(1.0).all() and advantage[3].eq(-1.0).all()
-    assert torch.allclose(rloo(reward, mask, rows.group_L)[0, 0], torch.tensor(1 / 3))
+    assert torch.allclose(rloo(reward, mask, ["g"] * 4)[0, 0], torch.tensor(1 / 3))
 
 
 def test_grpo_is_verls_own_bit_for_bit():
@@ -57,60 +58,41 @@ def test_grpo_is_verls_own_bit_for_bit():
     )
     expected = compute_advantage_for_multi_trajectories(data, keys, "grpo", config={}).batch["advantages"]
 
-    names = [key.rsplit("_", 2) for key in keys]
-    facts = Rows(groups, [f"{uid}_{session}" for uid, session, _ in names], [int(index) for *_, index in names])
-    ours = once_a_trajectory(
-        reward, mask, facts, lambda r, m, g: core_algos.compute_grpo_outcome_advantage(r, m, index=np.array(g))[0]
+    ours = once(
+        reward, mask, keys, lambda r, m, g: core_algos.compute_grpo_outcome_advantage(r, m, index=np.array(g))[0]
     )
     assert torch.equal(ours, expected)
 
 
 def test_the_order_of_the_rows_does_not_matter():
-    reward, mask, rows = batch(3, 2)
+    reward, mask, keys = batch(3, 2)
     reward[2, -1] = 5.0  # only the last row of a trajectory is read
     order = [4, 2, 0, 3, 1]
-    mixed = Rows(
-        [rows.group_L[i] for i in order], [rows.trajectory_L[i] for i in order], [rows.order_L[i] for i in order]
-    )
-    expected = once_a_trajectory(reward, mask, rows, rloo)
-    assert torch.equal(once_a_trajectory(reward[order], mask[order], mixed, rloo), expected[order])
+    expected = once(reward, mask, keys, rloo)
+    assert torch.equal(once(reward[order], mask[order], [keys[row] for row in order], rloo), expected[order])
     assert expected[0, 0] == 5.0
 
 
 def test_a_trajectory_masked_whole_has_no_advantage_but_counts_in_the_baseline():
-    reward, mask, rows = batch(2, 1, rewards=(0.0, 1.0))
+    reward, mask, keys = batch(2, 1, rewards=(0.0, 1.0))
     mask[2] = 0
-    advantage = once_a_trajectory(reward, mask, rows, rloo)
+    advantage = once(reward, mask, keys, rloo)
     assert advantage[2].eq(0).all() and advantage[:2].eq(-1.0).all()
 
 
 def test_a_masked_last_row_does_not_silence_its_trajectory():
-    reward, mask, rows = batch(2, 1)
+    reward, mask, keys = batch(2, 1)
     mask[1] = 0
-    advantage = once_a_trajectory(reward, mask, rows, rloo)
+    advantage = once(reward, mask, keys, rloo)
     assert advantage[0].eq(1.0).all() and advantage[1].eq(0).all()
 
 
 def test_opo_weighs_a_trajectory_by_all_its_tokens():
     # baseline = Σ length · R / Σ length = (9·1 + 3·0) / 12 = 0.75
-    reward, mask, rows = batch(3, 1)
-    advantage = once_a_trajectory(
-        reward, mask, rows, lambda r, m, g: core_algos.compute_opo_outcome_advantage(r, m, index=g)[0]
-    )
+    reward, mask, keys = batch(3, 1)
+    advantage = once(reward, mask, keys, lambda r, m, g: core_algos.compute_opo_outcome_advantage(r, m, index=g)[0])
     assert torch.allclose(advantage[0, 0], torch.tensor(0.25)) and torch.allclose(advantage[3, 0], torch.tensor(-0.75))
-
-
-def test_rows_are_read_from_verls_keys():
-    rows = Rows.from_keys(["u_x_0_1", "u_x_0_0", "v_2_0"], ["u_x", "u_x", "v"])
-    assert rows.trajectory_L == ["u_x_0", "u_x_0", "v_2"] and rows.order_L == [1, 0, 0]
-    assert rows.trajectories() == [[1, 0], [2]]
 
 
 def test_labels_are_numbered_by_appearance():
     assert number_labels(["b", "a", "b", ""]).tolist() == [0, 1, 0, 2]
-
-
-def test_responses_are_spans_within_the_mask_and_runs_where_there_are_none():
-    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 1]])
-    responses = responses_of_rows([{"response_spans": [[0, 3], [3, 4]]}, {}], mask)
-    assert responses.index_BT.tolist() == [[0, -1, 0, 1], [2, 2, -1, 3]]

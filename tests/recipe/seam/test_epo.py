@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from recipe.aem.batch import Batch
 from recipe.aem.seam import epo, full_disk
 from recipe.aem.seam.checks import check_epo
 from recipe.aem.seam.epo import EpoState, batch_weights
@@ -112,7 +113,7 @@ def test_the_weights_are_the_mean_over_tokens_then_turns_then_trajectories():
     mask = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
     extra = [{"response_spans": [[0, 2]]}, {"response_spans": [[0, 1], [1, 3]]}, None, {"response_spans": [[0, 2]]}]
     keys, padding = ["a_0_0", "a_0_1", "a_1_0", "padff_0_0"], [False, False, False, True]
-    weight, trajectories = batch_weights(keys, padding, extra, mask)
+    weight, trajectories = batch_weights(Batch.from_columns(keys, {"response_mask": mask}, extra, is_padding=padding))
     assert trajectories == 2
     turn = 1 / 2 / 3
     expected = [[turn / 2, turn / 2, 0, 0], [turn, 0, turn, 0], [1 / 8] * 4, [0] * 4]
@@ -123,13 +124,17 @@ def test_the_weights_are_the_mean_over_tokens_then_turns_then_trajectories():
 def test_padding_rows_and_masked_trajectories_take_no_part():
     mask = torch.tensor([[1, 1], [0, 0], [1, 1]])
     # a padding row is known by its tag: what stands in its mask and its copied spans is never read
-    weight, trajectories = batch_weights(["u_0_0", "u_1_0", "p_0_0"], [False, False, True], [None, None, {}], mask)
+    weight, trajectories = batch_weights(
+        Batch.from_columns(["u_0_0", "u_1_0", "p_0_0"], {"response_mask": mask}, is_padding=[False, False, True])
+    )
     assert trajectories == 1
     assert weight.tolist() == [[0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
 
 
 def test_a_batch_without_responses_has_no_weight():
-    weight, trajectories = batch_weights(["u_0_0"], [False], [None], torch.zeros(1, 3, dtype=torch.long))
+    weight, trajectories = batch_weights(
+        Batch.from_columns(["u_0_0"], {"response_mask": torch.zeros(1, 3, dtype=torch.long)})
+    )
     assert (weight.tolist(), trajectories) == ([[0.0] * 3], 0)
 
 

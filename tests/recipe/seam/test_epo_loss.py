@@ -27,6 +27,7 @@ from verl.utils.py_functional import append_to_dict
 from verl.workers.config import FSDPActorConfig
 from verl.workers.utils.losses import ppo_loss
 
+from recipe.aem.batch import Batch
 from recipe.aem.seam.epo import batch_weights
 from recipe.aem.seam.epo_loss import epo_loss
 from recipe.aem.settings import EpoSettings
@@ -65,7 +66,9 @@ def batch():
     sequences = [torch.randint(VOCABULARY, (prompt + len(mask),), generator=generator) for prompt, mask in ROWS]
     masks = [torch.tensor(mask) for _, mask in ROWS]
     padded = nn.utils.rnn.pad_sequence(masks, batch_first=True)
-    weight_BT, _ = batch_weights(KEYS, [key.startswith("pad") for key in KEYS], [None] * len(KEYS), padded)
+    weight_BT, _ = batch_weights(
+        Batch.from_columns(KEYS, {"response_mask": padded}, is_padding=[key.startswith("pad") for key in KEYS])
+    )
     columns = {
         "input_ids": sequences,
         "prompts": [row[:prompt] for row, (prompt, _) in zip(sequences, ROWS, strict=True)],

@@ -19,9 +19,9 @@ pytest.importorskip("verl", reason="verl is not installed")
 
 from verl.trainer.ppo import core_algos
 
-from recipe.aem.rows import trained_rows
+from recipe.aem.batch import Batch as Rows
 from recipe.aem.seam import empty_updates
-from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.seam.advantage import Advance, compute_advantages
 from recipe.aem.seam.epo import batch_weights
 from recipe.aem.settings import OUTCOME_BASES, AemSettings, EmpgSettings, GigpoSettings, Settings
 from tests.helpers.dumps import FAULT, Batch, Queue, advance, make_batch, make_trainer
@@ -232,10 +232,13 @@ MIXED = [
 def test_a_batch_with_faults_is_the_batch_without_their_rows(algorithm, seed, layout, faults):
     queue = make_batch(seed, layout, masked=0.2, faults=faults)
     keys, tags = queue.batch.keys, queue.batch.tags
-    extra = [queue.columns["extra_fields"][key] for key in keys]
-    padding = [bool(tag.get("is_padding")) for tag in tags]
-    trained = trained_rows(keys, [key.split("_")[0] for key in keys], padding, extra)
-    gone = {key for row, key in enumerate(keys) if row not in trained and not padding[row]}
+    batch = Rows.from_columns(
+        keys,
+        {"response_mask": torch.ones(len(keys), 1)},
+        [queue.columns["extra_fields"][key] for key in keys],
+        is_padding=[bool(tag.get("is_padding")) for tag in tags],
+    )
+    gone = {keys[row] for row in batch.dropped}
     shorter = without(queue, gone)
     found, metrics = train(queue, algorithm)
     expected, also = train(shorter, algorithm)
@@ -250,66 +253,51 @@ def test_a_batch_with_faults_is_the_batch_without_their_rows(algorithm, seed, la
 # --- without the trainer ----------------------------------------------------------------------------------------------
 
 
+def advance_of(settings: Settings, keys: list[str], entropy_BT: torch.Tensor, extra: list[dict]) -> Advance:
+    tokens = {"response_mask": torch.ones(entropy_BT.shape, dtype=torch.long), "entropies": entropy_BT}
+    return Advance(Rows.from_columns(keys, tokens, extra), settings, step=1)
+
+
 OURS = [one for one in COMPARING if one["adv_estimator"] not in OUTCOME_BASES]
 
 
 @pytest.mark.parametrize("algorithm", OURS, ids=named)
 def test_compute_advantages_leaves_faults_out_by_itself(algorithm):
     """Whoever calls it without the seam (the replay, the studies' replica) gets the same."""
-    keys, groups = [f"u_{session}_0" for session in range(4)], ["u"] * 4
+    keys = [f"u_{session}_0" for session in range(4)]
     reward = torch.tensor([[0.0, 10.0], [0.0, 10.0], [0.0, 10.0], [0.0, 0.0]])
     extra = [
         {"response_spans": [[0, 2]], "turn_penalties": [0.0], "anchors": ["a"], "fault": fault}
         for fault in ("", "", "", FAULT)
     ]
-    side = SideInfo(
-        settings=Settings.from_config(algorithm),
-        keys=keys,
-        is_padding=[False] * 4,
-        extra_fields=extra,
-        measure_BT=torch.tensor([[0.1, 0.1], [0.5, 0.5], [0.9, 0.9], [7.0, 7.0]]),
-        value_BT=None,
-        step=1,
-        metrics={},
-    )
+    entropy = torch.tensor([[0.1, 0.1], [0.5, 0.5], [0.9, 0.9], [7.0, 7.0]])
+    given = advance_of(Settings.from_config(algorithm), keys, entropy, extra)
     config = OmegaConf.create({**algorithm, "gamma": 1.0})
-    advantage, returns = compute_advantages(side, reward, torch.ones(4, 2, dtype=torch.long), groups, config)
+    advantage, returns = compute_advantages(given, reward, given.batch.mask_BT, config)
     assert not advantage.any() and not returns.any() and advantage.shape == (4, 2)
 
 
 def test_alphas_minimum_maximum_and_mean_do_not_see_a_fault():
     """α by hand: H̃ = 0, ½, 1 for 0.1, 0.5, 0.9 nats; the fault's 7 nats would have made them all about 1."""
-    side = SideInfo(
-        settings=Settings("aem", AemSettings("rloo"), EmpgSettings(), GigpoSettings()),
-        keys=[f"u_{session}_0" for session in range(4)],
-        is_padding=[False] * 4,
-        extra_fields=[{"fault": fault} for fault in ("", "", "", FAULT)],
-        measure_BT=torch.tensor([[0.1], [0.5], [0.9], [7.0]]),
-        value_BT=None,
-        step=1,
-        metrics={},
+    given = advance_of(
+        Settings("aem", AemSettings("rloo"), EmpgSettings(), GigpoSettings()),
+        [f"u_{session}_0" for session in range(4)],
+        torch.tensor([[0.1], [0.5], [0.9], [7.0]]),
+        [{"fault": fault} for fault in ("", "", "", FAULT)],
     )
     reward = torch.tensor([[10.0], [10.0], [0.0], [0.0]])
-    advantage, _ = compute_advantages(side, reward, torch.ones(4, 1, dtype=torch.long), ["u"] * 4, {})
+    advantage, _ = compute_advantages(given, reward, given.batch.mask_BT, {})
     weight = torch.exp(torch.tensor([0.0, -0.5, -1.0]))
     alpha = 3 * weight / weight.sum()
     torch.testing.assert_close(advantage[:3, 0], alpha * torch.tensor([5.0, 5.0, -10.0]))
-    assert advantage[3] == 0.0 and side.metrics["aem/entropy/mean"] == pytest.approx(0.5)
-    assert side.metrics["aem/alpha/max"] == pytest.approx(alpha.max().item())
+    assert advantage[3] == 0.0 and given.metrics["aem/entropy/mean"] == pytest.approx(0.5)
+    assert given.metrics["aem/alpha/max"] == pytest.approx(alpha.max().item())
 
 
 def test_a_batch_of_faults_alone_is_all_zeros():
-    side = SideInfo(
-        settings=Settings("aem", AemSettings(), EmpgSettings(), GigpoSettings()),
-        keys=["u_0_0", "u_1_0"],
-        is_padding=[False] * 2,
-        extra_fields=[{"fault": FAULT}] * 2,
-        measure_BT=torch.ones(2, 3),
-        value_BT=None,
-        step=1,
-        metrics={},
-    )
-    advantage, returns = compute_advantages(side, torch.ones(2, 3), torch.ones(2, 3, dtype=torch.long), ["u"] * 2, {})
+    settings = Settings("aem", AemSettings(), EmpgSettings(), GigpoSettings())
+    given = advance_of(settings, ["u_0_0", "u_1_0"], torch.ones(2, 3), [{"fault": FAULT}] * 2)
+    advantage, returns = compute_advantages(given, torch.ones(2, 3), given.batch.mask_BT, {})
     assert advantage.shape == returns.shape == (2, 3) and not advantage.any() and not returns.any()
 
 
@@ -317,8 +305,9 @@ def test_epos_mean_and_its_count_of_trajectories_are_over_what_takes_part():
     # of group u two trajectories take part, of v, where a fault left one alone, none
     keys = ["u_0_0", "u_1_0", "u_2_0", "v_0_0", "v_1_0"]
     extra = [{"fault": fault} for fault in ("", FAULT, "", "", FAULT)]
-    weight, trajectories = batch_weights(keys, [False] * 5, extra, torch.ones(5, 2, dtype=torch.long))
+    mask = torch.ones(5, 2, dtype=torch.long)
+    weight, trajectories = batch_weights(Rows.from_columns(keys, {"response_mask": mask}, extra))
     assert trajectories == 2
     assert weight.tolist() == [[0.25, 0.25], [0.0, 0.0], [0.25, 0.25], [0.0, 0.0], [0.0, 0.0]]
-    nothing, none = batch_weights(keys[:2], [False] * 2, extra[:2], torch.ones(2, 2, dtype=torch.long))
+    nothing, none = batch_weights(Rows.from_columns(keys[:2], {"response_mask": mask[:2]}, extra[:2]))
     assert none == 0 and not nothing.any()

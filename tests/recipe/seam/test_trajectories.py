@@ -9,6 +9,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -20,12 +21,13 @@ import verl_aem
 
 verl_aem.load()
 
-from transfer_queue import KVBatchMeta  # noqa: E402
 from verl.trainer.ppo.v1 import replay_buffer  # noqa: E402
 from verl.trainer.ppo.v1.utils import MetricsAggregator  # noqa: E402
 
+from recipe.aem.batch import Batch  # noqa: E402
 from recipe.aem.seam import trajectories, trajectory_wraps  # noqa: E402
 from recipe.aem.seam.liveness import RolloutDied, Watch  # noqa: E402
+from recipe.aem.seam.missing import missing_sessions  # noqa: E402
 from recipe.aem.seam.trajectories import (  # noqa: E402
     FAULTS,
     MISSING,
@@ -34,7 +36,6 @@ from recipe.aem.seam.trajectories import (  # noqa: E402
     MissingTrajectories,
     RolloutStalled,
     Trajectories,
-    missing_sessions,
     stall_seconds,
 )
 from recipe.aem.settings import SettingsError, TrajectorySettings  # noqa: E402
@@ -86,8 +87,7 @@ def test_a_batch_that_lacks_no_more_than_the_share_is_taken_and_named(said):
     keys = keys_of({"a": [0, 1, 2, 3, 4, 5, 7], "b": [0, 1, 2, 4, 5, 6, 7]}, rows=3)
     step.take(["a", "b"], [*keys, "c_0_0"])
     assert said == [("WARNING", "2 of 16 trajectories of training are missing: a (sessions 6); b (sessions 3)")]
-    batch = KVBatchMeta(keys=keys, tags=[{}] * len(keys), partition_id="train")
-    assert step.count(batch, [None] * len(keys)) == {MISSING: 2.0, FAULTS: 0.0, SHORTENED: 0.0}
+    assert step.count(batch_of(keys)) == {MISSING: 2.0, FAULTS: 0.0, SHORTENED: 0.0}
 
 
 def test_a_batch_that_lacks_more_is_refused_with_the_share_the_setting_and_the_cause():
@@ -174,9 +174,9 @@ def config_of(**more):
     return OmegaConf.merge(base, more)
 
 
-def batch_of(keys, padding=()):
-    tags = [{"is_padding": True} if key in padding else {} for key in keys]
-    return KVBatchMeta(keys=keys, tags=tags, partition_id="train")
+def batch_of(keys, extra=None, padding=()):
+    tokens = {"response_mask": torch.ones(len(keys), 1)}
+    return Batch.from_columns(keys, tokens, extra, is_padding=[key in padding for key in keys])
 
 
 def started(config) -> Trajectories:
@@ -190,27 +190,27 @@ def started(config) -> Trajectories:
 def test_a_batch_of_a_samplers_own_is_counted_from_its_keys():
     keys = [*keys_of({"a": [0, 1, 3], "b": [0, 1, 2, 3], "c": [0, 1, 2, 3], "d": [0, 1, 2, 3]}), "padff_0_0"]
     step = started(config_of())
-    assert step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys)) == {MISSING: 1.0, FAULTS: 0.0, SHORTENED: 0.0}
+    assert step.count(batch_of(keys, padding={"padff_0_0"})) == {MISSING: 1.0, FAULTS: 0.0, SHORTENED: 0.0}
     step.expect(["a"], [5])  # `__rollout_n__`
     with pytest.raises(MissingTrajectories, match="2 of the 17 "):
-        step.count(batch_of(keys, {"padff_0_0"}), [{}] * len(keys))
+        step.count(batch_of(keys, padding={"padff_0_0"}))
     with pytest.raises(MissingTrajectories, match="2 of the 16 "):
-        step.count(batch_of(keys[1:], {"padff_0_0"}), [{}] * len(keys[1:]))
+        step.count(batch_of(keys[1:], padding={"padff_0_0"}))
 
 
 def test_a_lost_group_shows_by_the_number_of_prompts():
     keys = keys_of({uid: [0, 1, 2, 3] for uid in "abc"})
     with pytest.raises(MissingTrajectories, match=r"4 of the 16 .*25%.* a prompt without any trajectory"):
-        started(config_of()).count(batch_of(keys), [{}] * len(keys))
+        started(config_of()).count(batch_of(keys))
     # of two batches a step each has half of the prompts
     modes = {"trainer_mode": "separate_async", "separate_async": {"parameter_sync_step": 2}}
     half = started(config_of(trainer={"v1": modes}))
-    assert half.count(batch_of(keys[:8]), [{}] * 8)[MISSING] == 0.0
+    assert half.count(batch_of(keys[:8]))[MISSING] == 0.0
 
 
 def test_a_batch_without_a_run_behind_it_is_counted_and_not_refused(said):
     part = Trajectories.from_config(config_of())
-    assert part.count(batch_of(["a_0_0"]), [None])[MISSING] == 3.0
+    assert part.count(batch_of(["a_0_0"]))[MISSING] == 3.0
     assert said == [("WARNING", "3 of 4 trajectories of training are missing: a (sessions 1, 2, 3)")]
 
 
@@ -218,9 +218,9 @@ def test_suspicious_solutions_are_counted_a_trajectory_once_where_a_benchmark_kn
     keys = ["a_0_0", "a_0_1", "a_1_0", "b_0_0"]
     step = Trajectories(TrajectorySettings(), n=2, prompts=2)
     infos = [{"suspicious": 1.0}, {"suspicious": 1.0}, {"suspicious": 0.0}, {}]
-    found = step.count(batch_of(keys), [{"reward_extra_info": info} for info in infos])
+    found = step.count(batch_of(keys, [{"reward_extra_info": info} for info in infos]))
     assert found["training/trajectories/suspicious"] == 1.0
-    assert "training/trajectories/suspicious" not in step.count(batch_of(keys), [{"reward_extra_info": {}}] * 4)
+    assert "training/trajectories/suspicious" not in step.count(batch_of(keys, [{"reward_extra_info": {}}] * 4))
 
 
 def test_shortened_prompts_are_counted_a_trajectory_once():
@@ -228,7 +228,7 @@ def test_shortened_prompts_are_counted_a_trajectory_once():
     parts = {"a_0_0": ["history"], "a_0_1": ["observation"], "b_0_1": ["", "instruction"], "b_0_0": [""]}
     extra = [{"prompt_shortened": parts[key]} if key in parts else None for key in keys]
     step = Trajectories(TrajectorySettings(), n=2, prompts=2)
-    assert step.count(batch_of(keys), extra)[SHORTENED] == 2.0, "a_0 and b_0"
+    assert step.count(batch_of(keys, extra))[SHORTENED] == 2.0, "a_0 and b_0"
 
 
 def test_faults_are_counted_a_trajectory_once_and_said_with_the_commonest_reason(said):
@@ -237,14 +237,14 @@ def test_faults_are_counted_a_trajectory_once_and_said_with_the_commonest_reason
     extra = [{"fault": reasons.get(key.rsplit("_", 1)[0], "")} for key in keys]
     step = Trajectories(TrajectorySettings(), n=2, prompts=2)
     padded = [*keys, "padff_0_0"]  # a padding row carries another's extra fields
-    assert step.count(batch_of(padded, {"padff_0_0"}), [*extra, extra[0]]) == {
+    assert step.count(batch_of(padded, [*extra, extra[0]], {"padff_0_0"})) == {
         MISSING: 0.0,
         FAULTS: 3.0,
         SHORTENED: 0.0,
     }
     text = "3 of 4 trajectories of this batch ended in a fault and train nothing, 2 of them with: reset: OSError: gone"
     assert said == [("WARNING", text)]
-    step.count(batch_of(keys), [{"fault": "reset: OSError: gone"}] * len(keys))
+    step.count(batch_of(keys, [{"fault": "reset: OSError: gone"}] * len(keys)))
     assert said[-1][0] == "ERROR", "a step in which everything fails is no mere warning"
 
 
@@ -366,7 +366,7 @@ def test_a_whole_batch_passes_through_unchanged(monkeypatch, said):
     step.expect(["a", "b"], [2, 2])
     batch, _ = make_buffer(monkeypatch, queue, step).sample(global_steps=1, partition_id="train", batch_size=2)
     assert batch.keys == list(rows) and not said
-    assert step.count(batch, [None] * len(rows)) == {MISSING: 0.0, FAULTS: 0.0, SHORTENED: 0.0}
+    assert step.count(batch_of(batch.keys)) == {MISSING: 0.0, FAULTS: 0.0, SHORTENED: 0.0}
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])
@@ -408,7 +408,7 @@ def test_a_group_that_was_played_again_is_still_told_of(monkeypatch):
     buffer = make_buffer(monkeypatch, queue, step, "colocate_async", refill_fn=refill)
     batch, _ = buffer.sample(global_steps=1, partition_id="train", batch_size=2)
     assert {key.split("_")[0] for key in batch.keys} == {"b", "c"}
-    assert step.count(batch, [None] * len(batch.keys))[MISSING] == 1.0
+    assert step.count(batch_of(batch.keys))[MISSING] == 1.0
 
 
 @pytest.mark.parametrize("mode", ["sync", "colocate_async"])

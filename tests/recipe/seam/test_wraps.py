@@ -24,6 +24,8 @@ from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
 
 KEYS = ["u_0_0", "u_0_1", "u_1_0", "padff_0_0"]
 LENGTHS = (3, 2, 4, 1)
+# what verl's own method fetches
+VERLS = ["uid", "response_mask", "rm_scores", "rollout_log_probs", "old_log_probs", "ref_log_prob", "values"]
 
 
 class FakeQueue:
@@ -88,7 +90,7 @@ def compute(monkeypatch, estimator, queue=None, metrics=None, kl_in_reward=False
 def test_aem_modulates_what_verl_writes_back(monkeypatch):
     base, _, _ = compute(monkeypatch, "grpo")
     modulated, metrics, queue = compute(monkeypatch, "aem")
-    assert queue.asked[:2] == [["response_mask", "extra_fields"], ["entropy", "extra_fields", "response_mask"]]
+    assert queue.asked == [["response_mask", "entropy", "extra_fields"], VERLS]
     weight = np.exp([0.0, -1.0, -0.375])
     alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
     assert torch.allclose(modulated[:3], base[:3] * alpha[:, None], atol=1e-6)
@@ -98,7 +100,7 @@ def test_aem_modulates_what_verl_writes_back(monkeypatch):
 
 def test_the_other_estimators_are_registered_too(monkeypatch):
     base, _, queue = compute(monkeypatch, "grpo_rows")
-    assert queue.asked[1] == ["extra_fields", "response_mask"]  # nothing to modulate, so no entropies
+    assert queue.asked == [["response_mask", "extra_fields"], VERLS]  # nothing to modulate, so no entropies
     unmodulated, _, _ = compute(monkeypatch, "aem", base_estimator="grpo_rows", lam=0.0)
     assert torch.equal(base, unmodulated) and base.abs().sum() > 0
     modulated, metrics, _ = compute(monkeypatch, "empg")
@@ -113,7 +115,7 @@ def test_the_proxy_reads_log_probs_and_needs_no_entropies(monkeypatch):
     queue.columns["old_log_probs"] = torch.nested.as_nested_tensor(nested, layout=torch.jagged)
     base, _, _ = compute(monkeypatch, "grpo")
     modulated, metrics, asked = compute(monkeypatch, "aem", queue=queue, proxy="surprisal")
-    assert asked.asked[1] == ["old_log_probs", "extra_fields", "response_mask"]
+    assert asked.asked[0] == ["response_mask", "old_log_probs", "extra_fields"]
     # surprisals a token 0.2, 1.0, 0.5: the entropies of the test above
     weight = np.exp([0.0, -1.0, -0.375])
     alpha = torch.tensor(weight * 3 / weight.sum(), dtype=torch.float32)
@@ -149,7 +151,7 @@ def test_the_side_information_does_not_outlive_the_call(monkeypatch):
     queue.columns["extra_fields"] = NonTensorStack({}, {}, {"fault": "reset: OSError"}, {})
     queue.columns["uid"] = NonTensorStack("u", "u", "v", "padff")
     compute(monkeypatch, "grpo", queue=queue)
-    assert wraps._SIDE.get() is None and wraps._DROPPED.get() == frozenset()
+    assert wraps._ADVANCE.get() is None
 
 
 def test_rloo_over_trajectories_is_aems_base_with_nothing_of_aem_about_it(monkeypatch):
@@ -162,7 +164,7 @@ def test_rloo_over_trajectories_is_aems_base_with_nothing_of_aem_about_it(monkey
     by_rows, _, _ = compute(monkeypatch, "rloo")
     assert by_rows[0, 0] == 5.0
     assert list(metrics) == [MISSING, FAULTS, SHORTENED, "timing_s/rloo_trajectories"]
-    assert queue.asked[1] == ["extra_fields", "response_mask"]
+    assert queue.asked == [["response_mask", "extra_fields"], VERLS]
 
 
 @pytest.fixture
@@ -216,7 +218,7 @@ def test_a_group_without_a_token_leaves_no_nan_in_verls_opo(monkeypatch):
     assert queue.columns["advantages"].offsets().diff().tolist() == list(LENGTHS)
     monkeypatch.setattr(trainer_base.PPOTrainer, "_compute_advantage", original)
     without, _, _ = compute(monkeypatch, "opo", queue=group_masked())
-    assert without[1:3].isnan().any(), "verl has mended it: drop empty_updates.clear_masked_advantages"
+    assert without[1:3].isnan().any(), "verl has mended it: drop empty_updates.zero_off_mask"
 
 
 def test_a_batch_without_a_token_keeps_the_rewards_that_verl_logs(monkeypatch):

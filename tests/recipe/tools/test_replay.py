@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
+from recipe.aem.columns import Ragged
 from recipe.aem.dump.reader import read_step
-from recipe.aem.dump.step import DumpError, Ragged
+from recipe.aem.dump.step import DumpError
 from recipe.aem.settings import OUTCOME_BASES, SettingsError
 from recipe.aem.tools.replay.advantages import check, compute, parse_method
 from recipe.aem.tools.replay.comparison import Replay

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.aem.dump.step import Meta, Ragged, Step
+from recipe.aem.columns import Ragged
+from recipe.aem.dump.step import Meta, Step
 from recipe.aem.tools.report.columns import Columns
 from recipe.aem.tools.report.drift import changes, correlation, surprise
 from recipe.aem.tools.report.frame import frame_of

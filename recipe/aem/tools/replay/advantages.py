@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from aem_core import AemStats, EmpgStats, Responses
+from recipe.aem.columns import Ragged
 from recipe.aem.dump.provenance import machine, versions
-from recipe.aem.dump.step import DumpError, Ragged, Step
-from recipe.aem.rows import responses_of_rows, trained_rows
-from recipe.aem.seam.advantage import SideInfo, compute_advantages
+from recipe.aem.dump.step import DumpError, Step
+from recipe.aem.seam.advantage import Advance, compute_advantages
 from recipe.aem.seam.bases import of_some_rows
 from recipe.aem.seam.checks import check_base
 from recipe.aem.seam.empty_updates import zero_off_mask
@@ -201,75 +201,31 @@ def compute(step: Step, method: Method) -> Result:
         DumpError: the dump lacks what the method needs.
         ModuleNotFoundError: the method is verl's, and verl is not installed.
     """
-    width, live_L = step.meta.width, live_rows(step)
-    mask_BT = step.tokens["response_mask"].pad(width)
+    batch = step.batch
     _check_kl(step, method)
     stats = None
-    if not mask_BT.any():  # the training asks no estimator then
-        advantage_BT = torch.zeros(mask_BT.shape)
+    if not batch.mask_BT.any():  # the training asks no estimator then
+        advantage_BT = torch.zeros(batch.mask_BT.shape)
     elif method.settings.estimator in ESTIMATORS:
-        advantage_BT, stats = _ours(step, method, mask_BT.long())
+        advantage_BT, stats = _ours(step, method)
     else:
-        advantage_BT = _verls(step, method, mask_BT.long())
-    responses = responses_of_rows([step.extra_fields[row] for row in live_L], mask_BT[live_L])
-    lengths = step.tokens["response_mask"].length_B
-    return Result(
-        Ragged(advantage_BT[step.tokens["response_mask"].inside(width)], lengths),
-        responses,
-        means(advantage_BT[live_L], responses),
-        stats,
-    )
+        advantage_BT = _verls(step, method)
+    played = batch.unpadded
+    return Result(batch.ragged(advantage_BT), played.responses, played.means(advantage_BT[list(played.rows)]), stats)
 
 
-def live_rows(step: Step) -> list[int]:
-    return [row for row, padding in enumerate(step.is_padding) if not padding]
-
-
-def turn_numbers(step: Step, places: Sequence[tuple[int, int]]) -> list[int]:
-    """The turns of responses, 1 for a trajectory's first: the loop's own count, else by row and place.
-
-    Args:
-        step: a dumped step.
-        places: row and span of each response; all of the step that count.
-    """
-    trajectories: dict[str, list[tuple[int, int, int]]] = {}
-    for row, span in places:
-        trajectory, order = step.keys[row].rsplit("_", 1)
-        trajectories.setdefault(trajectory, []).append((int(order), span, row))
-    counted = {
-        (row, span): number for turns in trajectories.values() for number, (_, span, row) in enumerate(sorted(turns))
-    }
-    indices = [step.extra_fields[row].get("turn_index") for row, _ in places]
-    return [
-        1 + (counted[place] if index is None else index[place[1]]) for index, place in zip(indices, places, strict=True)
-    ]
-
-
-def _ours(step: Step, method: Method, mask_BT: Tensor) -> tuple[Tensor, Any]:
-    settings, width = method.settings, step.meta.width
-    measure = {"entropy": "entropies", "old_log_probs": "old_log_probs"}.get(settings.measure or "")
-    for column, why in ((measure, settings.estimator), ("values" if settings.base == GAE else None, GAE)):
-        if column and column not in step.tokens:
+def _ours(step: Step, method: Method) -> tuple[Tensor, Any]:
+    settings, batch = method.settings, step.batch
+    for column, why in ((settings.measure, settings.estimator), ("values" if settings.base == GAE else None, GAE)):
+        if column and column not in batch.tokens:
             hint = "; aem:proxy=surprisal needs none" if column == "entropies" and why == AEM else ""
             raise DumpError(f"{method.label} needs {column}, which the dump of step {step.meta.step} has not{hint}")
-    measure_BT = step.tokens[measure].pad(width).float() if measure else None
-    side = SideInfo(
-        settings=settings,
-        keys=step.keys,
-        is_padding=step.is_padding,
-        extra_fields=step.extra_fields,
-        measure_BT=-measure_BT if measure_BT is not None and measure == "old_log_probs" else measure_BT,
-        value_BT=step.tokens["values"].pad(width).float() if settings.base == GAE else None,
-        step=step.meta.step,
-        metrics={},
-    )
+    advance = Advance(batch, settings, step.meta.step)
     try:
-        advantage_BT, _ = compute_advantages(
-            side, step.tokens["rewards"].pad(width), mask_BT, step.groups, _config(method)
-        )
+        advantage_BT, _ = compute_advantages(advance, batch.padded("rewards"), batch.mask_BT, _config(method))
     except ValueError as error:  # what an estimator says of rows it cannot work with
         raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
-    return advantage_BT, side.computed.stats if side.computed else None
+    return advantage_BT, advance.computed.stats if advance.computed else None
 
 
 def _check_kl(step: Step, method: Method) -> None:
@@ -277,7 +233,7 @@ def _check_kl(step: Step, method: Method) -> None:
     run = step.meta.algorithm
     if not run.get("use_kl_in_reward") or shares_return(run) == shares_return(method.algorithm):
         return
-    if any(int(key.rsplit("_", 1)[1]) for key in step.keys):
+    if any(key.index for key in step.batch.row_keys):
         raise DumpError(
             f"{method.label} cannot be had from step {step.meta.step}: KL is in its rewards, laid out over the rows of "
             f"a trajectory as {step.meta.estimator} needs it. Dump a run of {method.settings.estimator}, or one with "
@@ -285,18 +241,19 @@ def _check_kl(step: Step, method: Method) -> None:
         )
 
 
-def _verls(step: Step, method: Method, mask_BT: Tensor) -> Tensor:
+def _verls(step: Step, method: Method) -> Tensor:
     """As `recipe.aem.seam.wraps` asks for it: padding rows take part, what faults keep out of training does not."""
     from verl import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
     if method.settings.estimator not in KNOWN:
         raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
-    tensors = {"token_level_rewards": step.tokens["rewards"].pad(step.meta.width), "response_mask": mask_BT}
+    batch = step.batch
+    tensors = {"token_level_rewards": batch.padded("rewards"), "response_mask": batch.mask_BT}
     if method.settings.estimator == GAE:
         if "values" not in step.tokens:
             raise DumpError(f"{method.label} needs values, which the dump of step {step.meta.step} has not")
-        tensors["values"] = step.tokens["values"].pad(step.meta.width)
+        tensors["values"] = batch.padded("values")
     config = _config(method)
     data = DataProto.from_dict(tensors, non_tensors={"uid": np.array(step.groups, dtype=object)})
     compute = functools.partial(
@@ -307,14 +264,13 @@ def _verls(step: Step, method: Method, mask_BT: Tensor) -> Tensor:
         norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
         config=config,
     )
-    trained = set(trained_rows(step.keys, step.groups, step.is_padding, step.extra_fields))
-    kept = [row for row, padding in enumerate(step.is_padding) if padding or row in trained]
+    kept = [row for row in range(len(batch.keys)) if row not in batch.dropped]
     try:
         data = of_some_rows(compute, data, step.keys, kept)
     except ValueError as error:  # verl's grpo_passk refuses groups of one row
         raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
     advantage_BT = data.batch["advantages"]
-    return zero_off_mask(advantage_BT, mask_BT) if method.settings.estimator == OPO else advantage_BT
+    return zero_off_mask(advantage_BT, batch.mask_BT) if method.settings.estimator == OPO else advantage_BT
 
 
 def _config(method: Method) -> Any:
@@ -323,17 +279,6 @@ def _config(method: Method) -> Any:
     except ModuleNotFoundError:
         return method.algorithm
     return OmegaConf.create(dict(method.algorithm))
-
-
-def sums(value_BT: Tensor, responses: Responses) -> Tensor:
-    """Sum over the tokens of each response, in float64."""
-    value_M = value_BT.reshape(-1)[responses.token_M].double()
-    return torch.zeros(len(responses), dtype=torch.float64).index_add_(0, responses.response_M, value_M)
-
-
-def means(value_BT: Tensor, responses: Responses) -> Tensor:
-    """Mean over the tokens of each response, in float64; of equal values exactly that value."""
-    return sums(value_BT, responses) / responses.length_N
 
 
 # --- is it what the training had? -------------------------------------------------------------------------------------
@@ -364,7 +309,7 @@ class Check:
 
 def check(step: Step) -> Check:
     """Compute a step's advantages as the training did, and compare them bit for bit with those in the dump."""
-    method, live_L = Method.of_run(step), live_rows(step)
+    method, played = Method.of_run(step), step.batch.unpadded
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(step.meta.machine.get("threads", threads))))
     try:
@@ -372,18 +317,17 @@ def check(step: Step) -> Check:
             raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
         result = compute(step, method)
     except (DumpError, ModuleNotFoundError) as error:
-        responses = responses_of_rows(
-            [step.extra_fields[row] for row in live_L], step.tokens["response_mask"].pad(step.meta.width)[live_L]
-        )
-        return Check(step.meta.step, len(responses), len(responses), None, [_say(error)])
+        count = len(played.responses)
+        return Check(step.meta.step, count, count, None, [_say(error)])
     finally:
         torch.set_num_threads(threads)
-    width, trained = step.meta.width, step.tokens["advantages"]
+    trained = step.tokens["advantages"]
     here = result.advantages.values
     then = trained.values.to(here.dtype)
     # what a masked token has is learned by nobody
     differs = (_bits(here) != _bits(then)) & step.tokens["response_mask"].values.bool()
-    differing = int((sums(Ragged(differs, trained.length_B).pad(width)[live_L], result.responses) > 0).sum())
+    differs_BT = Ragged(differs, trained.length_B).pad(step.batch.width)
+    differing = int((played.sums(differs_BT[list(played.rows)]) > 0).sum())
     largest = float((here.double() - then.double())[differs].abs().max()) if differs.any() else 0.0
     exact = not differing and not largest
     return Check(step.meta.step, len(result.responses), differing, largest, [] if exact else _reasons(step, method))

@@ -11,21 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aem_core import AemStats, EmpgStats, Responses, entropy_drift, response_log_probs
+from aem_core import AemStats, EmpgStats, entropy_drift, response_log_probs
+from recipe.aem.batch import Batch
 from recipe.aem.dump.step import DumpError, Step
-from recipe.aem.rows import responses_of_rows
 from recipe.aem.settings import Settings
-from recipe.aem.tools.replay.advantages import (
-    Check,
-    Method,
-    check,
-    compute,
-    live_rows,
-    means,
-    parse_method,
-    sums,
-    turn_numbers,
-)
+from recipe.aem.tools.replay.advantages import Check, Method, check, compute, parse_method
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -50,19 +40,12 @@ class Replay:
         """Check a step and compute all methods on it."""
         checked = check(step)
         self.checks.append(checked)
-        live_L = live_rows(step)
-        meta = step.meta
+        played, meta = step.batch.unpadded, step.meta
         self.base = Settings.from_config(meta.algorithm).base
-        known = {"step": meta.step, "part": meta.part, "rows": len(live_L), "responses": checked.responses}
+        known = {"step": meta.step, "part": meta.part, "rows": len(played.keys), "responses": checked.responses}
         self.steps.append({**known, "rows_left_out": meta.rows_left_out})
-        width = meta.width
-        mask_LT = step.tokens["response_mask"].pad(width)[live_L]
-        responses = responses_of_rows([step.extra_fields[row] for row in live_L], mask_LT)
-        columns: dict[str, Tensor] = {
-            **_about(step, live_L, responses),
-            "base": means(step.tokens["base_advantages"].pad(width)[live_L], responses),
-        }
-        surprisal = _surprisals(step, live_L, responses)
+        columns: dict[str, Tensor] = {**_about(played), "base": played.means(played.padded("base_advantages"))}
+        surprisal = _surprisals(played)
         for text in self.methods or [meta.estimator]:
             method = parse_method(text, meta.algorithm)
             if text in self.read and self.read[text].used != method.used:
@@ -127,26 +110,22 @@ class Replay:
         }
 
 
-def _about(step: Step, live_L: Sequence[int], responses: Responses) -> dict[str, Tensor]:
+def _about(batch: Batch) -> dict[str, Tensor]:
     """Turn (1 is a trajectory's first), length and success (NaN: not recorded) of each response."""
-    places: list[tuple[int, int]] = [
-        (live_L[row], span) for row, span in zip(responses.row_N.tolist(), responses.span_N.tolist(), strict=True)
-    ]
-    infos = [step.extra_fields[row].get("reward_extra_info") or {} for row, _ in places]
+    infos = [batch.extra_fields[row].get("reward_extra_info") or {} for row, _ in batch.places]
     return {
-        "turn": torch.tensor(turn_numbers(step, places), dtype=torch.float64),
-        "length": responses.length_N,
+        "turn": batch.turn_N.double(),
+        "length": batch.responses.length_N,
         "success": torch.tensor([float(info.get("acc", "nan")) for info in infos], dtype=torch.float64),
     }
 
 
-def _surprisals(step: Step, live_L: Sequence[int], responses: Responses) -> tuple[Tensor, Tensor] | None:
+def _surprisals(batch: Batch) -> tuple[Tensor, Tensor] | None:
     """−log π of each response and the sum of its entropies, nats; None where the dump has not both."""
-    if not {"old_log_probs", "entropies"} <= set(step.tokens):
+    if not {"old_log_probs", "entropies"} <= set(batch.tokens):
         return None
-    width = step.meta.width
-    log_prob_LT, entropy_LT = (step.tokens[name].pad(width)[live_L].float() for name in ("old_log_probs", "entropies"))
-    return -response_log_probs(log_prob_LT, responses).double(), sums(entropy_LT, responses)
+    log_prob_BT, entropy_BT = (batch.padded(name).float() for name in ("old_log_probs", "entropies"))
+    return -response_log_probs(log_prob_BT, batch.responses).double(), batch.sums(entropy_BT)
 
 
 def _distribution(alpha: np.ndarray) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from recipe.aem.batch import Batch
 from recipe.aem.dump.step import Step
 from recipe.aem.tools.report.frame import Frame, frame_of
 
@@ -107,12 +108,12 @@ def choose(steps: Sequence[Step], count: int, decode: Decode | None) -> dict[str
     """
     found: list[tuple[float, float | None, str, str, list[int], Step, Frame]] = []
     for step in steps:
-        frame, rows = frame_of(step), _rows(step)
-        means = _mean_advantages(step, frame)
-        for name, of_one in rows.items():
+        frame, batch = frame_of(step), step.batch
+        means = _mean_advantages(batch, frame)
+        for name, rows in batch.trajectories.items():
             if name in means:
-                info = step.extra_fields[of_one[-1]].get("reward_extra_info") or {}
-                found.append((means[name], info.get("acc"), name, str(step.groups[of_one[0]]), of_one, step, frame))
+                info = batch.extra_fields[rows[-1]].get("reward_extra_info") or {}
+                found.append((means[name], info.get("acc"), name, batch.groups[rows[0]], rows, step, frame))
     by_success = any(success is not None for _, success, *_ in found)
 
     def good(one: Any) -> bool:
@@ -130,19 +131,10 @@ def choose(steps: Sequence[Step], count: int, decode: Decode | None) -> dict[str
     return chosen
 
 
-def _rows(step: Step) -> dict[str, list[int]]:
-    """The rows of each trajectory, in order; padding left out."""
-    rows: dict[str, list[int]] = {}
-    live = [row for row, padding in enumerate(step.is_padding) if not padding]
-    for row in sorted(live, key=lambda row: int(step.keys[row].rsplit("_", 1)[1])):
-        rows.setdefault(step.keys[row].rsplit("_", 1)[0], []).append(row)
-    return rows
-
-
-def _mean_advantages(step: Step, frame: Frame) -> dict[str, float]:
+def _mean_advantages(batch: Batch, frame: Frame) -> dict[str, float]:
     gathered: dict[str, list[float]] = {}
     for row, advantage in zip(frame.columns["row"], frame.columns["advantage"], strict=True):
-        gathered.setdefault(step.keys[int(row)].rsplit("_", 1)[0], []).append(float(advantage))
+        gathered.setdefault(batch.row_keys[int(row)].trajectory, []).append(float(advantage))
     return {name: float(np.mean(values)) for name, values in gathered.items()}
 
 
@@ -185,11 +177,7 @@ def _turns(
 ) -> list[Turn]:
     extra = step.extra_fields[row]
     ids = step.tokens["response_ids"].rows()[row].tolist() if "response_ids" in step.tokens else None
-    spans = extra.get("response_spans")
-    if spans is None:  # the loop recorded none: the runs of the mask are the responses
-        mask = np.concatenate([[0], step.tokens["response_mask"].rows()[row].numpy().astype(int), [0]])
-        edges = np.flatnonzero(np.diff(mask)).tolist()
-        spans = list(zip(edges[::2], edges[1::2], strict=True))
+    spans = step.batch.spans[row]
     turns, end = [], 0
     for place, (start, stop) in enumerate(spans):
         anchor = _entry(extra, "anchors", place)

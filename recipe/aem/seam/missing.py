@@ -1,0 +1,71 @@
+"""Which of the trajectories that verl was to play have no row."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from recipe.aem.keys import parse_key
+
+_NAMED = 20  # sessions in one line of the log
+
+
+def missing_sessions(expected: Mapping[str, int], keys: Iterable[str]) -> dict[str, list[int]]:
+    """The sessions without a row.
+
+    Args:
+        expected: how many sessions each prompt group has, by uid.
+        keys: of the rows, `{uid}_{session}_{row}`.
+
+    Returns:
+        Session numbers by uid, for the groups that lack any.
+
+    Examples:
+        >>> missing_sessions({"a": 2, "b": 3, "c": 1}, ["a_0_0", "a_0_1", "a_1_0", "b_1_0"])
+        {'b': [0, 2], 'c': [0]}
+    """
+    present = sessions_of(keys)
+    lost = {
+        uid: [session for session in range(n) if session not in present.get(uid, ())] for uid, n in expected.items()
+    }
+    return {uid: sessions for uid, sessions in lost.items() if sessions}
+
+
+def sessions_of(keys: Iterable[str]) -> dict[str, set[int]]:
+    """The sessions that rows belong to, by uid.
+
+    Examples:
+        >>> sessions_of(["a_0_0", "a_0_1", "b_7_0"])
+        {'a': {0}, 'b': {7}}
+    """
+    present: dict[str, set[int]] = defaultdict(set)
+    for key in keys:
+        name = parse_key(key)
+        present[name.uid].add(name.session)
+    return dict(present)
+
+
+@dataclass
+class Count:
+    """Of how many trajectories which are missing: session numbers by uid."""
+
+    of: int = 0
+    missing: dict[str, list[int]] = field(default_factory=dict)
+
+    @property
+    def number(self) -> int:
+        return sum(map(len, self.missing.values()))
+
+    def add(self, expected: Mapping[str, int], keys: Iterable[str]) -> None:
+        self.of += sum(expected.values())
+        self.missing.update(missing_sessions(expected, keys))
+
+    def names(self) -> str:
+        """Which are missing, in words; the first few of many."""
+        words, left = [], _NAMED
+        for uid, sessions in self.missing.items():
+            if shown := sessions[:left]:
+                words.append(f"{uid} (sessions {', '.join(map(str, shown))})")
+            left -= len(shown)
+        return "; ".join(words) + (f" and {self.number - _NAMED} more" if self.number > _NAMED else "")
