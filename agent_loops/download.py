@@ -1,8 +1,8 @@
 """Files of a benchmark from the web: fetched with resumption, checked against a checksum, and remembered.
 
-`requests` does the transfer. gdown, the maintained downloader for Google Drive, resumes too, but it saves the web page
-that a plain address sends in place of a file, cannot go on where a server ignores ranges, and has Drive's host names
-built in, so that a test could not reach that part of it. pooch does not resume.
+`requests` does the transfer, because nothing ready-made resumes from these sources and refuses what is not the file:
+pooch 1.9 opens its target anew (`w+b`, no `Range`); huggingface_hub resumes, but only files of the Hub; gdown saves the
+page that Drive sends in place of a file. None of the three bounds a slow server, a redirection or a file's size.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,6 +72,10 @@ class RemoteFile:
     n_bytes: int | None = None
     by_hand: str | None = None
 
+    def at(self, mirror: str) -> RemoteFile:
+        """The same file in a folder of that address."""
+        return replace(self, urls=(f"{mirror.rstrip('/')}/{self.name}",), by_hand=None)
+
 
 def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
     """Fetch a file into a directory, from the first source that gives the right one.
@@ -118,6 +123,41 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
         f"Run the same command again later. Or open {file.by_hand or file.urls[0]} in a browser, save the file as "
         f"{directory / file.name} and run it again; if you have all the files, pass their directory with --from DIR."
     )
+
+
+def bar_of(title: str, total: int | None, progress: bool, unit: str = "B", **more: Any) -> tqdm:
+    """A bar for what takes longer than a second, on a terminal alone; `progress=False` leaves it out."""
+    options = {"leave": False, "delay": 1, "unit_scale": unit == "B", **more}
+    return tqdm(desc=title, total=total, unit=unit, disable=None if progress else True, **options)
+
+
+def check_space(directory: Path, needed: int, what: str) -> None:
+    """Make a directory; raise DownloadError where the disk has no room for `needed` bytes of `what`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise DownloadError(
+            f"{directory} has {free / 1e9:.1f} GB free, and {what} {needed / 1e9:.1f} GB: make room, or choose another "
+            "directory with --to"
+        )
+
+
+def link_to(target: Path, directory: Path, name: str) -> Path:
+    """Put a symbolic link to a file or folder into a directory, made if needed; return the link.
+
+    Raises:
+        DownloadError: something else is in the link's place.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    link = directory / name
+    if link.is_symlink() and link.resolve() != target.resolve():
+        link.unlink()
+    if not link.exists():
+        link.symlink_to(target.resolve(), target_is_directory=target.is_dir())
+    elif not link.samefile(target):
+        kind = "directory" if target.is_dir() else "file"
+        raise DownloadError(f"{link} is a {kind} of its own, not a link to {target}: choose another --to")
+    return link
 
 
 def sha256_of(path: Path, progress: bool = False) -> str:
@@ -230,7 +270,7 @@ def _transfer(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> N
     """Append to `stream` until it is complete, going on after each break."""
     began = stream.tell()
     reason = ""
-    with tqdm(desc=file.name, total=file.n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+    with bar_of(file.name, file.n_bytes, progress, leave=True, delay=0) as bar:
         for attempt in range(RETRIES + 1):
             if attempt:
                 time.sleep(PAUSE)
@@ -383,9 +423,7 @@ def _restart(stream: BinaryIO) -> None:
 
 def _digest(stream: BinaryIO, size: int, title: str, progress: bool) -> str:
     digest = hashlib.sha256()
-    with tqdm(
-        desc=title, total=size, unit="B", unit_scale=True, leave=False, delay=1, disable=None if progress else True
-    ) as bar:
+    with bar_of(title, size, progress) as bar:
         while block := stream.read(CHUNK):
             digest.update(block)
             bar.update(len(block))

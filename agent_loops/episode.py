@@ -326,7 +326,12 @@ def load_template(name: str) -> jinja2.Template:
             f"episode.prompt={name!r}: no template {path.name} in {path.parent.name}; "
             "expected `<environment>/<name>` or a path that ends in .jinja"
         )
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "prompts"),  # base.jinja, which a template may extend
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.from_string(path.read_text(encoding="utf-8"))
 
 

@@ -19,7 +19,6 @@ import hashlib
 import lzma
 import os
 import re
-import shutil
 import stat
 import struct
 import tarfile
@@ -32,9 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
-from agent_loops.download import DownloadError, RemoteFile, fetch, sha256_of
+from agent_loops.download import DownloadError, RemoteFile, bar_of, check_space, fetch, link_to, sha256_of
 from agent_loops.files import room_for, sync_tree
 from agent_loops.reading import parse_json, read_bytes, reason, require_file, shown
 
@@ -142,9 +139,8 @@ def fetch_games(directory: Path, mirror: str | None = None, progress: bool = Tru
         archive = directory / ARCHIVE.name
         by_hand = archive.exists()
         if not by_hand:
-            _check_space(directory)
-            urls = ARCHIVE.urls if mirror is None else (f"{mirror.rstrip('/')}/{ARCHIVE.name}",)
-            fetch(RemoteFile(ARCHIVE.name, urls, ARCHIVE.sha256, ARCHIVE.n_bytes), directory, progress)
+            check_space(directory, _UNPACKED_BYTES + (ARCHIVE.n_bytes or 0), "the games take")
+            fetch(ARCHIVE if mirror is None else ARCHIVE.at(mirror), directory, progress)
         elif (sha256 := sha256_of(archive, progress)) != ARCHIVE.sha256:
             raise DownloadError(
                 f"{archive} is not the published file (sha256 {sha256[:12]}…; published: "
@@ -226,9 +222,7 @@ def check_games(root: Path, progress: bool = True) -> list[SplitFiles]:
             f"in {ARCHIVE.name} ({ARCHIVE.urls[0]}), and `aem data alfworld` without --from fetches them"
         )
     splits, broken = [], []
-    with tqdm(
-        desc="reading games", total=sum(map(len, games.values())), unit="game", leave=False, disable=_bars(progress)
-    ) as bar:
+    with bar_of("reading games", sum(map(len, games.values())), progress, "game", delay=0) as bar:
         for name, paths in games.items():
             listing, n_bytes = hashlib.sha256(), 0
             for path in paths:
@@ -275,7 +269,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
     total = sum(split.n_games for split in SPLITS.values())
     with (
         _locked(root),
-        tqdm(desc=f"unpacking {archive.name}", total=total, unit="game", leave=False, disable=_bars(progress)) as bar,
+        bar_of(f"unpacking {archive.name}", total, progress, "game", delay=0) as bar,
     ):
         whole = {name for name in SPLITS if (root / name).is_dir()}
         for member, content in _members(archive):
@@ -317,15 +311,7 @@ def link_games(root: Path, directory: Path) -> Path:
     Raises:
         DownloadError: something else is in the link's place.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    link = directory / ROOT
-    if link.is_symlink() and link.resolve() != root.resolve():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(root.resolve(), target_is_directory=True)
-    elif not link.samefile(root):
-        raise DownloadError(f"{link} is a directory of its own, not a link to {root}: choose another --to")
-    return link
+    return link_to(root, directory, ROOT)
 
 
 _WHERE_THEY_ARE = (
@@ -567,18 +553,3 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _check_space(directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(directory).free, _UNPACKED_BYTES + (ARCHIVE.n_bytes or 0)
-    if free < needed:
-        raise DownloadError(
-            f"{directory} has {free / 1e9:.1f} GB free, and the games take {needed / 1e9:.1f} GB: make room, or choose "
-            "another directory with --to"
-        )
-
-
-def _bars(progress: bool) -> bool | None:
-    """tqdm's `disable`: None lets it look for a terminal."""
-    return None if progress else True

@@ -12,7 +12,8 @@ Example:
     >>> environment.reset(benchmark.task_set.tasks("dev")[0]).text  # doctest: +SKIP
 """
 
-from agent_loops.java import JavaError, SimulatorError
+from agent_loops.java import JavaError
+from agent_loops.jvm import SimulatorError
 from agent_loops.scienceworld.benchmark import ScienceWorld
 from agent_loops.scienceworld.environment import ScienceWorldEnvironment
 from agent_loops.scienceworld.simulator import Game, Simulator

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent_loops import arguments
-from agent_loops.java import OnePerProcess, check_heap, find_java
+from agent_loops.java import check_heap, find_java
+from agent_loops.jvm import OnePerProcess
 from agent_loops.scienceworld.environment import ScienceWorldEnvironment
 from agent_loops.scienceworld.simulator import Simulator
 from agent_loops.scienceworld.tasks import EASY, ScienceWorldTasks

@@ -20,13 +20,13 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("ScienceWorld is not installed: pip install 'verl-aem[scienceworld]'") from error
 
-from agent_loops.java import Jvm, SimulatorError
+from agent_loops.jvm import JvmGame, JvmSimulator, SimulatorError
 
 NAME = "ScienceWorld"
 
 
-class Simulator:
-    """A JVM that holds games. Its calls, and those of its games, must not overlap.
+class Simulator(JvmSimulator):
+    """A JVM that holds games.
 
     Args:
         heap: the JVM's bound. A game takes about a megabyte, and ten more while it is loaded.
@@ -36,7 +36,7 @@ class Simulator:
     """
 
     def __init__(self, heap: str = "1g") -> None:
-        self._jvm = Jvm(NAME, JAR, heap)
+        super().__init__(NAME, JAR, heap)
         jvm = self._jvm.gateway.jvm
         self.join = jvm.java.lang.String.join
         self._new_random = jvm.java.util.Random
@@ -51,15 +51,6 @@ class Simulator:
         self._random_source = jvm.java.lang.Class.forName("scala.util.Random").getDeclaredField("self")
         self._random_source.setAccessible(True)
         self._playing: Game | None = None
-
-    @property
-    def process_id(self) -> int:
-        """Of the JVM."""
-        return self._jvm.process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._jvm.exit_report() is None
 
     def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> Game:
         """A new game, before its first move.
@@ -110,36 +101,26 @@ class Simulator:
         return self._jvm.call(turn)
 
     def release(self, game: Game) -> None:
-        """Let go of a game."""
         self._jvm.call(self._release, game)
 
     def _release(self, game: Game) -> None:
-        """Python alone would not: the proxies of Java objects stand in cycles."""
         if self._playing is game:
             self._playing = None
-        for one in (game.interface, game.random):
-            self._jvm.gateway.detach(one)
-
-    def close(self) -> None:
-        """End the JVM."""
-        self._jvm.close()
+        self.detach(game.interface, game.random)
 
 
-class Game:
+class Game(JvmGame[Simulator]):
     """One game in a simulator's JVM. Scores are whole numbers up to 100; a failure is −100."""
 
     def __init__(self, simulator: Simulator, random: Any) -> None:
-        self._simulator = simulator
-        self.interface: Any = None
+        super().__init__(simulator)
         self.random = random
         self.simplifications: str | None = None
         self.count = 0
 
     def step(self, command: str) -> tuple[str, int, bool]:
         """Returns the text, the score from now on, and whether the task is completed."""
-        # a lone surrogate cannot be sent; the simulator understands nothing but ASCII anyway
-        command = command.encode("utf-8", "replace").decode("utf-8")
-        return self._simulator.play(self, self._step, command)
+        return self.ask(self._step, command)
 
     def _step(self, command: str) -> tuple[str, int, bool]:
         text = self.interface.step(command)
@@ -147,29 +128,16 @@ class Game:
 
     def look(self) -> str:
         """The agent's surroundings; takes no time."""
-        return self._simulator.play(self, self.interface.freeActionLook)
+        return self.ask(self.interface.freeActionLook)
 
     def inventory(self) -> str:
         """What the agent holds; takes no time."""
-        return self._simulator.play(self, self.interface.freeActionInventory)
-
-    def description(self) -> str:
-        """The task in words."""
-        return self._simulator.play(self, self.interface.getTaskDescription)
+        return self.ask(self.interface.freeActionInventory)
 
     def valid_actions(self) -> list[str]:
         """All commands that would be understood now; each of the hundreds is tried, so this takes time."""
-        return self._simulator.play(self, self._valid_actions)
+        return self.ask(self._valid_actions)
 
     def _valid_actions(self) -> list[str]:
         # as one string: a Java list would be asked for one element after the other
         return self._simulator.join("\n", self.interface.getValidActionObjectCombinations()).split("\n")
-
-    def gold_actions(self) -> list[str]:
-        """A solution, where `load` was asked for it."""
-        return list(self._simulator.play(self, self.interface.getGoldActionSequence))
-
-    def close(self) -> None:
-        """Let go of the game."""
-        if self._simulator.alive:
-            self._simulator.release(self)

@@ -1,8 +1,8 @@
 """Runs the tests in the sandbox, outside of their process: sent there as it is, with its settings on standard input.
 
-The tests' process gets the recorder (`recorder.py`) and one end of a pipe; what comes out of the pipe counts only where
-it bears the right signature, and at last goes to standard output behind a mark that nobody inside knows. The standard
-library alone, Python 3.8 and later.
+The tests' process gets the recorder (the package `recorder`) and one end of a pipe; what comes out of the pipe counts
+only where it bears the right signature, and at last goes to standard output behind a mark that nobody inside knows. The
+standard library alone, Python 3.8 and later.
 """
 
 import base64
@@ -129,10 +129,12 @@ def main(settings):
     keep = ()
     if settings["recorder"]:
         name = "aem_" + secrets.token_hex(8)
-        with open(os.path.join(folder, name + ".py"), "w", encoding="utf-8") as file:
-            file.write(settings["recorder"])
+        os.mkdir(os.path.join(folder, name))
+        for part, text in settings["recorder"].items():
+            with open(os.path.join(folder, name, part), "w", encoding="utf-8") as file:
+                file.write(text)
         before = {one: environment.get(one) for one in ("PYTHONPATH", "PYTEST_ADDOPTS")}
-        own = {"PYTHONPATH": folder, "PYTEST_ADDOPTS": "-p " + name}
+        own = {"PYTHONPATH": folder, "PYTEST_ADDOPTS": f"-p {name}.plugin"}
         for one, between in (("PYTHONPATH", os.pathsep), ("PYTEST_ADDOPTS", " ")):
             environment[one] = own[one] + (between + environment[one] if before[one] else "")
         held = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  open until this process ends

@@ -1,7 +1,7 @@
 """A task's tests, run in a sandbox, and what became of each.
 
 Where pytest runs them, what counts is a record that comes out through a channel of its own (`supervisor.py`,
-`recorder.py`), not what the tests print: the product under test can print anything. Container images may run something
+`recorder/`), not what the tests print: the product under test can print anything. Container images may run something
 else; their log is read as swebench reads it.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 from agent_loops.swe import parsing
 from agent_loops.swe.applying import GIT, add_tests, entries, printed_bytes
 from agent_loops.swe.patches import is_protected, patched_paths
+from agent_loops.swe.recorder.words import USUAL, words_found
 from agent_loops.swe.sandbox import Executed, Sandbox, SandboxError
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
 
@@ -30,15 +31,6 @@ _EXIT_CODE, _RESET_FAILED, _TIMEOUT = ">>>>> Test Exit Code", ">>>>> Reset Faile
 _BROKEN = (_RESET_FAILED, _TIMEOUT, ">>>>> Patch Apply Failed", ">>>>> Tests Errored")
 # The same order of sets and the same day everywhere; no bytecode that outlives a change within one second.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "1"}
-# What `recorder.py` lets pass where the known solution has it.
-_USUAL = {
-    **{name: rf"\b{name}" for name in ("pytest", "_pytest", "pluggy", "unittest", "mock", "ctypes", "_ctypes")},
-    **{name: name for name in ("pytestmark", "co_consts", "callspec", "f_locals", "f_back", "__closure__")},
-    "cell_contents": "cell_contents",
-    "frames": r"_getframe|current_?frame|inspect\.(stack|trace)|\w_stack\b|_frame\b|set(trace|profile)",
-    "gc": r"\bget_(objects|referrers|referents)\b",
-    "__eq__": r"__(eq|ne|lt|gt|r?sub)__",
-}
 _GIT_SECONDS = 60.0
 _GRACE_SECONDS = 15.0
 _KB = 1024
@@ -117,8 +109,7 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[s
         hunks = re.findall(r"^(new )?(\d+)(?:,(\d+))?$", part, re.MULTILINE)
         # a new file's last line may have no end, and is not counted
         lines[name] = [int(first) + n for new, first, count in hunks for n in range(int(count or 1) + bool(new))]
-    fixed = "\n".join(line for line in task.patch.split("\n") if line.startswith("+"))
-    return Added(tracked, lines, tuple(name for name, words in _USUAL.items() if re.search(words, fixed)))
+    return Added(tracked, lines, words_found(USUAL, task.patch))
 
 
 def changed_files(sandbox: Sandbox) -> list[str]:
@@ -165,7 +156,7 @@ def run_tests(
         "seconds": seconds,
         "limit": log_kb * _KB,
         "environment": _ENVIRONMENT,
-        "recorder": _source("recorder.py"),
+        "recorder": _recorder(),
         "tree": sandbox.tree,
         "added": {name: list(lines) for name, lines in added.lines.items()},
         "allowed": list(added.allowed),
@@ -277,6 +268,12 @@ def _with_exit_code(script: str) -> str:
             lines[number : number + 1] = ["AEM_STATUS=$?", line, f'echo "{_EXIT_CODE}: $AEM_STATUS"']
             break
     return "\n".join(["set -uxo pipefail", *lines]) + "\n"
+
+
+@cache
+def _recorder() -> dict[str, str]:
+    parts = files("agent_loops.swe").joinpath("recorder").iterdir()
+    return {part.name: part.read_text(encoding="utf-8") for part in parts if part.name.endswith(".py")}
 
 
 @cache

@@ -12,7 +12,8 @@ Example:
     >>> environment.reset(benchmark.task_set.tasks("dev")[0]).text  # doctest: +SKIP
 """
 
-from agent_loops.java import JavaError, SimulatorError
+from agent_loops.java import JavaError
+from agent_loops.jvm import SimulatorError
 from agent_loops.textworld_express.benchmark import TextWorldExpress
 from agent_loops.textworld_express.environment import TextWorldExpressEnvironment
 from agent_loops.textworld_express.simulator import Simulator

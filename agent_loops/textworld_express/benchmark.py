@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent_loops import arguments
-from agent_loops.java import OnePerProcess, check_heap, find_java
+from agent_loops.java import check_heap, find_java
+from agent_loops.jvm import OnePerProcess
 from agent_loops.textworld_express.environment import TextWorldExpressEnvironment
 from agent_loops.textworld_express.simulator import NAME, Simulator
 from agent_loops.textworld_express.tasks import SEEDS, TextWorldExpressTasks

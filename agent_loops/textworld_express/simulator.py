@@ -15,12 +15,12 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("TextWorldExpress is not installed: pip install 'verl-aem[textworld]'") from error
 
-from agent_loops.java import Jvm
+from agent_loops.jvm import JvmGame, JvmSimulator
 
 NAME = "TextWorldExpress"
 
 
-class Simulator:
+class Simulator(JvmSimulator):
     """A JVM that holds games.
 
     Args:
@@ -31,17 +31,8 @@ class Simulator:
     """
 
     def __init__(self, heap: str = "512m") -> None:
-        self._jvm = Jvm(NAME, JAR, heap, folder=JAR.parent)
+        super().__init__(NAME, JAR, heap, folder=JAR.parent)
         self._new_interface = self._jvm.gateway.jvm.textworldexpress.runtime.PythonInterface
-
-    @property
-    def process_id(self) -> int:
-        """Of the JVM."""
-        return self._jvm.process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._jvm.exit_report() is None
 
     def load(self, game: str, parameters: Mapping[str, int]) -> Game:
         """A game in which no task has begun.
@@ -50,33 +41,17 @@ class Simulator:
             ValueError: the simulator does not take a parameter.
             ProcessUnusable: the JVM is dead.
         """
-        interface = self.call(self._new_interface)
+        loaded = Game(self, self._jvm.call(self._new_interface))
         given = ",".join(f"{name}={value}" for name, value in parameters.items())
-        problem = self.call(interface.load, game, given)
+        problem = loaded.ask(loaded.interface.load, game, given)
         if problem:
-            self.release(interface)
+            loaded.close()
             raise ValueError(f"{game} with parameters {given!r}: {problem.strip()}")
-        return Game(self, interface)
-
-    def call(self, function: Any, *arguments: Any) -> Any:
-        """Call a function that asks the JVM, and tell its faults apart."""
-        return self._jvm.call(function, *arguments)
-
-    def release(self, interface: Any) -> None:
-        """Let go of an object of the JVM. Python alone would not: the proxies of Java objects stand in cycles."""
-        if self.alive:
-            self.call(self._jvm.gateway.detach, interface)
-
-    def close(self) -> None:
-        """End the JVM."""
-        self._jvm.close()
+        return loaded
 
 
-class Game:
+class Game(JvmGame[Simulator]):
     """A loaded game; what it answers is the package's own record of a state, as a dictionary."""
-
-    def __init__(self, simulator: Simulator, interface: Any) -> None:
-        self._simulator, self._interface = simulator, interface
 
     def begin(self, seed: int, split: str, gold: bool = False) -> dict[str, Any]:
         """Begin a task.
@@ -84,22 +59,8 @@ class Game:
         Args:
             gold: have a solution worked out too (`gold_actions`).
         """
-        return json.loads(self._simulator.call(self._interface.generateNewGameJSON, seed, split, gold))
+        return json.loads(self.ask(self.interface.generateNewGameJSON, seed, split, gold))
 
     def step(self, command: str) -> dict[str, Any]:
         """Play a command; what is not understood is answered, too."""
-        # a lone surrogate cannot be sent; the simulator understands nothing but ASCII anyway
-        command = command.encode("utf-8", "replace").decode("utf-8")
-        return json.loads(self._simulator.call(self._interface.stepJSON, command))
-
-    def description(self) -> str:
-        """The task in words."""
-        return self._simulator.call(self._interface.getTaskDescription)
-
-    def gold_actions(self) -> list[str]:
-        """A solution, where `begin` was asked for it."""
-        return list(self._simulator.call(self._interface.getGoldActionSequence))
-
-    def close(self) -> None:
-        """Let go of the game."""
-        self._simulator.release(self._interface)
+        return json.loads(self.ask(self.interface.stepJSON, command))

@@ -9,14 +9,11 @@ Whatever the source, a fetched file has to have the published checksum.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from agent_loops.download import DownloadError, Manifest, RemoteFile, fetch, sha256_of
+from agent_loops.download import DownloadError, Manifest, RemoteFile, bar_of, check_space, fetch, link_to, sha256_of
 from agent_loops.webshop.stream import read_array, read_object
 
 _DRIVE = (
@@ -124,7 +121,9 @@ def fetch_set(name: str, directory: Path, mirror: str | None = None, progress: b
         else:
             manifest.forget(path)
             remote = _remote(file_name, published, mirror)
-            _check_space(directory, remote)
+            partial = directory / f"{file_name}.part"
+            missing = published.n_bytes - (partial.stat().st_size if partial.exists() else 0)
+            check_space(directory, missing, f"{file_name} takes another")
             source = fetch(remote, directory, progress)
         sha256 = sha256_of(path, progress)
         if manifest.source(path) is not None:
@@ -221,38 +220,13 @@ def link_files(files: Sequence[Path], directory: Path) -> list[Path]:
     Raises:
         DownloadError: something else is in a link's place.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    links = []
-    for path in files:
-        link = directory / path.name
-        if link.is_symlink() and link.resolve() != path.resolve():
-            link.unlink()
-        if not link.exists():
-            link.symlink_to(path.resolve())
-        elif not link.samefile(path):
-            raise DownloadError(f"{link} is a file of its own, not a link to {path}: choose another --to")
-        links.append(link)
-    return links
+    return [link_to(path, directory, path.name) for path in files]
 
 
 def _remote(name: str, published: Published, mirror: str | None) -> RemoteFile:
-    if mirror is not None:
-        urls = (f"{mirror.rstrip('/')}/{name}",)
-        return RemoteFile(name, urls, published.sha256, published.n_bytes)
     urls = (_DRIVE + published.drive_id, *(mirror + name for mirror in MIRRORS))
-    return RemoteFile(name, urls, published.sha256, published.n_bytes, by_hand=_BY_HAND + published.drive_id)
-
-
-def _check_space(directory: Path, file: RemoteFile) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{file.name}.part"
-    missing = (file.n_bytes or 0) - (partial.stat().st_size if partial.exists() else 0)
-    free = shutil.disk_usage(directory).free
-    if missing > free:
-        raise DownloadError(
-            f"{directory} has {free / 1e9:.1f} GB free, and {file.name} takes {missing / 1e9:.1f} GB more: make room, "
-            "or choose another directory with --to"
-        )
+    file = RemoteFile(name, urls, published.sha256, published.n_bytes, by_hand=_BY_HAND + published.drive_id)
+    return file if mirror is None else file.at(mirror)
 
 
 def _look_at(path: Path, sha256: str, published: Published | None, source: str, progress: bool) -> DataFile:
@@ -277,13 +251,5 @@ def _count(path: Path, progress: bool) -> int:
         if stream.read(64).lstrip()[:1] == b"<":
             raise DownloadError(f"{path} is a web page, not JSON: what a source sends that refuses. Fetch it again")
     is_list = path.name == GOALS or path.name.startswith("items_shuffle")
-    with tqdm(
-        desc=f"counting {path.name}",
-        total=path.stat().st_size,
-        unit="B",
-        unit_scale=True,
-        leave=False,
-        delay=1,
-        disable=None if progress else True,
-    ) as bar:
+    with bar_of(f"counting {path.name}", path.stat().st_size, progress) as bar:
         return sum(1 for _ in (read_array if is_list else read_object)(path, bar.update))

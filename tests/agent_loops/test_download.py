@@ -515,8 +515,8 @@ def test_a_file_that_changed_after_it_arrived_is_named_and_one_that_was_deleted_
 
 def test_a_full_disk_is_seen_before_the_download(sets, server, tmp_path, monkeypatch):
     webshop, _ = sets
-    monkeypatch.setattr(webshop.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
-    with pytest.raises(DownloadError, match=r"GB free, and items_shuffle_1000.json takes"):
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=1))
+    with pytest.raises(DownloadError, match=r"GB free, and items_shuffle_1000.json takes another"):
         webshop.fetch_set("small", tmp_path, server.url)
     assert server.requests == []
 

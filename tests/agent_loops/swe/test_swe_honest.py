@@ -227,6 +227,34 @@ class TestAdd(calc.AddTests):
 """,
         ("TestAdd::test_zero",),
     ),
+    "goes to the end of the stack": (
+        """
+import os, subprocess, sys
+
+class Name(str):
+    def startswith(self, *args):
+        raise OSError
+
+def deep(depth):
+    try:
+        return deep(depth + 1)
+    except RecursionError:
+        return os.read(os.open('data.json', 0), 9), depth, sys.getrecursionlimit()
+
+def read(path):
+    with open(Name(path)) as file:
+        return file.read()
+""",
+        """
+import os, subprocess, sys
+def test_deep():
+    limit = sys.getrecursionlimit()
+    text, depth, seen = deep(0)
+    assert text == b'{"n": 1}\\n' and 100 < depth < limit and seen == sys.getrecursionlimit() == limit
+def test_read(): assert read('data.json') == '{"n": 1}\\n'
+""",
+        ("test_deep", "test_read"),
+    ),
     "meets tests that change things": (
         "",
         """

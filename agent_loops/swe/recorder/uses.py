@@ -1,0 +1,78 @@
+"""Product code that has to do with tests: what its source imports, asks for and names."""
+
+import ast
+import sys
+
+from .words import ATTRIBUTES, MODULES, RUNNERS
+
+
+def make_uses(facts, deceit):
+    """Return `check_uses`."""
+    tree, added, stems, allowed = facts.tree, facts.added, facts.stems, facts.allowed
+
+    def check_uses():
+        for file in facts.ran - facts.tests:
+            try:
+                with open(file, "rb") as stream:
+                    found = list(_uses(ast.parse(stream.read()), stems))
+            except (OSError, SyntaxError, ValueError):
+                continue
+            before = {name for name, line in found if line not in added[file]} | allowed
+            for name, line in found:
+                module = str(getattr(sys.modules.get(name), "__file__", None))
+                if line in added[file] and name not in before and (name in stems or not module.startswith(tree)):
+                    deceit(f"{file[len(tree) :]}:{line}, uses {name}")
+
+    return check_uses
+
+
+def _uses(parsed, stems):
+    """What is imported, asked for and named of a test runner, of frames and of the tests, with its lines."""
+    for node in ast.walk(parsed):
+        names, line = [], getattr(node, "lineno", 0)
+        if isinstance(node, ast.Import):
+            names = [part for one in node.names for part in _packages(one.name)]
+        elif isinstance(node, ast.ImportFrom):
+            names = [] if node.level else _packages(node.module or "")
+            names += [one.name for one in node.names if one.name in (*RUNNERS, *ATTRIBUTES, *stems)]
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr] if node.attr not in MODULES or node.attr in RUNNERS else []
+        else:
+            text = _text(node)
+            if text:
+                names = text.split(".")
+                names = (
+                    names if names[0] in RUNNERS or names[-1] in stems else [one for one in names if one in ATTRIBUTES]
+                )
+        yield from ((one, line) for one in names if one in MODULES or one in ATTRIBUTES or one in stems)
+
+
+def _packages(name):
+    """A module's name, those of the packages that it is in, and its last part."""
+    parts = name.split(".")
+    return [".".join(parts[: number + 1]) for number in range(len(parts))] + parts[1:][-1:]
+
+
+def _text(node):
+    """A text that is written in one piece or in several."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [_text(node.left), _text(node.right)]
+    elif isinstance(node, ast.JoinedStr):
+        parts = [
+            _text(getattr(one, "value", one) if isinstance(one, ast.FormattedValue) else one) for one in node.values
+        ]
+    elif (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "join"
+        and len(node.args) == 1
+        and isinstance(node.args[0], (ast.List, ast.Tuple))
+    ):
+        between = _text(node.func.value)
+        parts = [_text(one) for one in node.args[0].elts]
+        return None if between is None or None in parts else between.join(parts)
+    else:
+        return None
+    return None if None in parts else "".join(parts)
