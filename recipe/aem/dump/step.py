@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aem_core.errors import AEMError
 from agent_loops.reading import FileError
 
 
-class DumpError(FileError):
+class DumpError(AEMError, FileError):
     """A dump that cannot be read or used; the message is one line and names the file."""
 
 

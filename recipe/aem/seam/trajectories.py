@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from aem_core.errors import AEMError
 from recipe.aem.seam.liveness import RolloutDied, Watch
 from recipe.aem.settings import Block
 
@@ -31,11 +32,11 @@ VALIDATION_MISSING = "validation/trajectories/missing"
 _NAMED = 20  # sessions in one line of the log
 
 
-class MissingTrajectories(RuntimeError):
+class MissingTrajectories(AEMError, RuntimeError):
     """So many trajectories of a step are missing that it is not trained on."""
 
 
-class RolloutStalled(RuntimeError):
+class RolloutStalled(AEMError, RuntimeError):
     """Nothing has arrived for longer than any trajectory may take."""
 
 

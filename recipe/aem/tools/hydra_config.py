@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aem_core.errors import AEMError
 from agent_loops.reading import harmless, read_bytes, reason
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ MOST_NODES = 200_000
 """Of a configuration's YAML once its aliases are written out: ours have a few hundred."""
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(AEMError, ValueError):
     """There is no such configuration; `remedy` says what to write instead."""
 
-    def __init__(self, message: str, remedy: str) -> None:
+    def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(harmless(message))
         self.remedy = remedy
 

@@ -118,8 +118,7 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _trajectories(one: Numbers, wishes: Wishes) -> dict[str, Any]:
     """A run's trajectories as the page shows them."""
-    if one.dump is None:
-        raise ValueError("a run without dumped steps has no trajectories")
+    assert one.dump is not None, "a run without dumped steps has no trajectories"
     about, notes = one.told["about"], []
     decode, note = _decoder(wishes.tokenizer or about["tokenizer"])
     notes += [note] if note else []
