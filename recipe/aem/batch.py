@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from aem_core.errors import AEMRuntimeError
+
 
 @dataclass(frozen=True)
 class StoredRows:
@@ -52,7 +54,7 @@ def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
     """Fetch columns of a batch (verl's `KVBatchMeta`) with their mask.
 
     Raises:
-        RuntimeError: a column is missing, which happens where the old-policy pass was skipped.
+        AEMRuntimeError: a column is missing, which happens where the old-policy pass was skipped.
     """
     import transfer_queue as tq
 
@@ -61,7 +63,7 @@ def read_rows(batch: Any, columns: Sequence[str], needed_by: str) -> StoredRows:
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=names)
     missing = {*columns, "response_mask"} - set(data.keys())
     if missing:
-        raise RuntimeError(
+        raise AEMRuntimeError(
             f"the batch holds no {' and no '.join(sorted(missing))}: {needed_by} needs the old-policy pass "
             "(algorithm.rollout_correction.bypass_mode=False)"
         )

@@ -20,15 +20,6 @@ PROTOCOLS = {"SystemExit", "KeyboardInterrupt", "StopIteration", "AttributeError
 BARE = {
     # started with `python -I -S`, so that it depends on nothing: it cannot import aem_core
     "recipe/aem/tools/supervise.py": {"OSError"},
-    # replaced by the next commit
-    "recipe/aem/batch.py": {"RuntimeError"},
-    "recipe/aem/seam/advantage.py": {"ValueError"},
-    "recipe/aem/seam/bases.py": {"ValueError"},
-    "recipe/aem/seam/epo_loss.py": {"RuntimeError"},
-    "recipe/aem/seam/wraps.py": {"RuntimeError"},
-    "recipe/aem/tools/doctor/memory.py": {"RuntimeError"},
-    "recipe/aem/tools/doctor/run.py": {"ValueError"},
-    "recipe/aem/tools/hydra_config.py": {"ValueError"},
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aem_core import AemStats, EmpgStats, Responses, aem, empg
+from aem_core.errors import AEMValueError
 from recipe.aem.rows import ExtraFields, Rows, first_tokens, number_labels, responses_of_rows, trained_rows
 from recipe.aem.seam.bases import base_advantages
 from recipe.aem.seam.metrics import aem_metrics, empg_metrics
@@ -85,12 +86,12 @@ def compute_advantages(
         config: `config.algorithm`.
 
     Raises:
-        ValueError: the side information does not fit the batch.
+        AEMValueError: the side information does not fit the batch.
     """
     for given in (side.measure_BT, side.value_BT):
         if len(side.keys) != len(mask_BT) or (given is not None and given.shape != mask_BT.shape):
             shape = None if given is None else tuple(given.shape)
-            raise ValueError(
+            raise AEMValueError(
                 f"side information {shape} of {len(side.keys)} rows does not fit the response mask "
                 f"{tuple(mask_BT.shape)}: the batch changed between the old-policy pass and the advantage"
             )
@@ -169,7 +170,7 @@ def _kinds(relative_to: RelativeTo, responses: Responses, extra_L: ExtraFields) 
     """What `algorithm.aem.relative_to` compares responses by, as integer labels."""
     column = {"turn_kind": "turn_kinds", "anchor": "anchors"}[relative_to]
     if not all(column in extra_L[row] for row in set(responses.row_N.tolist())):
-        raise ValueError(
+        raise AEMValueError(
             f"algorithm.aem.relative_to={relative_to} compares a response with others of its kind, and the "
             f"agent loop left no extra_fields['{column}']: use the agent loop `environment`, or set it to null"
         )

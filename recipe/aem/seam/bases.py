@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aem_core import Responses, discounted_returns, gigpo, grpo_advantages
+from aem_core.errors import AEMValueError
 from recipe.aem.rows import ExtraFields, Rows, first_tokens, number_labels
 from recipe.aem.seam.metrics import gigpo_metrics
 from recipe.aem.settings import GAE, GIGPO, RESPONSE_BASES, GigpoSettings, Settings
@@ -64,7 +65,9 @@ def base_advantages(
         return _of_turns(settings, config, reward_LT, rows, responses, extra_L)
     if settings.base == GAE:
         if value_LT is None:
-            raise ValueError(f"algorithm.{settings.estimator}.base_estimator=gae: no `values`; set critic.enable=True")
+            raise AEMValueError(
+                f"algorithm.{settings.estimator}.base_estimator=gae: no `values`; set critic.enable=True"
+            )
         return Base(*verl_advantages(GAE, config, reward_LT, mask_LT, rows.group_L, value_LT))
 
     def estimator(reward: Tensor, mask: Tensor, groups: list) -> Tensor:
@@ -303,7 +306,7 @@ def _step_reward(extra: Mapping[str, Any], turn: _Turn) -> float:
 def _anchor(extra: Mapping[str, Any], turn: _Turn) -> str:
     """The raw observation that the turn answered."""
     if "anchors" not in extra:
-        raise ValueError(
+        raise AEMValueError(
             "gigpo compares turns that answered the same observation, and the agent loop left no "
             "extra_fields['anchors']: use the agent loop `environment`, or another estimator"
         )

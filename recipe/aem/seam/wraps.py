@@ -27,6 +27,7 @@ from typing import Any
 
 import wrapt
 
+from aem_core.errors import AEMRuntimeError
 from recipe.aem.seam import capture, empty_updates, epo, filters, full_disk, liveness, output_locks, trajectories
 from recipe.aem.seam.checks import cautions, check_run, check_template
 from recipe.aem.settings import ESTIMATORS, GAE, OPO, Settings, SettingsError, shares_return
@@ -56,7 +57,7 @@ def _estimate(
     """What verl looks up as `aem`, `empg` …; it works only inside the wrapped trainer, which fetches the rows."""
     side = _SIDE.get()
     if side is None:
-        raise RuntimeError(
+        raise AEMRuntimeError(
             f"algorithm.adv_estimator={name} was called without the rows of the batch (entropies, turns): this trainer "
             "does not pass through verl.trainer.ppo.v1.trainer_base.PPOTrainer._compute_advantage, which verl-aem "
             "wraps. Use trainer.use_v1=True with trainer_mode sync, colocate_async or separate_async; no estimator "

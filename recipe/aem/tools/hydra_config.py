@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aem_core.errors import AEMError
+from aem_core.errors import AEMError, AEMValueError
 from agent_loops.reading import harmless, read_bytes, reason
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def plain_yaml(path: Path) -> str:
     try:
         written_out = size(yaml.compose(text, yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise ValueError(reason(error)) from None
+        raise AEMValueError(reason(error)) from None
     if written_out > MOST_NODES:
-        raise ValueError(f"it stands for more than {MOST_NODES:,} values, or holds itself: look at its aliases (*)")
+        raise AEMValueError(f"it stands for more than {MOST_NODES:,} values, or holds itself: look at its aliases (*)")
     return text
 
 
