@@ -53,7 +53,7 @@ def render(
     used = {name for section in drawn.values() for chart in section for name in chart.metrics}
     explained = [(run["name"], row) for run in runs for row in (run["turns"] or {}).get("explained") or ()]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("recipe.aem", "report"),
+        loader=jinja2.PackageLoader("recipe.aem.tools", "report"),
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
