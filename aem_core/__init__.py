@@ -26,7 +26,7 @@ from aem_core.aem import AemStats, Direction, Mean, Scope, aem, modulation_coeff
 from aem_core.drift import entropy_drift
 from aem_core.empg import EmpgStats, empg
 from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_smoothing, epo_token_weights
-from aem_core.errors import AEMError, AEMValueError
+from aem_core.errors import AEMError, AEMRuntimeError, AEMValueError
 from aem_core.groups import (
     Baseline,
     GigpoStats,
@@ -40,6 +40,7 @@ from aem_core.surprisal import response_entropies, response_log_probs
 
 __all__ = [
     "AEMError",
+    "AEMRuntimeError",
     "AEMValueError",
     "AemStats",
     "Baseline",

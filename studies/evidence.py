@@ -6,7 +6,7 @@
     python studies/replica.py studies/warm_starts.yaml --out outputs/replica_many \\
         --csv studies/results/replica_many.csv
     python studies/gradients.py studies/study.yaml --out outputs/gradients --csv studies/results/gradients.csv
-    python studies/evidence.py
+    python studies/evidence.py [--curves outputs/curves]        # the learning curves that no page shows, too
 
 All is made from the committed CSVs alone. A table stands in a page between `<!-- NAME WAY -->` and `<!-- end -->`; this
 puts in what the CSVs say.
@@ -44,6 +44,8 @@ COMPARED = {
     "replica_many": ("replica_many", "replica"),
 }
 """First − second."""
+SHOWN = ("engine", "replica_many")
+"""Whose learning curves a page shows."""
 REPLICAS = ("replica", "replica_second", "replica_many")
 PAGES = ("evidence.md", "evidence/learning.md")
 TABLES: Mapping[str, Callable[[Sequence[Run]], str]] = {
@@ -93,6 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "studies" / "results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    parser.add_argument("--curves", type=Path, help="a folder for the learning curves of all ways of running")
     options = parser.parse_args()
     rows = {way: read_csv(options.results / f"{way}.csv") for way in WANTED}
     ways = {way: runs(of) for way, of in rows.items()}
@@ -100,7 +103,10 @@ def main() -> None:
     for page in (options.docs / name for name in PAGES):
         page.write_text(fill(page.read_text(encoding="utf-8"), ways, lines), encoding="utf-8")
     folder = options.docs / "evidence"
-    drawn = [path for way, of in rows.items() for path in figures.curves(of, way, folder)]
+    drawn = [path for way in SHOWN for path in figures.curves(rows[way], way, folder, ("alpha",))]
+    if options.curves:
+        options.curves.mkdir(parents=True, exist_ok=True)
+        drawn += [path for way, of in rows.items() for path in figures.curves(of, way, options.curves)]
     drawn.append(figures.main_comparison(ways, folder / "learning_main.png"))
     drawn.append(figures.forest(ways, folder / "learning_differences.png"))
     for way, of in ways.items():

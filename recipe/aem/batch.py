@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aem_core import Responses, find_responses
+from aem_core.errors import AEMRuntimeError, AEMValueError
 from recipe.aem.columns import QUEUE_COLUMNS, Ragged, columns_of, extra_fields_of, queue_names
 from recipe.aem.keys import RowKey, number_labels, parse_key, rows_by_trajectory
 
@@ -131,7 +132,7 @@ class Batch:
             ValueError: a mask of another shape.
         """
         if mask_BT.shape != (len(self.keys), self.width):
-            raise ValueError(
+            raise AEMValueError(
                 f"a batch of {len(self.keys)} rows, {self.width} tokens wide, does not fit the response mask "
                 f"{tuple(mask_BT.shape)}: the batch changed between the old-policy pass and the advantage"
             )
@@ -228,7 +229,7 @@ class Batch:
             else:
                 length_B = self.tokens[name].length_B
                 if not torch.equal(length_B, self.tokens["response_mask"].length_B):
-                    raise ValueError(f"the rows of {name} are not as long as those of the response mask")
+                    raise AEMValueError(f"the rows of {name} are not as long as those of the response mask")
                 self._padded[name] = self.tokens[name].pad(self.width)
         return self._padded[name]
 
@@ -249,7 +250,7 @@ class Batch:
         """
         missing = [QUEUE_COLUMNS[name][0] for name in columns if name not in self.tokens]
         if missing:
-            raise RuntimeError(
+            raise AEMRuntimeError(
                 f"the batch holds no {' and no '.join(sorted(missing))}: {needed_by} needs the old-policy pass "
                 "(algorithm.rollout_correction.bypass_mode=False)"
             )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from aem_core import Direction, Mean, Over, Scope
+from aem_core import AEMError, Direction, Mean, Over, Scope
 
 AEM, EMPG, GIGPO, GRPO_ROWS = "aem", "empg", "gigpo", "grpo_rows"
 MODULATORS = (AEM, EMPG)
@@ -28,7 +28,7 @@ Proxy = Literal["entropy", "surprisal"]
 RelativeTo = Literal["turn_kind", "anchor"]
 
 
-class SettingsError(ValueError):
+class SettingsError(AEMError, ValueError):
     """A setting that this package cannot train with; the message names it and what to write instead."""
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from palette import reduce_colours
 
 from evidence_parts.runs import PRIMARY, Run, difference, values
 from evidence_parts.tables import BASELINE, NAMES, WAYS
@@ -23,14 +25,15 @@ LOOKS = {
 """Of a way of running: colour, mark, place beside the method's line."""
 
 
-def curves(rows: Sequence[Row], way: str, folder: Path) -> list[Path]:
-    """Success and entropy over the steps, one picture a set of methods."""
+def curves(rows: Sequence[Row], way: str, folder: Path, names: Collection[str] = tuple(CURVES)) -> list[Path]:
+    """Success and entropy over the steps, one picture for each set of methods among `names`."""
     drawn = []
-    for name, methods in CURVES.items():
-        chosen = [row for row in rows if row.method in methods]
+    for name in names:
+        chosen = [row for row in rows if row.method in CURVES[name]]
         if len({row.method for row in chosen}) > 1:
             path = folder / f"learning_{way}_{name}.png"
             draw(chosen, path, ("success", "entropy"))
+            reduce_colours(path)
             drawn.append(path)
     return drawn
 
@@ -103,4 +106,5 @@ def _draw(
     figure.suptitle("difference from GRPO, paired by seed, 95 % t interval", fontsize="small", color="0.35")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+    reduce_colours(path)
     return path

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from palette import reduce_colours
+
 from mechanism_parts.correlation import PAPER_AGREE, PAPER_R, PAPER_STATES
 from mechanism_parts.tables import Row
 
@@ -31,9 +33,9 @@ def draw(tables: Tables, folder: Path) -> list[Path]:
         for panel in panels.flat:
             panel.spines[["top", "right"]].set_visible(False)
         paths.append(folder / f"mechanism_{name}.png")
-        # no version in the file: the same numbers give the same bytes with any matplotlib of one look
-        figure.savefig(paths[-1], dpi=100, metadata={"Software": None})
+        figure.savefig(paths[-1], dpi=100)
         pyplot.close(figure)
+        reduce_colours(paths[-1])
     return paths
 
 

@@ -64,6 +64,7 @@ def test_the_exported_names_are_frozen():
     assert sorted(aem_core.__all__) == sorted(
         [
             "AEMError",
+            "AEMRuntimeError",
             "AEMValueError",
             "AemStats",
             "Baseline",

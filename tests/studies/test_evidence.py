@@ -195,13 +195,19 @@ def test_every_table_and_figure_can_be_made(tmp_path, monkeypatch):
     for page in pages:
         page.write_text("\n".join(f"<!-- {name} -->\n<!-- end -->\n" for name in names))
     monkeypatch.setattr(sys, "argv", ["evidence.py", "--results", str(tmp_path), "--docs", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--curves", str(tmp_path / "curves")])
     evidence.main()
     text = pages[0].read_text()
     assert pages[1].read_text() == text
     assert "Not run yet" in text and text.count("| p, Holm | verdict |") == len(evidence.WANTED)
     drawn = {path.name for path in folder.glob("*.png")}
-    curves = {f"learning_{way}_alpha.png" for way in evidence.WANTED}
-    assert drawn == {"learning_main.png", "learning_differences.png", *curves}
+    assert drawn == {
+        "learning_main.png",
+        "learning_differences.png",
+        *(f"learning_{way}_alpha.png" for way in evidence.SHOWN),
+    }
+    every = {path.name for path in (tmp_path / "curves").glob("*.png")}
+    assert every == {f"learning_{way}_alpha.png" for way in evidence.WANTED}
     assert all((folder / name).stat().st_size > 10_000 for name in drawn)
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from aem_core.errors import AEMError
 from agent_loops.reading import FileError
 from recipe.aem.batch import Batch
 from recipe.aem.columns import Ragged
 
 
-class DumpError(FileError):
+class DumpError(AEMError, FileError):
     """A dump that cannot be read or used; the message is one line and names the file."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aem_core import AemStats, EmpgStats, aem, empg
+from aem_core.errors import AEMValueError
 from recipe.aem.batch import Batch, first_tokens
 from recipe.aem.keys import number_labels
 from recipe.aem.seam.bases import base_advantages
@@ -153,7 +154,7 @@ def _kinds(relative_to: RelativeTo, live: Batch) -> Tensor:
     """What `algorithm.aem.relative_to` compares responses by, as integer labels."""
     column = {"turn_kind": "turn_kinds", "anchor": "anchors"}[relative_to]
     if not all(column in live.extra_fields[row] for row, _ in live.places):
-        raise ValueError(
+        raise AEMValueError(
             f"algorithm.aem.relative_to={relative_to} compares a response with others of its kind, and the "
             f"agent loop left no extra_fields['{column}']: use the agent loop `environment`, or set it to null"
         )

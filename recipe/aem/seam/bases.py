@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from aem_core import discounted_returns, gigpo, grpo_advantages
+from aem_core.errors import AEMValueError
 from recipe.aem.batch import Batch, first_tokens
 from recipe.aem.keys import number_labels, parse_key, rows_by_trajectory
 from recipe.aem.seam.metrics import gigpo_metrics
@@ -52,7 +53,9 @@ def base_advantages(settings: Settings, config: Mapping[str, Any], batch: Batch,
         return _of_turns(settings, config, batch, reward_BT)
     if settings.base == GAE:
         if "values" not in batch.tokens:
-            raise ValueError(f"algorithm.{settings.estimator}.base_estimator=gae: no `values`; set critic.enable=True")
+            raise AEMValueError(
+                f"algorithm.{settings.estimator}.base_estimator=gae: no `values`; set critic.enable=True"
+            )
         value_BT = batch.padded("values").float()
         return BaseAdvantages(*verl_advantages(GAE, config, reward_BT, batch.mask_BT, batch.groups, value_BT))
 
@@ -285,7 +288,7 @@ def _step_reward(extra: Mapping[str, Any], turn: _Turn) -> float:
 def _anchor(extra: Mapping[str, Any], turn: _Turn) -> str:
     """The raw observation that the turn answered."""
     if "anchors" not in extra:
-        raise ValueError(
+        raise AEMValueError(
             "gigpo compares turns that answered the same observation, and the agent loop left no "
             "extra_fields['anchors']: use the agent loop `environment`, or another estimator"
         )

@@ -13,6 +13,7 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from aem_core.epo import epo_entropy, epo_smoothing
+from aem_core.errors import AEMRuntimeError
 from recipe.aem.settings import EpoSettings
 
 WEIGHT_COLUMN = "epo_weight"
@@ -53,15 +54,15 @@ def epo_loss(
         and `actor/epo_loss` (what EPO adds to the loss).
 
     Raises:
-        RuntimeError: no entropies, or a batch that did not pass through the wrapped trainer.
+        AEMRuntimeError: no entropies, or a batch that did not pass through the wrapped trainer.
     """
     policy_loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
     entropy = model_output.get("entropy")
     if entropy is None:
-        raise RuntimeError("EPO needs the policy's entropies: set actor_rollout_ref.actor.calculate_entropy=True")
+        raise AEMRuntimeError("EPO needs the policy's entropies: set actor_rollout_ref.actor.calculate_entropy=True")
     step: Any = tu.get_non_tensor_data(data, STEP_KEY, None)
     if step is None or WEIGHT_COLUMN not in data:
-        raise RuntimeError(
+        raise AEMRuntimeError(
             f"the batch holds no {WEIGHT_COLUMN} or no {STEP_KEY}: this trainer does not pass through "
             "verl.trainer.ppo.v1.trainer_base.PPOTrainer._update_actor, which verl-aem wraps"
         )

@@ -25,6 +25,8 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, build_opener
 
+from aem_core.errors import AEMError
+
 logger = logging.getLogger(f"verl.{__name__}")
 
 EVERY_SECONDS = 5.0
@@ -33,7 +35,7 @@ ANSWER_SECONDS = 3.0
 _SIGNAL = signal.SIGUSR1
 
 
-class RolloutDied(RuntimeError):
+class RolloutDied(AEMError, RuntimeError):
     """A process that generates for the trainer is dead; the message names it."""
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from aem_core.errors import AEMError
 from agent_loops.episode import EpisodeSettings
 from agent_loops.workers import START_SECONDS
 from recipe.aem.batch import Batch
@@ -32,11 +33,11 @@ SUSPICIOUS = "training/trajectories/suspicious"
 VALIDATION_MISSING = "validation/trajectories/missing"
 
 
-class MissingTrajectories(RuntimeError):
+class MissingTrajectories(AEMError, RuntimeError):
     """So many trajectories of a step are missing that it is not trained on."""
 
 
-class RolloutStalled(RuntimeError):
+class RolloutStalled(AEMError, RuntimeError):
     """Nothing has arrived for longer than any trajectory may take."""
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import wrapt
 
+from aem_core.errors import AEMRuntimeError
 from recipe.aem.batch import Batch
 from recipe.aem.columns import put_mask
 from recipe.aem.seam import capture, empty_updates, epo, filters, full_disk, output_locks, trajectory_wraps
@@ -64,7 +65,7 @@ def _estimate(
     """What verl looks up as `aem`, `empg` …; it works only inside the wrapped trainer, which fetches the rows."""
     advance = _ADVANCE.get()
     if advance is None:
-        raise RuntimeError(
+        raise AEMRuntimeError(
             f"algorithm.adv_estimator={name} was called without the rows of the batch (entropies, turns): this trainer "
             "does not pass through verl.trainer.ppo.v1.trainer_base.PPOTrainer._compute_advantage, which verl-aem "
             "wraps. Use trainer.use_v1=True with trainer_mode sync, colocate_async or separate_async; no estimator "

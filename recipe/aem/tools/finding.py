@@ -54,7 +54,7 @@ def guarded(title: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]
                 "failure",
                 title,
                 f"this check stopped with {type(error).__name__} at {where}: {said}",
-                "if that does not say what to mend, report it with the output of `aem doctor --json`",
+                "if that does not say what to fix, report it with the output of `aem doctor --json`",
             )
         )
     return found

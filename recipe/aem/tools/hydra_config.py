@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aem_core.errors import AEMError, AEMValueError
 from agent_loops.reading import harmless, read_bytes, reason
 
 if TYPE_CHECKING:
@@ -18,10 +19,10 @@ MOST_NODES = 200_000
 """Of a configuration's YAML once its aliases are written out: ours have a few hundred."""
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(AEMError, ValueError):
     """There is no such configuration; `remedy` says what to write instead."""
 
-    def __init__(self, message: str, remedy: str) -> None:
+    def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(harmless(message))
         self.remedy = remedy
 
@@ -64,9 +65,9 @@ def plain_yaml(path: Path) -> str:
     try:
         written_out = size(yaml.compose(text, yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise ValueError(reason(error)) from None
+        raise AEMValueError(reason(error)) from None
     if written_out > MOST_NODES:
-        raise ValueError(f"it stands for more than {MOST_NODES:,} values, or holds itself: look at its aliases (*)")
+        raise AEMValueError(f"it stands for more than {MOST_NODES:,} values, or holds itself: look at its aliases (*)")
     return text
 
 

@@ -54,7 +54,7 @@ def read_log(file: Path, wrong: type[FileError], content: bytes | None = None) -
             if number == len(lines):
                 return Log(found, unfinished=True)
             raise wrong(
-                f"{where} is no JSON: only a last line may be cut short; mend or delete the line ({reason(error)})"
+                f"{where} is no JSON: only a last line may be cut short; fix or delete the line ({reason(error)})"
             ) from None
         found.append(_record(record, where, wrong))
     return Log(found)

@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from aem_core.errors import AEMValueError
+
 LEVEL = 0.95
 RESAMPLES = 10_000
 
@@ -92,7 +94,7 @@ def share_interval(means: Sequence[float], episodes: int = 1) -> Estimate:
         episodes: of each task.
 
     Raises:
-        ValueError: there are no tasks, or a share is none.
+        AEMValueError: there are no tasks, or a share is none.
 
     Example:
         >>> found = share_interval([1.0, 0.0, 1.0, 1.0] * 16)
@@ -101,7 +103,7 @@ def share_interval(means: Sequence[float], episodes: int = 1) -> Estimate:
     """
     values = _values(means)
     if values.min() < 0 or values.max() > 1:
-        raise ValueError("a share lies between 0 and 1")
+        raise AEMValueError("a share lies between 0 and 1")
     n, p = len(values), float(values.mean())
     spread = float(values.var(ddof=1)) / n if n > 1 else 0.0
     trials = float(n)
@@ -135,7 +137,7 @@ def bootstrap_interval(means: Sequence[float]) -> Estimate:
         means: each task's mean.
 
     Raises:
-        ValueError: there are no tasks.
+        AEMValueError: there are no tasks.
     """
     values = _values(means)
     n, middle = len(values), float(values.mean())
@@ -156,10 +158,10 @@ def difference_of_shares(first: Sequence[float], second: Sequence[float]) -> Est
         second: in the other, in the same order.
 
     Raises:
-        ValueError: there are no pairs.
+        AEMValueError: there are no pairs.
     """
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} values are no pairs")
+        raise AEMValueError(f"{len(first)} and {len(second)} values are no pairs")
     values = _values(second) - _values(first)
     n = len(values)
     if not values.any():
@@ -220,9 +222,9 @@ def summarise(series: Sequence[tuple[int, float]], how: str) -> float | None:
 def _values(means: Sequence[float]) -> NDArray[np.float64]:
     values = np.asarray(means, dtype=np.float64)
     if not len(values):
-        raise ValueError("there are no tasks")
+        raise AEMValueError("there are no tasks")
     if not np.isfinite(values).all():
-        raise ValueError("a task's mean is not a number")
+        raise AEMValueError("a task's mean is not a number")
     return values
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from aem_core.errors import AEMError
 from recipe.aem.tools import supervise
 from recipe.aem.tools.hydra_config import is_path
 
@@ -31,7 +32,7 @@ _LITTLE = 1 << 20
 _END_SECONDS = 60.0
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(AEMError, RuntimeError):
     """verl ended with an error; the message holds the end of its log."""
 
     lines = True

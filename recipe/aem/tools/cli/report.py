@@ -12,7 +12,7 @@ from rich.progress import Progress
 from recipe.aem.tools.cli.shared import err, explained, out, quietly
 
 LOG_SECONDS = 15.0
-NEEDED = ("matplotlib", "numpy", "pyarrow")
+NEEDED = ("matplotlib", "numpy", "pyarrow", "scipy")
 
 
 def report(
@@ -71,7 +71,7 @@ def report(
     with explained(_errors, "report"), quietly():
         for package in NEEDED:
             __import__(package)
-        from recipe.aem.tools.report.build import Wishes, build
+        from recipe.aem.tools.report.build import Options, build
         from recipe.aem.tools.report.sources import find_runs
 
         began = said = time.monotonic()
@@ -87,15 +87,15 @@ def report(
                     said = time.monotonic()
                     err.print(f"{done} of {of} dumped steps")
 
-            made = build(runs, Wishes(to, tokenizer, 0 if no_trajectories else trajectories), tick)
+            made = build(runs, Options(to, tokenizer, 0 if no_trajectories else trajectories), tick)
         for warning in made.warnings:
             err.print(f"aem: {warning}", style="yellow" if err.is_terminal else "", markup=False)
-        for run in made.told["runs"]:
+        for run in made.numbers["runs"]:
             for one in run["stands_out"]:
                 out.print(f"{run['name']}: {one['text']}", soft_wrap=True, markup=False)
         page = made.files[0]
-        told = f"{page.stat().st_size / 1e6:.2f} MB, {time.monotonic() - began:.1f} s"
-        out.print(f"{page} ({told}); beside it report.png and report.json", soft_wrap=True, markup=False)
+        cost = f"{page.stat().st_size / 1e6:.2f} MB, {time.monotonic() - began:.1f} s"
+        out.print(f"{page} ({cost}); beside it report.png and report.json", soft_wrap=True, markup=False)
 
 
 def _errors() -> tuple[type[Exception], ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from aem_core.errors import AEMRuntimeError
 from agent_loops.environment import Task
 from recipe.aem.tools.doctor.configuration import CUSTOM
 from recipe.aem.tools.doctor.machine import GB
@@ -91,7 +92,7 @@ def measure(custom: Mapping[str, Any], tasks: Sequence[Task], copies: int, secon
         copies: episodes of each.
 
     Raises:
-        RuntimeError: the process failed, or took too long.
+        AEMRuntimeError: the process failed, or took too long.
     """
     given = json.dumps({"benchmark": custom["benchmark"], "tasks": list(tasks), "copies": copies})
     code = _RUN.format(path=[one for one in sys.path if one] or [""])
@@ -100,11 +101,11 @@ def measure(custom: Mapping[str, Any], tasks: Sequence[Task], copies: int, secon
             [sys.executable, "-c", code], input=given, capture_output=True, text=True, timeout=seconds
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"opening {len(tasks) * copies} environments took longer than {seconds:g} s") from None
+        raise AEMRuntimeError(f"opening {len(tasks) * copies} environments took longer than {seconds:g} s") from None
     report = next((line for line in done.stdout.splitlines() if line.startswith(_MARK)), "")
     if not report:
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
-        raise RuntimeError(f"the measuring process ended with status {done.returncode}: {last[:300]}")
+        raise AEMRuntimeError(f"the measuring process ended with status {done.returncode}: {last[:300]}")
     return Measured(**json.loads(report.removeprefix(_MARK)))
 
 

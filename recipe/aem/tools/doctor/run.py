@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aem_core.errors import AEMValueError
 from recipe.aem.tools.doctor import machine, plugin, versions
 from recipe.aem.tools.finding import Finding, guarded
 from recipe.aem.tools.hydra_config import ConfigurationError, compose
@@ -225,7 +226,7 @@ def _tasks(benchmark: Any, count: int) -> list[Any]:
     split = benchmark.task_set.splits[0]
     tasks = benchmark.task_set.tasks(split)
     if not len(tasks):
-        raise ValueError(f"{benchmark.name}'s split {split} holds no task: look at the benchmark's settings")
+        raise AEMValueError(f"{benchmark.name}'s split {split} holds no task: look at the benchmark's settings")
     places = random.Random(0).sample(range(len(tasks)), min(count, len(tasks)))
     return [tasks[place] for place in places]
 

@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Options:
     """What the user asked for.
 
     Attributes:
@@ -41,21 +41,23 @@ class Report:
 
     Attributes:
         files: report.html, report.png, report.json.
-        told: what report.json holds.
+        numbers: what report.json holds.
         warnings: also at the top of the page.
     """
 
     files: Sequence[Path]
-    told: Mapping[str, Any]
+    numbers: Mapping[str, Any]
     warnings: Sequence[str]
 
 
-def build(runs: Sequence[Run], wishes: Wishes, progress: Callable[[int, int], None] = lambda done, of: None) -> Report:
+def build(
+    runs: Sequence[Run], options: Options, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Report:
     """Read the runs, and write the page, the picture and the numbers.
 
     Args:
         runs: from `sources.find_runs`.
-        wishes: what to show, and where to write.
+        options: what to show, and where to write.
         progress: called with how many dumped steps are read, and how many there are.
 
     Raises:
@@ -79,10 +81,10 @@ def build(runs: Sequence[Run], wishes: Wishes, progress: Callable[[int, int], No
     for one in found:
         one.told["stands_out"] = stands_out(one.told)
     shown = None
-    if wishes.trajectories and any(one.dump for one in found):
-        shown = [_trajectories(one, wishes) for one in found if one.dump]
+    if options.trajectories and any(one.dump for one in found):
+        shown = [_trajectories(one, options) for one in found if one.dump]
     warnings = differences([one.told for one in found])
-    told = strict(
+    numbers = strict(
         {
             "schema": SCHEMA,
             "warnings": warnings,
@@ -90,14 +92,14 @@ def build(runs: Sequence[Run], wishes: Wishes, progress: Callable[[int, int], No
             "trajectories": None if shown is None else [_chosen(one) for one in shown],
         }
     )
-    files = [wishes.out / f"report.{kind}" for kind in ("html", "png", "json")]
-    text = page.render(told["runs"], shown, warnings, _version(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    files = [options.out / f"report.{kind}" for kind in ("html", "png", "json")]
+    html = page.render(numbers["runs"], shown, warnings, _version(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     picture = io.BytesIO()
-    charts.picture(told["runs"], picture)
-    numbers = json.dumps(told, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    wishes.out.mkdir(parents=True, exist_ok=True)
-    write_files(dict(zip(files, (text, picture.getvalue(), numbers), strict=True)))
-    return Report(files, told, warnings)
+    charts.picture(numbers["runs"], picture)
+    as_json = json.dumps(numbers, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_files(dict(zip(files, (html, picture.getvalue(), as_json), strict=True)))
+    return Report(files, numbers, warnings)
 
 
 def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -116,14 +118,13 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return warnings
 
 
-def _trajectories(one: Numbers, wishes: Wishes) -> dict[str, Any]:
+def _trajectories(one: Numbers, options: Options) -> dict[str, Any]:
     """A run's trajectories as the page shows them."""
-    if one.dump is None:
-        raise ValueError("a run without dumped steps has no trajectories")
+    assert one.dump is not None, "a run without dumped steps has no trajectories"
     about, notes = one.told["about"], []
-    decode, note = _decoder(wishes.tokenizer or about["tokenizer"])
+    decode, note = _decoder(options.tokenizer or about["tokenizer"])
     notes += [note] if note else []
-    chosen = choose(one.dump.last(), wishes.trajectories, decode)
+    chosen = choose(one.dump.last(), options.trajectories, decode)
     if not chosen["by_success"]:
         notes.append("The dump does not know success: best and worst are by the sign of the mean advantage.")
     lists = [("Best", chosen["best"]), ("Worst", chosen["worst"])]

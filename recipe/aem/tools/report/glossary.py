@@ -1,4 +1,4 @@
-"""What the names on the page mean; docs/metrics.md and docs/dump.md say more."""
+"""What the names on the page mean; docs/metrics/ and docs/dump.md say more."""
 
 from __future__ import annotations
 

@@ -206,16 +206,16 @@ def changes_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | No
         axes.margins(0.08)
 
     correlation = found["correlation"]
-    told = "too few pairs for a correlation" if correlation is None else f"correlation {_interval(correlation)}"
+    known = "too few pairs for a correlation" if correlation is None else f"correlation {_interval(correlation)}"
     of = "" if only else f", {run['name']}"
     says = (
-        f"A point is a step and the next: {len(x)} pairs, {told}. All on a line through 0: the theory would tell all."
+        f"A point is a step and the next: {len(x)} pairs, {known}. All on a line through 0: the theory would tell all."
     )
     return render(
         f"changes-{number}",
         f"Predicted and measured change{of}",
         says,
-        f"{len(x)} pairs of steps; {told}.",
+        f"{len(x)} pairs of steps; {known}.",
         draw,
         1,
         ("drift",),

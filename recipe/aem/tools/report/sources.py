@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aem_core.errors import AEMError
 from agent_loops.reading import FileError
 from recipe.aem.dump.reader import PATTERN
 from recipe.aem.tools.metrics_file import read_log
@@ -18,7 +19,7 @@ METRICS = re.compile(r"metrics(?:\.(\d+))?\.jsonl")
 DUMP = "dump"
 
 
-class ReportError(FileError):
+class ReportError(AEMError, FileError):
     """A source that cannot be read, or a wrong request; the message is one line and names the file."""
 
 

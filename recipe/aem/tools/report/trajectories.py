@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from aem_core.errors import AEMError
 from recipe.aem.batch import Batch
 from recipe.aem.dump.step import Step
 from recipe.aem.tools.report.frame import Frame, frame_of
@@ -21,7 +22,7 @@ SHOWN_TURNS = 40
 Decode = Callable[[Sequence[int]], str]
 
 
-class NoTokenizer(Exception):
+class NoTokenizer(AEMError, LookupError):
     """The tokenizer cannot be loaded; says why, in one line."""
 
 

@@ -33,15 +33,15 @@ def _many(which: np.ndarray) -> bool:
 
 
 def _about(columns: Columns, which: np.ndarray) -> dict[str, Any]:
-    told: dict[str, Any] = {"responses": int(which.sum())}
+    about: dict[str, Any] = {"responses": int(which.sum())}
     for title, name in (("entropy", "entropy"), ("weight", "weight")):
         values = columns[name][which]
         values = values[~np.isnan(values)]
-        told[title] = None
+        about[title] = None
         if len(values):
             low, middle, high = np.quantile(values, QUARTILES)
-            told[title] = {"mean": float(values.mean()), "q25": float(low), "q50": float(middle), "q75": float(high)}
-    return told
+            about[title] = {"mean": float(values.mean()), "q25": float(low), "q50": float(middle), "q75": float(high)}
+    return about
 
 
 def explained(columns: Columns) -> list[dict[str, Any]] | None:

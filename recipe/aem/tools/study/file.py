@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aem_core.errors import AEMError
 from agent_loops.reading import FileError, reason, shown
 from recipe.aem.tools.hydra_config import is_path, plain_yaml
 
@@ -23,7 +24,7 @@ _KEYS = (*_REQUIRED, "config", "overrides", "env", "summary", "keep")
 RESERVED = ("trainer.default_local_dir", "trainer.resume_mode", "data.seed", "actor_rollout_ref.rollout.seed")
 
 
-class StudyError(FileError):
+class StudyError(AEMError, FileError):
     """Something in a study that its user can put right; the message is one line."""
 
 
