@@ -1,4 +1,4 @@
-"""Does a patch mend a task's repository? The tests run in a fresh sandbox, and swebench's own functions judge.
+"""Does a patch fix a task's repository? The tests run in a fresh sandbox, and swebench's own functions judge.
 
 What the agent did to its own sandbox is of no account: only its patch is, applied by git to a fresh copy of the
 repository. Of the patch, edits that could fool the grader are left out (`patches.is_protected`: tests, the
