@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agent_loops.errors import AgentLoopError
 from agent_loops.thoughts import TAGS, Split, split_thought
 
 READ_ACTION = ("after_thought", "first")
@@ -130,7 +131,7 @@ class FunctionCall:
     arguments: Mapping[str, str]
 
 
-class CallError(ValueError):
+class CallError(AgentLoopError, ValueError):
     """A text is not a function call; the message says what is wrong with it."""
 
 

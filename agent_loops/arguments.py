@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agent_loops.errors import InputError
+
 
 def refuse(setting: str, value: Any, expected: str) -> NoReturn:
     """Raise the `ValueError` of a setting."""
-    raise ValueError(f"{setting}={_shown(value)}: expected {expected}")
+    raise InputError(f"{setting}={_shown(value)}: expected {expected}")
 
 
 def whole(setting: str, value: Any, least: int = 1) -> int:

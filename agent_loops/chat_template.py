@@ -28,6 +28,7 @@ from verl.utils.tokenizer.continuous_token_wiring import (
 )
 
 from agent_loops.control_tokens import PlainText, added_tokens
+from agent_loops.errors import AgentLoopError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _THOUGHT = ("<think>", "</think>")
 """Not control tokens, whatever a tokenizer calls them: our own prompts say these words."""
 
 
-class TemplateError(ValueError):
+class TemplateError(AgentLoopError, ValueError):
     """A chat template cannot render what it was asked for."""
 
 
@@ -110,7 +111,7 @@ class ChatTemplate:
         self._eos = [int(one) for one in (eos if isinstance(eos, list | tuple) else [eos]) if one is not None]
         self._engine = frozenset({*self._eos, *engine})
         if not self._engine:
-            raise ValueError(
+            raise InputError(
                 "nothing is known that ends a response: the tokenizer has no eos_token, and the model's folder no "
                 "generation_config.json with an eos_token_id"
             )
@@ -285,7 +286,7 @@ class TemplateBuilder(ContinuousTokenBuilder):
                 previous_messages, updated_messages, runtime_token_ids, tools=tools
             )
         if updated_messages[: len(previous_messages)] != previous_messages:
-            raise ValueError("messages are append-only: the earlier ones changed")
+            raise InputError("messages are append-only: the earlier ones changed")
         return self._template.merge(runtime_token_ids, new[0])
 
 

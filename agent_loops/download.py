@@ -25,6 +25,7 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from agent_loops.errors import AgentLoopError, InputError
 from agent_loops.files import room_for, write_json
 from agent_loops.reading import harmless, parse_json, read_bytes, require_file, shown
 from agent_loops.reading import reason as why
@@ -40,7 +41,7 @@ PAUSE = 1.0  # seconds before a retry
 MANIFEST = "aem_data.json"
 
 
-class DownloadError(Exception):
+class DownloadError(AgentLoopError, RuntimeError):
     """A file could not be had, or is not what it should be. The message says what to do, in several lines perhaps."""
 
     lines = True
@@ -49,7 +50,7 @@ class DownloadError(Exception):
         super().__init__(harmless(message))
 
 
-class _Refusal(Exception):
+class _Refusal(AgentLoopError, RuntimeError):
     """What one source did instead of sending the file."""
 
 
@@ -240,11 +241,11 @@ _MANIFEST_BYTES = 16 << 20
 def _entries(found: Any) -> dict[str, dict[str, Any]]:
     files = found.get("files") if isinstance(found, dict) else None
     if not isinstance(files, dict):
-        raise ValueError("it has no files")
+        raise InputError("it has no files")
     for name, entry in files.items():
         texts = [entry.get(part) for part in ("sha256", "source", "arrived")] if isinstance(entry, dict) else [None]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"the entry {shown(name)} is not one of a file")
+            raise InputError(f"the entry {shown(name)} is not one of a file")
     return files
 
 

@@ -14,6 +14,7 @@ import jinja2
 
 from agent_loops.actions import READ_ACTION, SCRIPTS, ParsedAction, action_verb, parse_action, parse_function_call
 from agent_loops.environment import Environment, Observation, Task
+from agent_loops.errors import InputError, MissingFileError
 from agent_loops.texts import clean, clean_observation, cut_middle
 
 LAYOUTS = ("turns", "transcript")
@@ -96,28 +97,28 @@ class EpisodeSettings:
             ("forbid_script", tuple(SCRIPTS)),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected one of {list(known)}")
+                raise InputError(f"episode.{name}={getattr(self, name)!r}: expected one of {list(known)}")
         for name, least in (("max_turns", 1), ("history_length", 0), ("fallback_characters", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"episode.{name}={getattr(self, name)!r}: expected at least {least}")
+                raise InputError(f"episode.{name}={getattr(self, name)!r}: expected at least {least}")
         if self.turn_tokens is not None and self.turn_tokens < 1:
-            raise ValueError(f"episode.turn_tokens={self.turn_tokens!r}: expected null or at least 1")
+            raise InputError(f"episode.turn_tokens={self.turn_tokens!r}: expected null or at least 1")
         if self.trajectory_seconds is not None and not self.trajectory_seconds > 0:
-            raise ValueError(f"episode.trajectory_seconds={self.trajectory_seconds!r}: expected null or more than 0")
+            raise InputError(f"episode.trajectory_seconds={self.trajectory_seconds!r}: expected null or more than 0")
         if not 0 <= self.overlong_buffer <= 1:
-            raise ValueError(
+            raise InputError(
                 f"episode.overlong_buffer={self.overlong_buffer!r}: expected a share, from 0 to 1, of the tokens that "
                 "a response may have (4,096 of 20,480 are 0.2)"
             )
         if not 0 <= self.overlong_penalty < float("inf"):
-            raise ValueError(f"episode.overlong_penalty={self.overlong_penalty!r}: expected a finite number >= 0")
+            raise InputError(f"episode.overlong_penalty={self.overlong_penalty!r}: expected a finite number >= 0")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> EpisodeSettings:
         known = {one.name for one in dataclasses.fields(cls)}
         unknown = sorted(set(config) - known)
         if unknown:
-            raise ValueError(f"episode.{unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
+            raise InputError(f"episode.{unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
         return cls(**config)
 
     def overlong(self, length: int, limit: int) -> float:
@@ -201,18 +202,9 @@ class Episode:
         self.instruction = str(self.observation.info.get("instruction", ""))
         self.kind = str(self.observation.info.get("kind", ""))
 
-    def prompt(self, shorter: int = 0) -> str:
-        """The user message of the coming turn. In a transcript, only the first one holds the task and the instructions.
-
-        Args:
-            shorter: 0: the configured history, unless the text passes `max_prompt_characters`; 1: no history; each
-                step beyond halves what is shown of the observation. The task's words are always kept.
-        """
-        if shorter == 0:
-            return self.render(self.shown())
-        assert self.observation is not None, "reset the episode first"
-        halved = None if shorter == 1 else len(_body(self.observation)) >> (shorter - 1)
-        return self.render(Shown(history=False, observation=halved))
+    def prompt(self) -> str:
+        """The user message of the coming turn. In a transcript only the first message holds the task."""
+        return self.render(self.shown())
 
     @property
     def has_history(self) -> bool:
@@ -243,7 +235,7 @@ class Episode:
         action = self._parse(clean(response), thought_open)
         result = self.environment.step(action.text)
         if not math.isfinite(result.reward):  # one such value would spoil the returns of its whole group
-            raise ValueError(f"the environment's reward is {result.reward!r}: expected a finite number")
+            raise InputError(f"the environment's reward is {result.reward!r}: expected a finite number")
         if action.valid and (reason := result.info.get("invalid")):
             action = dataclasses.replace(action, valid=False, reason=clean(str(reason)))
         turn = Turn(self.observation, action, result.reward, 0.0 if action.valid else -self.settings.invalid_penalty)
@@ -322,7 +314,7 @@ def load_template(name: str) -> jinja2.Template:
         folder, _, stem = name.partition("/")
         path = Path(__file__).parent / folder / "prompts" / f"{stem}.jinja"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"episode.prompt={name!r}: no template {path.name} in {path.parent.name}; "
             "expected `<environment>/<name>` or a path that ends in .jinja"
         )

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_loops.errors import AgentLoopError
+
 _REASONS = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "no space left: the disk quota is used up",
@@ -35,7 +37,7 @@ _IN_WORDS = re.compile(
 )
 
 
-class DiskFull(OSError):
+class DiskFull(AgentLoopError, OSError):
     """There is no room for a file. The message names it and says what to do."""
 
     def __init__(self, path: Path | str, number: int = errno.ENOSPC):

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from agent_loops.errors import AgentLoopError, InputError
+
 INSTALL = "install one, e.g. `apt-get install openjdk-17-jre-headless`, or point JAVA_HOME at it"
 
 
-class JavaError(RuntimeError):
+class JavaError(AgentLoopError, RuntimeError):
     """There is no Java, or it does not start; the message says what to do."""
 
 
@@ -65,7 +67,7 @@ def check_heap(heap: str) -> str:
         ValueError: it is not a number with a unit.
     """
     if not re.fullmatch(r"[1-9]\d*[mMgG]", str(heap)):
-        raise ValueError(f"heap={heap!r}: expected a size such as 1g or 768m")
+        raise InputError(f"heap={heap!r}: expected a size such as 1g or 768m")
     return str(heap)
 
 

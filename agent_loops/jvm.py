@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
         "what talks to Java is not installed: pip install 'verl-aem[scienceworld]' (or [textworld])"
     ) from error
 
+from agent_loops.errors import AgentLoopError
 from agent_loops.java import INSTALL, JavaError, check_heap, error_line, find_java
 from agent_loops.workers import ProcessUnusable, die_with_parent
 
@@ -33,7 +34,7 @@ _END_SECONDS = 5.0
 _OUT_OF_MEMORY = 3  # the exit status of -XX:+ExitOnOutOfMemoryError
 
 
-class SimulatorError(RuntimeError):
+class SimulatorError(AgentLoopError, RuntimeError):
     """The simulator failed in one game; the others go on."""
 
 

@@ -15,13 +15,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from agent_loops.errors import AgentLoopError
+
 _LOGGER = logging.getLogger(__name__)
 LOCK = ".lock"
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
-class InUse(BlockingIOError):
+class InUse(AgentLoopError, BlockingIOError):
     """Another process writes to a directory. The message says which one, and what to do."""
 
 

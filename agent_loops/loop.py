@@ -35,6 +35,7 @@ from agent_loops.arguments import mapping, text
 from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
+from agent_loops.errors import AgentLoopError, InputError
 from agent_loops.layouts import ROWS, Rows
 from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout, contained
 from agent_loops.workers import DEFAULT_WORKERS, WorkerPool, check_workers
@@ -209,7 +210,7 @@ class _Clock:
         return self._deadline - time.perf_counter()
 
 
-class _Fault(RuntimeError):
+class _Fault(AgentLoopError, RuntimeError):
     """What the row will say of a failed environment, template or text."""
 
     timed_out = False
@@ -242,7 +243,7 @@ def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool
     """
     settings = OmegaConf.to_container(custom, resolve=True) if custom else {}
     if not isinstance(settings, dict) or "benchmark" not in settings:
-        raise ValueError(
+        raise InputError(
             "actor_rollout_ref.rollout.custom.benchmark is not set: the agent loop `environment` needs to know what to "
             "play, e.g. {target: agent_loops.webshop.WebShop, data_dir: ...}"
         )
@@ -252,7 +253,7 @@ def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool
     check_workers(workers)
     threads = settings.get("threads")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(
+        raise InputError(
             f"actor_rollout_ref.rollout.custom.threads={threads!r}: expected null or a whole number from 1 on"
         )
     with _OPENING:  # the cache alone would let every episode of the first batch open its own
@@ -269,7 +270,7 @@ def _opened_benchmark(config: str, workers: int, threads: int | None) -> tuple[B
     try:
         inspect.signature(make).bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"actor_rollout_ref.rollout.custom.benchmark, for {target}: {error}") from None
+        raise InputError(f"actor_rollout_ref.rollout.custom.benchmark, for {target}: {error}") from None
     benchmark = make(**arguments)
     if type(benchmark.make()).thread_safe:
         return benchmark, EnvironmentPool(benchmark.make, threads)

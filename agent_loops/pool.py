@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, ParamSpec, Protocol, TypeVar
 
 from agent_loops.environment import Environment
+from agent_loops.errors import AgentLoopError, FailedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class EnvironmentTimeout(RuntimeError):
+class EnvironmentTimeout(AgentLoopError, RuntimeError):
     """A step of an environment outlasted its deadline."""
 
 
@@ -30,13 +31,13 @@ def contained(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) ->
     CancelledError for a cancellation of the awaiter; and SystemExit would end the event loop.
 
     Raises:
-        RuntimeError: in the place of one of these.
+        FailedError: in the place of one of these.
 
     Examples:
         >>> contained(next, iter([]))
         Traceback (most recent call last):
         ...
-        RuntimeError: StopIteration
+        agent_loops.errors.FailedError: StopIteration
     """
     try:
         return function(*args, **kwargs)
@@ -44,7 +45,7 @@ def contained(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) ->
         if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration | CancelledError):
             raise
         said = f": {error}" if str(error) else ""
-        raise RuntimeError(f"{type(error).__name__}{said}") from error
+        raise FailedError(f"{type(error).__name__}{said}") from error
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from agent_loops.errors import AgentLoopError, InputError
+
 LARGEST = 256 << 20
 """Bytes of a file that is read whole, unless its reader knows better."""
 
@@ -53,7 +55,7 @@ def shown(value: Any, characters: int = 60) -> str:
     return text if len(text) <= characters else f"{text[:characters]}…"
 
 
-class FileError(ValueError):
+class FileError(AgentLoopError, ValueError):
     """A file that cannot be read as what it should be. The message names it, and is fit for a terminal."""
 
     def __init__(self, message: str) -> None:
@@ -117,12 +119,12 @@ def parse_json(text: str | bytes, not_a_number: bool = False) -> Any:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
         if text.startswith("\ufeff"):
-            raise ValueError("it begins with a byte order mark: save it as UTF-8 without one")
+            raise InputError("it begins with a byte order mark: save it as UTF-8 without one")
         return (_LOOSE if not_a_number else _STRICT).decode(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise InputError("it is nested too deeply") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text, at byte {error.start:,}") from None
+        raise InputError(f"it is not UTF-8 text, at byte {error.start:,}") from None
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,7 +135,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError(f"the name {shown(_twice(name for name, _ in pairs))} stands twice in one object")
+        raise InputError(f"the name {shown(_twice(name for name, _ in pairs))} stands twice in one object")
     return found
 
 
@@ -145,7 +147,7 @@ def finite(text: str) -> float:
     """
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {shown(text)} is too large")
+        raise InputError(f"the number {shown(text)} is too large")
     return value
 
 
@@ -155,7 +157,7 @@ def _twice(names: Iterable[str]) -> str:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise InputError(f"{text} is no number")
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=once, parse_float=finite, parse_constant=_no_number)

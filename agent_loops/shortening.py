@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from agent_loops.episode import Episode, Shown
+from agent_loops.errors import AgentLoopError
 from agent_loops.extra_fields import Shortened
 from agent_loops.texts import cut_middle
 
@@ -23,7 +24,7 @@ _MARKS = {"observation": len(" [...]") + 1, "instruction": len(cut_middle("x" * 
 """What has to go before the text is shorter: the words that say that something went have their length, too."""
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(AgentLoopError, ValueError):
     """Not even the template alone fits, which only another setting can change."""
 
 

@@ -35,6 +35,7 @@ from queue import SimpleQueue
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
 from agent_loops.environment import Environment, Observation, Step, Task
+from agent_loops.errors import AgentLoopError, InputError, OrderError
 from agent_loops.pool import EnvironmentTimeout, Slot, contained
 
 P = ParamSpec("P")
@@ -56,15 +57,15 @@ _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(AgentLoopError, RuntimeError):
     """The process that an episode lived in is gone, and the episode with it."""
 
 
-class ProcessUnusable(RuntimeError):
+class ProcessUnusable(AgentLoopError, RuntimeError):
     """Raised by an environment in a worker: nothing in this process can go on, so that it is to be replaced."""
 
 
-class RemoteError(RuntimeError):
+class RemoteError(AgentLoopError, RuntimeError):
     """An environment's exception that cannot be sent as it is; the message names its type."""
 
 
@@ -326,7 +327,7 @@ class RemoteEnvironment:
     def step(self, action: str, /) -> Step:
         self._check_thread()
         if self._child is None:
-            raise RuntimeError("step() before reset()")
+            raise OrderError("step() before reset()")
         return self._worker.request(self._child, "step", self._key, action)
 
     def conclude(self) -> Mapping[str, Any] | None:
@@ -351,7 +352,7 @@ class RemoteEnvironment:
 
     def _check_thread(self) -> None:
         if threading.current_thread() is not self._worker.thread:
-            raise RuntimeError("an environment in a worker is used through its slot: await slot.call(seconds, …)")
+            raise OrderError("an environment in a worker is used through its slot: await slot.call(seconds, …)")
 
 
 class WorkerPool:
@@ -398,7 +399,7 @@ class WorkerPool:
 def check_workers(workers: Any) -> None:
     """Raises ValueError where the setting is not a whole number from 1 on."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ValueError(
+        raise InputError(
             f"{SETTING}={workers!r}: expected a whole number from 1 on, the processes for environments that are not "
             f"thread-safe in each of verl's agent loop workers (default {DEFAULT_WORKERS})"
         )

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from agent_loops import arguments
 from agent_loops.environment import Observation, Step, check_split
+from agent_loops.errors import InputError, InputTypeError, MissingKeyError
 
 FACTS: Final = ("won", "score", "truncated", "instruction", "body", "kind", "actions")
 _FIRST_TRAINING_SEED: Final = 1_000_000
@@ -34,7 +35,7 @@ class SeedTasks:
     def __init__(self, train: int, validation: int, options: Mapping[str, Any] | None = None) -> None:
         arguments.whole("train", train)
         if arguments.whole("validation", validation) > _FIRST_TRAINING_SEED:
-            raise ValueError(f"validation={validation}: expected from 1 to {_FIRST_TRAINING_SEED} tasks")
+            raise InputError(f"validation={validation}: expected from 1 to {_FIRST_TRAINING_SEED} tasks")
         self._seeds = {
             "train": range(_FIRST_TRAINING_SEED, _FIRST_TRAINING_SEED + train),
             "validation": range(validation),
@@ -71,11 +72,11 @@ class Facts:
         keys = arguments.mapping("keys", keys)
         unknown = sorted(set(keys) - set(FACTS))
         if unknown:
-            raise ValueError(f"keys.{unknown[0]} is not a fact; there are {', '.join(FACTS)}")
+            raise InputError(f"keys.{unknown[0]} is not a fact; there are {', '.join(FACTS)}")
         for fact, name in keys.items():
             arguments.text(f"keys.{fact}", name)
         if winning_reward is not None and "won" in keys:
-            raise ValueError(f"keys.won={keys['won']!r} and winning_reward={winning_reward!r}: give one of them")
+            raise InputError(f"keys.won={keys['won']!r} and winning_reward={winning_reward!r}: give one of them")
         self._key = {fact: keys.get(fact, fact) for fact in FACTS}
         self._winning_reward = None if winning_reward is None else _number("winning_reward", winning_reward)
 
@@ -83,7 +84,7 @@ class Facts:
         """Returns the observation with what is told of its actions, `instruction`, `body` and `kind`."""
         actions = self._get(told, "actions", ())
         if isinstance(actions, str) or not all(isinstance(action, str) for action in actions):
-            raise TypeError(
+            raise InputTypeError(
                 f"{self._key['actions']!r} is {actions!r}: expected a list of strings, the possible actions"
             )
         found = {fact: str(self._get(told, fact)) for fact in ("instruction", "body", "kind") if self._told(told, fact)}
@@ -102,9 +103,9 @@ class Facts:
         elif self._told(told, "won"):
             won = self._get(told, "won")
             if won not in (True, False):
-                raise TypeError(f"{self._key['won']!r} is {won!r}: expected true or false")
+                raise InputTypeError(f"{self._key['won']!r} is {won!r}: expected true or false")
         elif ended:
-            raise KeyError(
+            raise MissingKeyError(
                 f"the episode ended and {self._key['won']!r} is not among what the environment tells "
                 f"({', '.join(map(str, told)) or 'nothing'}): name what says so in keys.won, or set winning_reward"
             )
@@ -136,7 +137,7 @@ def _score(key: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{key!r} is {value!r}: expected a number") from None
+        raise InputTypeError(f"{key!r} is {value!r}: expected a number") from None
 
 
 def refuse(observation: Observation, reason: str) -> Step:

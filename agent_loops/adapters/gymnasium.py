@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from agent_loops import arguments
 from agent_loops.adapters.common import Facts, SeedTasks, refuse
 from agent_loops.environment import Observation, Step
+from agent_loops.errors import InputError, InputTypeError, OrderError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -58,14 +59,14 @@ class GymnasiumEnvironment:
             KeyError: the episode ended, and nothing says whether it is won.
         """
         if self._env is None or self._seen is None:
-            raise RuntimeError("step() before reset(): no episode is being played")
+            raise OrderError("step() before reset(): no episode is being played")
         if not self._env.action_space.contains(action):
             return refuse(self._seen, f"Not an action: {_reason(action, self._env.action_space)}.")
         text, reward, terminated, truncated, told = self._answer("step", 5, self._env.step(action))
         try:
             reward = float(reward)
         except (TypeError, ValueError):
-            raise TypeError(f"{self._source}: step() returned the reward {reward!r}: expected a number") from None
+            raise InputTypeError(f"{self._source}: step() returned the reward {reward!r}: expected a number") from None
         terminated, truncated = bool(terminated), bool(truncated)
         info = self._facts.of_step(told, reward, terminated or truncated)
         self._seen = self._facts.of_observation(_text(text), told)
@@ -75,11 +76,11 @@ class GymnasiumEnvironment:
         """The answer of the environment's `reset` or `step`, whose last part is its `info`."""
         if not isinstance(answer, tuple) or len(answer) != length:
             found = f"{len(answer)} values" if isinstance(answer, tuple) else f"a {type(answer).__name__}"
-            raise TypeError(
+            raise InputTypeError(
                 f"{self._source}: {method}() returned {found}: expected {_ANSWERS[method]}, as gymnasium.Env"
             )
         if not isinstance(answer[-1], Mapping):
-            raise TypeError(
+            raise InputTypeError(
                 f"{self._source}: {method}() returned {answer[-1]!r:.80} as its info: expected a dict, as "
                 "gymnasium.Env; an empty one will do"
             )
@@ -137,7 +138,7 @@ class GymnasiumBenchmark:
         except ImportError as error:
             raise ImportError("gymnasium is not installed: pip install 'verl-aem[gymnasium]'") from error
         if (env_id is None) == (factory is None):
-            raise ValueError(f"env_id={env_id!r}, factory={factory!r}: give one of them")
+            raise InputError(f"env_id={env_id!r}, factory={factory!r}: give one of them")
         given = arguments.mapping("env_kwargs", env_kwargs)
         self._make: Callable[[], gymnasium.Env]
         if env_id is not None:
@@ -157,11 +158,11 @@ class GymnasiumBenchmark:
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             more = f" with env_kwargs={given!r}" if given else ""
-            raise ValueError(f"{self._source}{more} makes no environment: {type(error).__name__}: {said}") from error
+            raise InputError(f"{self._source}{more} makes no environment: {type(error).__name__}: {said}") from error
         try:
             for role, space in (("observation", env.observation_space), ("action", env.action_space)):
                 if not isinstance(space, gymnasium.spaces.Text):
-                    raise TypeError(
+                    raise InputTypeError(
                         f"the {role} space of {self._name} is {space}: expected gymnasium.spaces.Text. Wrap the "
                         f"environment, e.g. in gymnasium.wrappers.Transform{role.capitalize()} with a Text space"
                     )
@@ -190,15 +191,15 @@ def _resolved(factory: str) -> Callable[..., Any]:
     try:
         found = pkgutil.resolve_name(factory)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"factory={factory!r}: {error}; expected module:function or module:Class") from error
+        raise InputError(f"factory={factory!r}: {error}; expected module:function or module:Class") from error
     if not callable(found):
-        raise ValueError(f"factory={factory!r} is a {type(found).__name__}: expected module:function or module:Class")
+        raise InputError(f"factory={factory!r} is a {type(found).__name__}: expected module:function or module:Class")
     return found
 
 
 def _text(observation: Any) -> str:
     if not isinstance(observation, str):
-        raise TypeError(f"the observation is a {type(observation).__name__}: expected a string")
+        raise InputTypeError(f"the observation is a {type(observation).__name__}: expected a string")
     return observation
 
 

@@ -12,9 +12,10 @@ import requests
 from agent_loops import arguments
 from agent_loops.adapters.common import Facts, SeedTasks, refuse
 from agent_loops.environment import Observation, Step
+from agent_loops.errors import AgentLoopError, InputError, OrderError
 
 
-class OpenEnvError(RuntimeError):
+class OpenEnvError(AgentLoopError, RuntimeError):
     """The server, or the connection to it, failed; the session is over."""
 
 
@@ -57,7 +58,7 @@ class OpenEnvEnvironment:
             KeyError: the episode ended, and nothing says whether it is won.
         """
         if self._client is None or self._seen is None:
-            raise RuntimeError("step() without a session: reset() opens one, and a failure ends it")
+            raise OrderError("step() without a session: reset() opens one, and a failure ends it")
         try:
             result = self._ask(self._client.step, self._server.action(action))
         except _Refused as error:
@@ -105,7 +106,7 @@ class OpenEnvEnvironment:
         return self._server.facts.of_observation(text, _told(result))
 
 
-class _Refused(Exception):
+class _Refused(AgentLoopError, RuntimeError):
     """The server's action model does not take the action."""
 
 
@@ -229,16 +230,16 @@ def check_fields(
     for side, field in (("action", action_field), ("observation", observation_field)):
         texts = [name for name, kind in schema[side].items() if _is_text(kind)]
         if field not in texts:
-            raise ValueError(
+            raise InputError(
                 f"{side}_field={field!r} is not a text field of the server's {side}: its text fields are "
                 f"{', '.join(texts) or 'none'}, all its fields {', '.join(schema[side])}"
             )
     unknown = sorted(set(action_defaults) - set(schema["action"]))
     if unknown:
-        raise ValueError(f"action_defaults.{unknown[0]}: the server's action has {', '.join(schema['action'])}")
+        raise InputError(f"action_defaults.{unknown[0]}: the server's action has {', '.join(schema['action'])}")
     missing = sorted(set(schema["required"]) - {action_field, *action_defaults})
     if missing:
-        raise ValueError(f"the server's action also needs {', '.join(missing)}: set action_defaults")
+        raise InputError(f"the server's action also needs {', '.join(missing)}: set action_defaults")
 
 
 def _is_text(kind: Mapping[str, Any]) -> bool:

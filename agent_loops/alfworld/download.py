@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from agent_loops.download import DownloadError, RemoteFile, bar_of, check_space, fetch, link_to, sha256_of
+from agent_loops.errors import AgentLoopError
 from agent_loops.files import room_for, sync_tree
 from agent_loops.reading import parse_json, read_bytes, reason, require_file, shown
 
@@ -430,7 +431,7 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes | None]]:
         ) from error
 
 
-class _TooMuch(Exception):
+class _TooMuch(AgentLoopError, RuntimeError):
     """What an archive holds that no archive of games does."""
 
 

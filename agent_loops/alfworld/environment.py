@@ -9,6 +9,7 @@ from typing import ClassVar
 from agent_loops.alfworld.game import Game, GameError, Play, load_game, playing
 from agent_loops.alfworld.tasks import games_directory, kind_of
 from agent_loops.environment import Observation, Step
+from agent_loops.errors import OrderError
 from agent_loops.reading import reason, shown
 
 _TASK = "Your task is to: "
@@ -75,9 +76,9 @@ class AlfworldEnvironment:
             GameError: the game's file leads to what cannot be said or done.
         """
         if self._play is None:
-            raise RuntimeError("step() before reset(): no game is being played")
+            raise OrderError("step() before reset(): no game is being played")
         if self._play.won:
-            raise RuntimeError("step() after the game was won: reset() starts the next one")
+            raise OrderError("step() after the game was won: reset() starts the next one")
         with playing(self._path):
             self._play.command(command)
         won = self._play.won

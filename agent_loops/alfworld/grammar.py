@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent_loops.alfworld.pddl import Conjunction, Literal
+from agent_loops.errors import AgentLoopError
 from agent_loops.reading import parse_json, reason, shown
 
 Values = Mapping[str, str]
@@ -35,7 +36,7 @@ _PIECE = re.compile(
 _ATOM = re.compile(r"\s*(\w+)\(([^()]*)\)\s*")
 
 
-class GrammarError(ValueError):
+class GrammarError(AgentLoopError, ValueError):
     """The text is not a grammar, or uses more of TextWorld's than this module knows."""
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from agent_loops.errors import AgentLoopError
 from agent_loops.reading import shown
 
 Tree = str | list["Tree"]
@@ -28,7 +29,7 @@ MOST_CONJUNCTIONS = 10_000
 """Of a condition in disjunctive normal form, which can be exponentially longer than the condition."""
 
 
-class PddlError(ValueError):
+class PddlError(AgentLoopError, ValueError):
     """The text is not PDDL, or uses more of it than this module knows."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from agent_loops.environment import Observation, Step
+from agent_loops.errors import OrderError
 from agent_loops.scienceworld.simulator import Game, Simulator
 from agent_loops.scienceworld.tasks import check_task
 
@@ -73,7 +74,7 @@ class ScienceWorldEnvironment:
             ProcessUnusable: the JVM is dead.
         """
         if self._game is None:
-            raise RuntimeError("step() before reset(): no task is being played")
+            raise OrderError("step() before reset(): no task is being played")
         if self._last is not None:
             return self._last
         text, score, completed = self._game.step(action)

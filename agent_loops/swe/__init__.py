@@ -1,1 +1,1 @@
-"""Software engineering: an agent mends a repository by tool calls in a sandbox, and hidden tests decide."""
+"""Software engineering: an agent fixes a repository through tool calls in a sandbox, and hidden tests decide."""

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Container
 
+from agent_loops.errors import AgentLoopError
 from agent_loops.swe.patches import glob_escaped, is_protected, patch_bytes, patched_paths
 from agent_loops.swe.sandbox import Executed, Sandbox
 from agent_loops.swe.sandbox.changes import OWN_PLACES, OWN_REPOSITORY
@@ -60,7 +61,7 @@ git add --all --force . && git diff --cached --binary --no-renames --no-ext-diff
 """
 
 
-class NotApplied(Exception):
+class NotApplied(AgentLoopError, RuntimeError):
     """Why a patch is not one that tests can run on; its further arguments are files whose edits do not count."""
 
     def __str__(self) -> str:

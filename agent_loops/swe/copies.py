@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from agent_loops.errors import InputError
 from agent_loops.swe.patches import is_protected
 from agent_loops.swe.sandbox import SandboxSettings
 from agent_loops.swe.sandbox.visible import View, make_view
@@ -148,7 +149,7 @@ def refuse_copies(tasks: SweTasks, settings: SandboxSettings) -> None:
     if copies := find_copies(list(of), settings):
         several = {task: one for one in copies for task in of[one]}
         task, one = min(several.items(), key=lambda item: item[0])
-        raise ValueError(
+        raise InputError(
             f"the answer of {len(several)} tasks can be read in the sandbox, such as {one.path} of task {task} in "
             f"{copies[one]}: hide it with sandbox.hidden, leave it out of sandbox.packages and sandbox.readable, or "
             "leave the tasks out"

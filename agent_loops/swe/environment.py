@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from agent_loops.actions import CallError, FunctionCall
 from agent_loops.environment import Observation, Step
+from agent_loops.errors import OrderError
 from agent_loops.swe.patches import read_outline, text_patch
 from agent_loops.swe.sandbox import (
     BaseLostError,
@@ -137,7 +138,7 @@ class SweEnvironment:
         if self._end is not None:
             return self._end
         if self._toolbox is None:
-            raise RuntimeError("step() before reset(): no task is being played")
+            raise OrderError("step() before reset(): no task is being played")
         try:
             call = read_tool_call(action)
             if call.name == "finish":
@@ -220,7 +221,7 @@ class SweEnvironment:
     def _playing(self) -> tuple[SweTask, Sandbox, Toolbox]:
         task, sandbox, toolbox = self._task, self._sandbox, self._toolbox
         if task is None or sandbox is None or toolbox is None:
-            raise RuntimeError("no task is being played: reset() comes first")
+            raise OrderError("no task is being played: reset() comes first")
         return task, sandbox, toolbox
 
     def _ended(self, info: dict[str, Any], reason: str) -> Step:

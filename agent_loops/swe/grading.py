@@ -1,4 +1,4 @@
-"""Does a patch mend a task's repository? The tests run in a fresh sandbox, and swebench's own functions judge.
+"""Does a patch fix a task's repository? The tests run in a fresh sandbox, and swebench's own functions judge.
 
 What the agent did to its own sandbox is of no account: only its patch is, applied by git to a fresh copy of the
 repository. Of the patch, edits that could fool the grader are left out (`patches.is_protected`: tests, the
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent_loops.errors import InputError
 from agent_loops.swe import parsing
 from agent_loops.swe.applying import NotApplied, apply_patch
 from agent_loops.swe.patches import patched_paths
@@ -50,7 +51,7 @@ class GradeSettings:
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or self.patch_kb < 1 or self.log_kb < 1:
-            raise ValueError(f"{self}: seconds, patch_kb and log_kb must be above 0")
+            raise InputError(f"{self}: seconds, patch_kb and log_kb must be above 0")
 
 
 @dataclass(frozen=True)

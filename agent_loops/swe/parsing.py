@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent_loops.errors import AgentLoopError, FailedError, InputError
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
 
 SECONDS = 30.0
@@ -49,7 +50,7 @@ class Reading:
     doubts: tuple[str, ...] = field(default=())
 
 
-class TooSlow(Exception):
+class TooSlow(AgentLoopError, RuntimeError):
     """The log could not be read in time."""
 
 
@@ -137,7 +138,7 @@ class _Reader:
         if kind == "ImportError":
             raise ImportError(answer["message"])
         if kind:
-            raise ValueError(answer["message"])
+            raise InputError(answer["message"])
         return answer
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -167,7 +168,7 @@ class _Reader:
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
         except BrokenPipeError:
-            raise RuntimeError("the process that reads logs has ended") from None
+            raise FailedError("the process that reads logs has ended") from None
         return self._receive(process, time.monotonic() + seconds)
 
     @staticmethod
@@ -182,7 +183,7 @@ class _Reader:
                     raise TooSlow("the log of the tests could not be read in time")
                 chunk = os.read(descriptor, 1 << 20)
                 if not chunk:
-                    raise RuntimeError("the process that reads logs has ended")
+                    raise FailedError("the process that reads logs has ended")
                 answer += chunk
         return json.loads(answer)
 
@@ -249,7 +250,7 @@ def _answer(modules: _Modules, request: dict[str, Any]) -> dict[str, Any]:
     name = request["parser"]
     if name != R2E_PARSER and name not in modules.parsers:
         instance = request.get("instance_id") or request["task"]["instance_id"]
-        raise ValueError(f"task {instance}: swebench has no log parser {name!r}")
+        raise InputError(f"task {instance}: swebench has no log parser {name!r}")
     if request["kind"] == "check":
         return {}
     return _read(modules, request)

@@ -196,11 +196,6 @@ def patch_bytes(patch: str) -> bytes:
     return data + b" \n" * old if 0 < old == new <= _CHOPPED_LINES else data
 
 
-def patch_text(data: bytes) -> str:
-    """Return a patch as text; `patch_bytes` gives the same bytes back."""
-    return data.decode("utf-8", "surrogateescape")
-
-
 def text_patch(path: str, old: str | None, new: str | None) -> str:
     """Return git's patch that turns one text of a file into another; None where there is no such file.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_loops.errors import MissingFileError
 from agent_loops.reading import FileError, parse_json, read_bytes, reason, require_file, shown
 from agent_loops.swe.patches import is_protected, read_outline, text_patch
 from agent_loops.swe.tasks import PYTEST_PARSER, R2E_PARSER, SweTask
@@ -108,10 +109,10 @@ def _files(path: Path) -> list[Path]:
             return [path / TASKS_FILE]
         files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
         if not files:
-            raise FileNotFoundError(f"{path} holds neither {TASKS_FILE} nor another {', '.join(_SUFFIXES)} file")
+            raise MissingFileError(f"{path} holds neither {TASKS_FILE} nor another {', '.join(_SUFFIXES)} file")
         return files
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: expected a file of tasks or a directory of them")
+        raise MissingFileError(f"{path} does not exist: expected a file of tasks or a directory of them")
     if path.suffix not in _SUFFIXES:
         raise FileError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}")
     return [path]

@@ -15,6 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("TextWorldExpress is not installed: pip install 'verl-aem[textworld]'") from error
 
+from agent_loops.errors import InputError
 from agent_loops.jvm import JvmGame, JvmSimulator
 
 NAME = "TextWorldExpress"
@@ -46,7 +47,7 @@ class Simulator(JvmSimulator):
         problem = loaded.ask(loaded.interface.load, game, given)
         if problem:
             loaded.close()
-            raise ValueError(f"{game} with parameters {given!r}: {problem.strip()}")
+            raise InputError(f"{game} with parameters {given!r}: {problem.strip()}")
         return loaded
 
 

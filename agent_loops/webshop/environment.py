@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from agent_loops.environment import Observation, Step
+from agent_loops.errors import MissingIndexError, OrderError
 from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.records import CatalogueError, Goal, Product
 from agent_loops.webshop.reward import reward
@@ -73,7 +74,7 @@ class WebShopEnvironment:
         """
         goals = self._catalogue.goals
         if not 0 <= goal_index < len(goals):
-            raise IndexError(f"goal {goal_index} does not exist: the catalogue has {len(goals)} goals")
+            raise MissingIndexError(f"goal {goal_index} does not exist: the catalogue has {len(goals)} goals")
         goal = goals[goal_index]
         if goal.asin not in self._catalogue.by_asin:
             raise CatalogueError(
@@ -91,7 +92,7 @@ class WebShopEnvironment:
         """
         episode = self._episode
         if episode is None:
-            raise RuntimeError("step() before reset(): no goal is being played")
+            raise OrderError("step() before reset(): no goal is being played")
         gained = 0.0
         if episode.page != "done":
             name, argument = parse_action(action)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from agent_loops.errors import InputError
 from agent_loops.webshop.goals import written_goals
 from agent_loops.webshop.records import (
     CatalogueError,
@@ -53,7 +54,7 @@ def find_files(directory: str | Path, goals: GoalSource = "auto") -> DataFiles:
     """
     directory = Path(directory)
     if goals not in GOAL_SOURCES:
-        raise ValueError(f"goals={goals!r}: choose one of {', '.join(GOAL_SOURCES)}")
+        raise InputError(f"goals={goals!r}: choose one of {', '.join(GOAL_SOURCES)}")
     if not directory.is_dir():
         raise CatalogueError(
             f"WebShop's data directory {str(directory)!r} does not exist. Set `data_dir` to a directory with "

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent_loops.errors import AgentLoopError
 from agent_loops.reading import FileError, shown
 
 DEFAULT_PRICE = 100.0
@@ -123,7 +124,7 @@ def check_facts(facts: Any, where: str) -> None:
         raise CatalogueError(f"{where} is malformed: {error}") from error
 
 
-class Malformed(ValueError):
+class Malformed(AgentLoopError, ValueError):
     """A field of a record is not what it has to be. The message names the field, and what stands there."""
 
 

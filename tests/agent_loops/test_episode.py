@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_loops.environment import Benchmark, Environment, TaskSet
-from agent_loops.episode import Episode, EpisodeSettings, load_template
+from agent_loops.episode import Episode, EpisodeSettings, Shown, load_template
 from tests.helpers.guess import GuessBenchmark
 
 
@@ -179,8 +179,10 @@ def test_the_history_goes_before_a_prompt_grows_too_long():
 
 def test_shorter_prompts_keep_the_task():
     episode = play(COMPACT, ["<action>guess[1]</action>"])
-    assert "<action>" not in episode.prompt(shorter=1)
-    assert episode.prompt(shorter=2).endswith("hig [...]") and "find the secret digit" in episode.prompt(shorter=2)
+    assert "<action>" not in episode.render(Shown(history=False))
+    assert episode.render(Shown(history=False, observation=3)).endswith(
+        "hig [...]"
+    ) and "find the secret digit" in episode.render(Shown(history=False, observation=3))
 
 
 @pytest.mark.parametrize("prompt", ["webshop/full", "webshop/compact"])

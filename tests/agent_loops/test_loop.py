@@ -98,7 +98,7 @@ def test_an_invalid_turn_carries_its_penalty_and_leaves_the_outcome_alone(layout
         ("reset", 1, "reset: OSError: the game file is gone"),
         ("step", 1, "turn 0: RuntimeError: the game crashed"),
         ("slow", 1, "turn 0: EnvironmentTimeout: Episode.step took longer than 1 s"),
-        ("reward", 1, "turn 0: ValueError: the environment's reward is nan: expected a finite number"),
+        ("reward", 1, "turn 0: InputError: the environment's reward is nan: expected a finite number"),
     ],
 )
 def test_a_fault_of_the_environment_masks_the_trajectory_and_raises_nothing(fault, rows_expected, reason, layout):

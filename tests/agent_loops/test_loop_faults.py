@@ -178,7 +178,7 @@ def test_what_would_end_or_hang_an_event_loop_is_a_fault_like_any_other(name, me
         assert {row.extra_fields["fault"] for row in rows} == {""}
     else:
         where = {"reset": "reset", "step": "turn 0", "conclude": "the end"}[method]
-        assert f"RuntimeError: {name}" in check_fault(rows, where)
+        assert f"FailedError: {name}" in check_fault(rows, where)
 
 
 @pytest.mark.parametrize("action", ["stop", "exit"])

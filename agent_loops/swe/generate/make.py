@@ -16,6 +16,7 @@ from random import Random
 
 from filelock import FileLock, Timeout
 
+from agent_loops.errors import FailedError, InputError
 from agent_loops.files import write_file
 from agent_loops.swe.copies import find_copies, wanted_module
 from agent_loops.swe.generate.journal import Journal
@@ -61,7 +62,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.per_package < 1 or self.jobs < 1 or not self.packages:
-            raise ValueError("expected at least one package, per_package and jobs of 1 or more")
+            raise InputError("expected at least one package, per_package and jobs of 1 or more")
 
 
 @dataclass
@@ -114,7 +115,7 @@ def generate(options: Options, report: Callable[[str], None] = print) -> list[Ou
             _sort(tasks)
             return outcomes
     except Timeout:
-        raise RuntimeError(f"another process makes tasks in {options.directory}: wait for it") from None
+        raise FailedError(f"another process makes tasks in {options.directory}: wait for it") from None
 
 
 def _sort(tasks: Journal) -> None:
@@ -177,14 +178,14 @@ class _Maker:
         paths = modules(tree)
         with open_sandbox(self.options.grading.sandbox) as sandbox:
             if known := installed(top_names(paths), sandbox):
-                raise ValueError(
+                raise InputError(
                     f"the sandbox's Python has {', '.join(known)} installed, where the answer could be read: leave "
                     f"{self.package.name} out, or set sandbox.python to an environment without it"
                 )
         wanted = [wanted_module(path, (tree / path).read_bytes()) for path in paths]
         if copies := find_copies(wanted, self.options.grading.sandbox):
             one = min(copies, key=lambda one: one.path)
-            raise ValueError(
+            raise InputError(
                 f"{len(copies)} of its modules can be read in the sandbox, {one.path} in {copies[one]}: leave "
                 f"{self.package.name} out, or hide the copies with sandbox.hidden"
             )
@@ -193,7 +194,7 @@ class _Maker:
         passing = reliable(runs)
         if len(passing) < LEAST_PASSING:
             words = " ".join(runs[0].log.split())[-300:]
-            raise ValueError(f"only {len(passing)} of its tests pass by themselves: {words}")
+            raise InputError(f"only {len(passing)} of its tests pass by themselves: {words}")
         limit = min(self._limit(), 20 + 10 * max(run.seconds for run in runs))
         for fault in self._faults(tree, paths):
             if self.stopped or self.outcome.kept >= self.options.per_package:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from agent_loops.errors import FailedError, InputError
 from agent_loops.reading import FileError, reason
 
 _DOWNLOAD_SECONDS = 600
@@ -52,7 +53,7 @@ class Package:
         """
         match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)", text.strip())
         if match is None:
-            raise ValueError(f"package {text!r}: expected name==version, e.g. inflection==0.5.1")
+            raise InputError(f"package {text!r}: expected name==version, e.g. inflection==0.5.1")
         known = {(one.name, one.version): one for one in bundled_recipe()}
         return known.get((match[1], match[2])) or cls(match[1], match[2])
 
@@ -90,13 +91,13 @@ def download(package: Package, directory: Path) -> Path:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"pip did not fetch {package.title} in {_DOWNLOAD_SECONDS} seconds") from None
+            raise FailedError(f"pip did not fetch {package.title} in {_DOWNLOAD_SECONDS} seconds") from None
         if done.returncode:
             words = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-            raise RuntimeError(f"pip cannot fetch the source of {package.title}: {' '.join(words)[-400:]}")
+            raise FailedError(f"pip cannot fetch the source of {package.title}: {' '.join(words)[-400:]}")
         found = _source_file(package, Path(scratch))
         if found is None:
-            raise RuntimeError(f"pip fetched {package.title}, but no .tar.gz file")
+            raise FailedError(f"pip fetched {package.title}, but no .tar.gz file")
         return Path(shutil.move(found, directory / found.name))
 
 

@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+from agent_loops.errors import FailedError
 from agent_loops.files import replacing
 
 _IDENTITY = {
@@ -36,7 +37,7 @@ def commit(tree: Path) -> str:
         command = ["git", "-c", "core.autocrlf=false", "-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", *arguments]
         done = subprocess.run(command, cwd=tree, env=env | _IDENTITY, capture_output=True, text=True, timeout=300)
         if done.returncode:
-            raise RuntimeError(f"git {arguments[0]} failed in {tree}: {done.stderr.strip()[-300:]}")
+            raise FailedError(f"git {arguments[0]} failed in {tree}: {done.stderr.strip()[-300:]}")
         return done.stdout.strip()
 
     git("init", "--quiet", "--template=", "--initial-branch=main")

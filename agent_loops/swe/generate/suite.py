@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent_loops.errors import FailedError
 from agent_loops.swe.copies import top_name
 from agent_loops.swe.grading import GradeSettings
 from agent_loops.swe.patches import is_protected
@@ -66,7 +67,7 @@ def run_suite(tree: Path, changed: Mapping[str, str], command: str, settings: Gr
         for path, text in changed.items():
             done = sandbox.execute(f"cat > {shlex.quote(path)}", seconds=60, stdin=text.encode())
             if done.returncode:
-                raise RuntimeError(f"{path} cannot be written in the sandbox: {done.output[-300:]}")
+                raise FailedError(f"{path} cannot be written in the sandbox: {done.output[-300:]}")
         began = time.monotonic()
         done = run_tests(sandbox, task, seconds=settings.seconds, log_kb=settings.log_kb)
         took = time.monotonic() - began
@@ -110,7 +111,7 @@ def installed(names: Sequence[str], sandbox: Sandbox) -> list[str]:
     )
     done = sandbox.execute(f"cd / && python -P -c {shlex.quote(code)}", seconds=60)
     if done.returncode:
-        raise RuntimeError(f"Python does not run in the sandbox: {done.output[-300:]}")
+        raise FailedError(f"Python does not run in the sandbox: {done.output[-300:]}")
     return json.loads(done.output.strip().splitlines()[-1])
 
 

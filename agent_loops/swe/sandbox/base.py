@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from agent_loops import arguments
+from agent_loops.errors import AgentLoopError, InputError
 
 _SYSTEM = frozenset(
     ("bin", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "proc", "root", "run", "sbin", "sys")
@@ -16,7 +17,7 @@ _SYSTEM = frozenset(
 _SYSTEM |= {"tmp", "usr", "var"}
 
 
-class SandboxError(RuntimeError):
+class SandboxError(AgentLoopError, RuntimeError):
     """A sandbox could not be had, or failed by itself; a command that fails is no such error."""
 
 
@@ -135,7 +136,7 @@ class SandboxSettings:
         for one in fields(self):
             value = getattr(self, one.name)
             if one.type == "int" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"sandbox.{one.name}={value!r}: expected a whole number of 1 or more")
+                raise InputError(f"sandbox.{one.name}={value!r}: expected a whole number of 1 or more")
         for name in ("env", "options"):
             if not isinstance(getattr(self, name), Mapping):
                 arguments.refuse(f"sandbox.{name}", getattr(self, name), "a mapping, such as {name: value}")
@@ -157,7 +158,7 @@ class SandboxSettings:
                 arguments.refuse(f"sandbox.{name}", several, "a list of paths")
         parts = arguments.text("sandbox.tree", self.tree).split("/")
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
-            raise ValueError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
+            raise InputError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
         object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "packages", tuple(self.packages))

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent_loops.errors import InputError
 from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxClosedError, SandboxError, SandboxSettings
 from agent_loops.swe.sandbox.visible import make_environment
 
@@ -174,12 +175,12 @@ def open_container(settings: SandboxSettings, source: Path | None, image: str | 
     """
     remote = settings.backend == "swerex_remote"
     if not remote and not (image or settings.options.get("image")):
-        raise ValueError(
+        raise InputError(
             f"sandbox.backend={settings.backend} needs an image: the task names none, and neither does "
             "sandbox.options.image"
         )
     if remote and not {"host", "auth_token"} <= set(settings.options):
-        raise ValueError(
+        raise InputError(
             "sandbox.backend=swerex_remote needs the server's address: sandbox.options.host, .port and .auth_token"
         )
     arguments = {**({} if remote or image is None else {"image": image}), **container_arguments(settings)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent_loops.errors import InputError
 from agent_loops.swe.sandbox.base import Sandbox, SandboxSettings
 
 BACKENDS = ("bubblewrap", "docker", "swerex_docker", "swerex_modal", "swerex_remote", "swerex_fargate", "host")
@@ -22,9 +23,9 @@ def open_sandbox(settings: SandboxSettings, source: Path | None = None, image: s
         ValueError: the settings, or what they are given, do not go together.
     """
     if settings.backend not in BACKENDS:
-        raise ValueError(f"sandbox.backend={settings.backend!r}: expected one of {', '.join(BACKENDS)}")
+        raise InputError(f"sandbox.backend={settings.backend!r}: expected one of {', '.join(BACKENDS)}")
     if settings.backend in ("bubblewrap", "host") and image is not None:
-        raise ValueError(
+        raise InputError(
             f"sandbox.backend={settings.backend} starts no container images, and this task needs {image}: set "
             "sandbox.backend to docker or one of the swerex ones"
         )
