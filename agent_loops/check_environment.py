@@ -1,6 +1,6 @@
 """Does a benchmark keep the promises of `agent_loops.environment`? It plays a few tasks and says what is broken.
 
-python -m agent_loops.check_environment agent_loops.webshop.WebShop data_dir=…
+`aem check` is its command line.
 """
 
 from __future__ import annotations
@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import pkgutil
 import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent_loops.dataset import read_value
 from agent_loops.environment import Benchmark, Environment, Observation, Step, Task, TaskSet
 
 _NONSENSE = ("xyzzy éß <&> [0]", "", "9" * 100_000)
@@ -236,25 +233,3 @@ def _attempt(function: Callable[[], None], say: _Say) -> bool:
         say(f"An episode failed: {type(error).__name__}: {error}.")
         return False
     return True
-
-
-def main(arguments: list[str]) -> None:
-    """The command line: what makes the benchmark, and its arguments. The exit status is 1 where a promise is broken."""
-    if not arguments or not all("=" in argument for argument in arguments[1:]):
-        raise SystemExit(__doc__)
-    target, *settings = arguments
-    given = dict(setting.split("=", 1) for setting in settings)
-    try:
-        make = pkgutil.resolve_name(target)
-    except (ImportError, AttributeError) as error:
-        raise SystemExit(f"{target} is not to be found ({error}): expected e.g. agent_loops.webshop.WebShop") from error
-    problems = check_benchmark(make(**{name: read_value(value) for name, value in given.items()}))
-    for problem in problems:
-        print(problem)
-    if problems:
-        raise SystemExit(1)
-    print(f"{target}: no broken promise found")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,13 +1,7 @@
-"""A benchmark's tasks as the parquet files that verl reads: one row a task, one file a split.
-
-python -m agent_loops.dataset agent_loops.webshop.WebShop DIRECTORY data_dir=…
-"""
+"""A benchmark's tasks as the parquet files that verl reads: a row for each task, a file for each split."""
 
 from __future__ import annotations
 
-import json
-import pydoc
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +11,6 @@ import pyarrow.parquet as pq
 
 from agent_loops.environment import Task, TaskSet
 from agent_loops.files import replacing
-from agent_loops.reading import reason
 
 _ROWS = 1 << 16
 
@@ -68,32 +61,3 @@ def _row(name: str, split: str, index: int, task: Task) -> dict[str, Any]:
         "reward_model": {"style": "environment", "ground_truth": ""},
         "extra_info": {"index": index, "split": split, "task": task},
     }
-
-
-def read_value(text: str) -> Any:
-    """A setting of the command line: JSON where it is JSON, and a string otherwise."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def main(arguments: list[str]) -> None:
-    """The command line: what makes the benchmark, the directory to write to, and the benchmark's arguments."""
-    if len(arguments) < 2 or not all("=" in argument for argument in arguments[2:]):
-        raise SystemExit(__doc__)
-    target, directory, *settings = arguments
-    make = pydoc.locate(target)
-    if not callable(make):
-        raise SystemExit(f"{target} is not to be found: expected a benchmark such as agent_loops.webshop.WebShop")
-    given = dict(setting.split("=", 1) for setting in settings)
-    try:
-        benchmark: Any = make(**{name: read_value(value) for name, value in given.items()})
-        counts = write_parquet(benchmark, Path(directory))
-    except (ValueError, OSError, TypeError, RuntimeError) as error:  # a setting of the benchmark, or its data
-        raise SystemExit(f"error: the tasks of {target} cannot be written: {reason(error)}") from None
-    print(f"{directory}: " + ", ".join(f"{count} {split} tasks" for split, count in counts.items()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -71,13 +71,12 @@ def hold(directory: Path | str, setting: str, seconds: float = 0.0) -> int:
         time.sleep(0.05)  # the other one is at it, or was just removing its lock
 
 
-def take(descriptor: int, directory: Path, pid: int | None = None, command: str | None = None) -> str:
+def take(descriptor: int, directory: Path) -> str:
     """Lock an open lock file, and write into it who did.
 
     Args:
         descriptor: of the file.
         directory: that it stands for, for a warning.
-        pid, command: who holds it; this process where they are not given.
 
     Returns:
         Who else holds it; empty where it is held now.
@@ -95,10 +94,10 @@ def take(descriptor: int, directory: Path, pid: int | None = None, command: str 
             error.strerror,
         )
     who = {
-        "pid": pid or os.getpid(),
+        "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
-        "command": (command or " ".join(sys.argv))[:200],
+        "command": " ".join(sys.argv)[:200],
     }
     with contextlib.suppress(OSError):  # on a full disk the lock holds, and has no name
         os.ftruncate(descriptor, 0)
@@ -116,16 +115,3 @@ def _holder(descriptor: int) -> str:
         return f"process {who['pid']} on {who['host']}, since {who['since']} ({who['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
-
-
-def main(arguments: list[str]) -> int:
-    """For a shell: `exec 9<>DIR/.lock; python -m agent_loops.locks 9 DIR SETTING COMMAND`. The shell holds it then."""
-    number, directory, setting, command = arguments
-    if other := take(int(number), Path(directory), os.getppid(), command):
-        print(_in_use(Path(directory), other, setting), file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

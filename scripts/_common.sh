@@ -22,11 +22,6 @@ aem_setup() {
     aem_activate
 }
 
-# A command, after which nothing of it is left: neither at its end, nor where a signal ends it or this shell.
-aem_supervised() {
-    python -I -S "$AEM_ROOT/recipe/aem/tools/supervise.py" $$ --say "interrupted; the same command goes on from the last checkpoint, if there is one" -- "$@"
-}
-
 aem_activate() { # an environment that is there
     AEM_STACK=$(cat "$AEM_VENV/.aem-setup/stack")
     export AEM_STACK VIRTUAL_ENV=$AEM_VENV PATH=$AEM_VENV/bin:$PATH

@@ -15,6 +15,8 @@
 # Settings: recipe/aem/config/scienceworld_7b.yaml, protocol/scienceworld.yaml, benchmark/scienceworld.yaml, method/*,
 # machine/*.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=_benchmark.sh
-source "$(dirname "${BASH_SOURCE[0]}")/_benchmark.sh"
-run_benchmark scienceworld_7b "$@"
+# shellcheck source-path=SCRIPTDIR source=_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+# shellcheck disable=SC2119 # its arguments are not the script's
+aem_setup
+exec aem train scienceworld_7b "$@"

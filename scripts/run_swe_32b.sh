@@ -11,7 +11,7 @@
 # that is there.
 #
 # Knobs, from the environment:
-#   SWE_TASKS       a file or a directory of tasks: SWE-bench's, R2E-Gym's, or made by `python -m agent_loops.swe.generate`
+#   SWE_TASKS       a file or a directory of tasks: SWE-bench's, R2E-Gym's, or made by `aem data swe`
 #                   (default: generated from packages of PyPI in outputs/swe, which takes minutes)
 #   SWE_VALIDATION  the same with the tasks to validate on (default: whole repositories are held out)
 #   SWE_BACKEND     where commands run: bubblewrap (default), docker, swerex_docker, swerex_modal, … (docs/swe.md); the
@@ -22,6 +22,8 @@
 # Settings: recipe/aem/config/swe_32b.yaml, protocol/swe.yaml, benchmark/swe.yaml, method/*, machine/*.
 # It differs from DeepSWE's script as docs/swe.md says.
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=_benchmark.sh
-source "$(dirname "${BASH_SOURCE[0]}")/_benchmark.sh"
-run_benchmark swe_32b "$@"
+# shellcheck source-path=SCRIPTDIR source=_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+# shellcheck disable=SC2119 # its arguments are not the script's
+aem_setup
+exec aem train swe_32b "$@"

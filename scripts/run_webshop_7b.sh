@@ -14,6 +14,8 @@
 # Settings: recipe/aem/config/webshop_7b.yaml, protocol/webshop.yaml, benchmark/webshop.yaml, method/*, machine/*.
 # It differs from verl-agent's script in the prompt's wording, which is ours, and in entropy_coeff=0 (theirs: 0.001).
 set -euo pipefail
-# shellcheck source-path=SCRIPTDIR source=_benchmark.sh
-source "$(dirname "${BASH_SOURCE[0]}")/_benchmark.sh"
-run_benchmark webshop_7b "$@"
+# shellcheck source-path=SCRIPTDIR source=_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+# shellcheck disable=SC2119 # its arguments are not the script's
+aem_setup
+exec aem train webshop_7b "$@"

@@ -1,25 +1,21 @@
-"""How many tasks a set of predictions resolves: python -m agent_loops.swe.evaluate PREDICTIONS --tasks DIR.
+"""How many tasks a set of predictions resolves; `aem grade` is its command line.
 
 Predictions are written and read in swebench's format: instance_id, model_name_or_path and model_patch.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 from agent_loops.files import write_file
 from agent_loops.swe.grading import Grade, GradeSettings, grade, grade_row
 from agent_loops.swe.readers import read_tasks
-from agent_loops.swe.sandbox import BACKENDS, SandboxError, SandboxSettings
+from agent_loops.swe.sandbox import SandboxError, SandboxSettings
 from agent_loops.swe.slots import cores
 from agent_loops.swe.tasks import SweTask
 
@@ -161,31 +157,6 @@ def _prediction(row: Any, place: str) -> Prediction:
     return Prediction(row["instance_id"], **values)
 
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22).
-
-    Args:
-        successes: how often.
-        total: of how many.
-        confidence: how sure.
-
-    Raises:
-        ValueError: there are more successes than cases, or no cases.
-
-    Example:
-        >>> [round(bound, 4) for bound in wilson_interval(42, 100)]
-        [0.328, 0.5179]
-    """
-    if not 0 <= successes <= total or total < 1 or not 0 < confidence < 1:
-        raise ValueError(f"no interval of {successes} out of {total} at a confidence of {confidence}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, scale = successes / total, 1 + z * z / total
-    middle = (share + z * z / (2 * total)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    # exactly 0 and 1 at the ends, where rounding would miss them
-    return (0.0 if successes == 0 else middle - half), (1.0 if successes == total else middle + half)
-
-
 def evaluate(
     tasks: Sequence[SweTask],
     predictions: Sequence[Prediction],
@@ -203,8 +174,8 @@ def evaluate(
         report: is told each grade, a line each.
 
     Returns:
-        Plain data: `resolved`, `total`, `rate`, `interval` (95 %, Wilson), `errors` (tasks whose sandbox failed; they
-        count as not resolved), and `grades` by instance.
+        Plain data: `resolved`, `total`, `rate`, `errors` (tasks whose sandbox failed; they count as not resolved), and
+        `grades` by instance.
 
     Raises:
         ValueError: a prediction is for a task that is not there, or there are no tasks.
@@ -233,7 +204,6 @@ def evaluate(
         "resolved": resolved,
         "total": len(tasks),
         "rate": resolved / len(tasks),
-        "interval": list(wilson_interval(resolved, len(tasks))),
         "errors": sum("error" in row for row in rows),
         "grades": {task.instance_id: row for task, row in zip(tasks, rows, strict=True)},
     }
@@ -244,47 +214,34 @@ def _missing(task: SweTask) -> Grade:
     return Grade(False, False, NO_PREDICTION, *totals)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Grade predictions as the command line says; the exit status is 0 where no sandbox failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m agent_loops.swe.evaluate", description="Grades predictions with swebench's grading functions."
-    )
-    parser.add_argument("predictions", help=f"a .json or .jsonl file, or `{GOLD}` for the known solutions")
-    parser.add_argument("--tasks", required=True, type=Path, help="a file of tasks, or a directory of them")
-    parser.add_argument("--out", type=Path, help="where the grades go, as JSON")
-    parser.add_argument("--jobs", type=int, help="how many at once (default: the cores)")
-    parser.add_argument("--seconds", type=float, default=GradeSettings.seconds, help="a test run (%(default)s)")
-    parser.add_argument("--backend", choices=BACKENDS, default=SandboxSettings.backend, help="the sandbox")
-    parser.add_argument("--unconfined", action="store_true", help="allows --backend host: no isolation at all")
-    given = parser.parse_args(arguments)
-    try:
-        tasks = read_tasks(given.tasks)
-        if given.predictions == GOLD:
-            predictions = [Prediction(task.instance_id, GOLD, task.patch) for task in tasks]
-        else:
-            predictions = read_predictions(given.predictions)
-        sandbox = SandboxSettings(backend=given.backend, unconfined=given.unconfined)
-        settings = GradeSettings(sandbox=sandbox, seconds=given.seconds)
-        result = evaluate(tasks, predictions, settings, given.jobs, report=lambda line: print(line, flush=True))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    low, high = result["interval"]
-    print(
-        f"\nresolved {result['resolved']} of {result['total']}: {result['rate']:.1%} "
-        f"(95 % interval {low:.1%} to {high:.1%})"
-    )
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_file(given.out, json.dumps(result, indent=1) + "\n")
-        except OSError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    if result["errors"]:
-        print(f"{result['errors']} tasks have no grade: their sandbox failed", file=sys.stderr)
-    return 1 if result["errors"] else 0
+def grade_predictions(
+    predictions: str,
+    path: Path,
+    *,
+    jobs: int | None = None,
+    seconds: float | None = None,
+    backend: str = SandboxSettings.backend,
+    unconfined: bool = False,
+    report: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Grade a file of predictions on files of tasks, for `aem grade`.
 
+    Args:
+        predictions: their file; or `gold` for the tasks' known solutions.
+        path: a file of tasks, or a directory of them.
+        jobs, report: as for `evaluate`.
+        seconds: what a test run may take; None for the default.
+        backend, unconfined: of the sandbox.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        OSError, ValueError: a file cannot be read, or a setting is wrong.
+        ImportError: what grades is not installed.
+    """
+    tasks = read_tasks(path)
+    if predictions == GOLD:
+        answers = [Prediction(task.instance_id, GOLD, task.patch) for task in tasks]
+    else:
+        answers = read_predictions(predictions)
+    sandbox = SandboxSettings(backend=backend, unconfined=unconfined)
+    settings = GradeSettings(sandbox=sandbox, seconds=seconds or GradeSettings.seconds)
+    return evaluate(tasks, answers, settings, jobs, report)

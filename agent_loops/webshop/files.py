@@ -58,7 +58,7 @@ def find_files(directory: str | Path, goals: GoalSource = "auto") -> DataFiles:
     if not directory.is_dir():
         raise CatalogueError(
             f"WebShop's data directory {str(directory)!r} does not exist. Set `data_dir` to a directory with "
-            "items_shuffle*.json and items_ins_v2*.json, or make one: python -m agent_loops.webshop.generate DIR"
+            "items_shuffle*.json and items_ins_v2*.json, or make one: aem data webshop --generated --to DIR"
         )
     frozen = directory / "goals.json"
     return DataFiles(

@@ -3,15 +3,13 @@
 Every title is a feature, a material and a kind of product ("slim oak lamp"). Several products share a title and differ
 in price, colours and sizes, so a goal asks to find the title, to choose among its products, and to set the options.
 
-    python -m agent_loops.webshop.generate DIR [--seed 0] [--n-goals 4000] …
+`aem data webshop --generated` writes it with the parameters' defaults.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import string
-import sys
 from dataclasses import asdict, dataclass
 from itertools import product as combinations
 from pathlib import Path
@@ -251,30 +249,3 @@ def _some(rng: Random, values: tuple[str, ...], count: int) -> list[str]:
 
 def _text(content: Any) -> str:
     return json.dumps(content, ensure_ascii=False, indent=1)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: a directory, and an option for each parameter."""
-    parser = argparse.ArgumentParser(
-        prog="python -m agent_loops.webshop.generate", description="Write a made-up WebShop catalogue."
-    )
-    parser.add_argument("directory", type=Path)
-    defaults = asdict(Parameters())
-    for name, default in defaults.items():
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(default, tuple):
-            parser.add_argument(option, type=int, nargs="+", default=list(default))
-        else:
-            parser.add_argument(option, type=type(default), default=default)
-    chosen = vars(parser.parse_args(arguments))
-    directory = chosen.pop("directory")
-    chosen["prices"] = tuple(chosen["prices"])
-    try:
-        generate_catalogue(directory, **chosen)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    print(f"{directory}: {chosen['n_titles'] * chosen['variants']} products, {chosen['n_goals']} goals")
-
-
-if __name__ == "__main__":
-    main()

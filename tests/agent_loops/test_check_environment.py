@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from agent_loops import check_environment
 from agent_loops.check_environment import check_benchmark
 from agent_loops.environment import Observation, Step
 
-ROOT = Path(__file__).parents[2]
 _COUNTER = itertools.count()
 
 
@@ -199,31 +194,3 @@ def test_webshop_keeps_its_promises(tmp_path):
 
     directory = generate_catalogue(tmp_path, n_titles=8, variants=2, n_goals=24, sized_share=0.0)
     assert check_benchmark(WebShop(directory, n_validation=4), steps=20) == []
-
-
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "agent_loops.check_environment", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-
-
-def test_the_command():
-    done = command("examples.guess_the_number.GuessTheNumber")
-    assert done.returncode == 0 and done.stdout.endswith("no broken promise found\n"), done.stderr
-    done = command("examples.guess_the_number.NoGame")
-    assert done.returncode == 1 and "NoGame is not to be found" in done.stderr
-    assert command().returncode == 1 and "python -m agent_loops.check_environment" in command("a.b", "c").stderr
-
-
-def test_the_commands_settings(monkeypatch, capsys):
-    given = {}
-
-    def made(**settings):
-        given.update(settings)
-        return Benchmark("score")
-
-    monkeypatch.setattr(check_environment.pkgutil, "resolve_name", lambda target: made)
-    with pytest.raises(SystemExit) as stopped:
-        check_environment.main(["x.Y", "path=a=b", "n=3", "share=0.5", "yes=true", 'keys={"won": "solved"}'])
-    assert stopped.value.code == 1 and "info['score']" in capsys.readouterr().out
-    assert given == {"path": "a=b", "n": 3, "share": 0.5, "yes": True, "keys": {"won": "solved"}}

@@ -1,4 +1,4 @@
-"""The parquet files that verl reads: rows, columns, the command line, and verl's own reader on them.
+"""The parquet files that verl reads: rows, columns, and verl's own reader on them.
 
 Not covered: the tasks of a benchmark themselves (tests/agent_loops/webshop); verl's loader workers and its sampling.
 """
@@ -37,9 +37,6 @@ class Benchmark:
 
     def make(self):
         raise AssertionError("writing the tasks needs no environment")
-
-
-GUESS = "tests.helpers.guess.GuessBenchmark"
 
 
 def read(path):
@@ -115,49 +112,12 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [row["extra_info"]["task"] for row in read(tmp_path / "train.parquet")] == [1]
 
 
-def test_the_command_line(tmp_path, capsys):
-    dataset.main([GUESS, str(tmp_path / "out")])
-    assert capsys.readouterr().out == f"{tmp_path / 'out'}: 32 train tasks, 4 validation tasks\n"
-    assert len(read(tmp_path / "out" / "train.parquet")) == 32
-
-
-def test_the_command_line_gives_the_benchmark_its_arguments(tmp_path, monkeypatch):
-    given: list[dict] = []
-
-    def make(**arguments):
-        given.append(arguments)
-        return GuessBenchmark()
-
-    monkeypatch.setattr(GUESS, make)
-    dataset.main([GUESS, str(tmp_path), "data_dir=/a=b", "fault="])
-    assert given == [{"data_dir": "/a=b", "fault": ""}]
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], [GUESS], [GUESS, "out", "data_dir"]],
-    ids=["0", "1", "no ="],
-)
-def test_wrong_usage_shows_the_right_one(arguments, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=r"python -m agent_loops\.dataset .* DIRECTORY"):
-        dataset.main(arguments)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("target", ["tests.helpers.guess.Nothing", "no_such_module.Benchmark"])
-def test_a_benchmark_that_is_not_there_is_named(target, tmp_path):
-    with pytest.raises(SystemExit, match=f"{target} is not to be found: expected a benchmark such as"):
-        dataset.main([target, str(tmp_path)])
-
-
 def test_the_webshop_is_written_with_its_own_arguments(tmp_path):
-    """`n_validation` arrives as text from the command line, as a number from hydra."""
     pytest.importorskip("rapidfuzz")
+    from agent_loops.webshop import WebShop
     from agent_loops.webshop.generate import generate_catalogue
 
-    data = generate_catalogue(tmp_path / "shop")
-    dataset.main(["agent_loops.webshop.WebShop", str(tmp_path / "out"), f"data_dir={data}", "n_validation=500"])
+    dataset.write_parquet(WebShop(generate_catalogue(tmp_path / "shop"), n_validation=500), tmp_path / "out")
     rows = read(tmp_path / "out" / "validation.parquet")
     assert len(rows) == 500 and type(rows[0]["extra_info"]["task"]) is int
 

@@ -92,27 +92,6 @@ def test_a_lock_that_was_just_removed_is_made_anew(tmp_path):
     os.close(again)
 
 
-def test_a_shell_holds_it_for_what_it_starts(tmp_path):
-    script = f"""
-exec {{number}}<>{tmp_path}/.lock
-"$PYTHON" -m agent_loops.locks $number {tmp_path} 'AEM_OUTPUT to another folder' 'scripts/run_x.sh' || exit 1
-echo held; read -r line
-"""
-    surroundings = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    start = lambda: subprocess.Popen(  # noqa: E731
-        ["bash", "-c", script], text=True, env=surroundings,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    first = start()
-    assert first.stdout is not None and first.stdout.readline() == "held\n"
-    second = start()
-    out, err = second.communicate("\n")
-    assert (second.returncode, out) == (1, "") and f"in use by process {first.pid} on" in err
-    assert "(scripts/run_x.sh). Wait for it, or set AEM_OUTPUT to another folder" in err
-    first.communicate("\n")
-    assert free(tmp_path)
-
-
 @pytest.mark.parametrize("number", locks._WITHOUT_LOCKS)
 def test_a_file_system_without_locks_is_said(number, tmp_path, monkeypatch, caplog):
     def refuses(*_):

@@ -135,24 +135,22 @@ def commands() -> list[str]:
     return [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines() if line]
 
 
-def python(command: str, folder: Path) -> subprocess.CompletedProcess:
+def aem(command: str, folder: Path) -> subprocess.CompletedProcess:
     """Runs a command of the page, with its outputs below `folder`."""
-    assert command.startswith("python ")
-    arguments = [sys.executable, *command.replace("outputs/", f"{folder}/").split()[1:]]
+    assert command.startswith("aem ")
+    arguments = [sys.executable, "-m", "verl_aem.command", *command.replace("outputs/", f"{folder}/").split()[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
     return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_the_pages_commands_check_it_and_write_its_tasks(tmp_path):
     assert "export PYTHONPATH=$PWD/examples" in commands()
-    (check,) = [
-        command for command in commands() if command.startswith(f"python -m agent_loops.check_environment {TARGET}")
-    ]
-    done = python(check, tmp_path)
+    (check,) = [command for command in commands() if command.startswith(f"aem check {TARGET}")]
+    done = aem(check, tmp_path)
     assert done.returncode == 0 and "no broken promise" in done.stdout, done.stderr
-    (write,) = [command for command in commands() if command.startswith(f"python -m agent_loops.dataset {TARGET}")]
-    done = python(write, tmp_path)
-    assert "1000 train tasks, 100 validation tasks" in done.stdout, done.stderr
+    (write,) = [command for command in commands() if command.startswith(f"aem data {TARGET}")]
+    done = aem(write, tmp_path)
+    assert "1,000 train, 100 validation" in done.stdout, done.stderr
     for split, count in (("train", 1000), ("validation", 100)):
         rows = pq.read_table(tmp_path / "guess" / f"{split}.parquet").to_pylist()
         assert len(rows) == count and rows[0]["data_source"] == "guess_the_number"

@@ -1,31 +1,12 @@
-"""What a check finds."""
+"""What a check finds, whether it ends well or not."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Level = Literal["ok", "warning", "failure"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's answer.
-
-    Attributes:
-        level: `ok`; `warning`, a run starts all the same; `failure`, it would not start, or not train what it says.
-        title: what was looked at; the same words for the same check.
-        detail: what was found.
-        remedy: what to do; empty where all is well.
-    """
-
-    level: Level
-    title: str
-    detail: str
-    remedy: str = ""
+from agent_loops.finding import Finding
 
 
 def guarded(title: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aem_core.errors import AEMError, AEMValueError
 from agent_loops.reading import harmless, read_bytes, reason
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 YAML = (".yaml", ".yml")
+CUSTOM = "actor_rollout_ref.rollout.custom"
+"""Where a configuration has our agent loop's settings."""
 MOST_BYTES = 4 << 20
 MOST_NODES = 200_000
 """Of a configuration's YAML once its aliases are written out: ours have a few hundred."""
@@ -81,9 +86,15 @@ def compose(config: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigurationError: there is none, or an override does not fit.
     """
+    return compose_with_choices(config, overrides)[0]
+
+
+def compose_with_choices(config: str, overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, str]]:
+    """As `compose`; also the file that was chosen of each group, such as `method`."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -99,15 +110,21 @@ def compose(config: str, overrides: Sequence[str]) -> DictConfig:
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path} cannot be read: {reason(error)}", "mend that file") from None
         name, start = path.stem, hydra.initialize_config_dir(str(path.parent.absolute()), version_base=None)
-    elif config in shipped():
+    elif config in (names := shipped()):
         name, start = config, hydra.initialize_config_module("recipe.aem.config", version_base=None)
     else:
+        near = difflib.get_close_matches(config, names)
+        hint = f"did you mean {' or '.join(near)}? There are" if near else "choose one of"
         raise ConfigurationError(
-            f"there is no configuration {config!r}", f"choose one of {', '.join(shipped())}; overrides come after it"
+            f"there is no configuration {config!r}", f"{hint} {', '.join(names)}; overrides come after it"
         )
     try:
         with start:
-            return hydra.compose(name, list(overrides))
+            composed = hydra.compose(name, list(overrides), return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed, choices
     except RecursionError:
         raise ConfigurationError(f"{config} is nested too deeply", "mend that file, or the override") from None
     # the last ones come from the loaders of YAML, for values that cannot be converted
@@ -116,3 +133,47 @@ def compose(config: str, overrides: Sequence[str]) -> DictConfig:
         if override := getattr(error, "override", None):  # where hydra cannot read one
             said.insert(0, f"{override}:")
         raise ConfigurationError(" ".join(said), "correct that override; docs/methods.md lists the settings") from error
+
+
+def select(config: DictConfig, key: str) -> Any:
+    """A value as plain data; None where it is missing, or waits for a variable of the environment."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationResolutionError
+
+    try:
+        value = OmegaConf.select(config, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except InterpolationResolutionError:
+        return None
+
+
+def target_of(config: DictConfig) -> str:
+    """What makes the benchmark that our agent loop plays; empty where the loop is another one."""
+    if config.actor_rollout_ref.rollout.agent.default_agent_loop != "environment":
+        return ""
+    return str(select(config, f"{CUSTOM}.benchmark.target") or "")
+
+
+def quoted(value: Any) -> str:
+    """A value as hydra's command line takes it, whatever is in it; a plain path stays as it is.
+
+    Example:
+        >>> quoted("/data/tasks"), quoted("it's")
+        ('/data/tasks', "'it\\\\'s'")
+    """
+    text = str(value)
+    if re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", text):
+        return text
+    # a backslash is one everywhere but before a quote
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
+
+
+def training_command(config_name: str) -> list[str]:
+    """The words that train with a configuration, quoted: its script where this is a checkout, else `aem train`."""
+    import verl_aem
+
+    script = Path(verl_aem.__file__).resolve().parents[1] / "scripts" / f"run_{config_name}.sh"
+    if is_path(config_name) or not script.is_file():
+        return ["aem", "train", shlex.quote(config_name)]
+    shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
+    return ["bash", shlex.quote(str(shown))]

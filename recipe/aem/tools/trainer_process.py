@@ -27,6 +27,7 @@ Metrics = dict[str, float]
 MAIN = (sys.executable, "-m", "verl.trainer.main_ppo")
 
 
+INTERRUPTED = "interrupted; the same command goes on from the last checkpoint, if there is one"
 _FULL = re.compile(r".*(?:no space left|No space left on device|Disk quota exceeded).*")
 _LITTLE = 1 << 20
 _END_SECONDS = 60.0
@@ -112,6 +113,30 @@ def train(
     if process.returncode != 0:
         raise _failure(process.returncode, log)
     return peak / 1e9
+
+
+def run_in_terminal(command: Sequence[str], folder: Path, lock: int) -> int:
+    """Run a training whose output goes where this process's goes, after which nothing of it is left.
+
+    Args:
+        command: as `trainer_command` gives it.
+        folder: where it runs.
+        lock: see `train`.
+
+    Returns:
+        The exit status; 128 + N where signal N ended it, or this process, which then passes it on and waits.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), "--say", INTERRUPTED, "--", *command],
+        cwd=folder,
+        pass_fds=(lock,),
+    )
+    try:
+        status = process.wait()
+    except KeyboardInterrupt as error:  # `cli.shared.Ended`, for any of the signals
+        process.send_signal(getattr(error, "exit_code", 128 + signal.SIGINT) - 128)
+        status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 def _failure(status: int, log: Path) -> TrainingFailed:

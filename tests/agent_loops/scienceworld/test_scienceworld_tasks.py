@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -112,9 +110,3 @@ def test_the_tasks_become_parquet_files_without_java(tmp_path, monkeypatch):
     monkeypatch.delenv("JAVA_HOME", raising=False)
     counts = write_parquet(ScienceWorld("boil,find-plant"), tmp_path)
     assert counts == {"train": 14 + 150, "dev": 7 + 75, "test": 9 + 75}
-
-
-def test_the_command_line_takes_tasks_with_commas(tmp_path):
-    command = [sys.executable, "-m", "agent_loops.dataset", "agent_loops.scienceworld.ScienceWorld", str(tmp_path)]
-    done = subprocess.run([*command, "tasks=boil,melt"], capture_output=True, text=True, check=True)
-    assert "28 train tasks, 14 dev tasks, 18 test tasks" in done.stdout

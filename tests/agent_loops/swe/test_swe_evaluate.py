@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from agent_loops.swe import evaluate as module
 from agent_loops.swe.evaluate import (
     NO_PREDICTION,
     Prediction,
     evaluate,
-    main,
     read_predictions,
-    wilson_interval,
     write_predictions,
 )
 from agent_loops.swe.grading import Grade
 from agent_loops.swe.readers import task_row
 from agent_loops.swe.sandbox import SandboxError
 from agent_loops.swe.tasks import SweTask
+from recipe.aem.tools import cli
 from tests.helpers.tiny_package import FIXED, make_task
 
 
@@ -138,40 +135,6 @@ def test_a_name_that_swebench_would_not_read_is_refused(tmp_path):
         write_predictions([], tmp_path / "p.txt")
 
 
-@pytest.mark.parametrize(
-    "successes, total, low, high",
-    [
-        # (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964, by hand
-        (42, 100, 0.327984, 0.517935),
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),
-        (1, 2, 0.094531, 0.905469),
-    ],
-)
-def test_wilson_s_interval(successes, total, low, high):
-    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=2e-6)
-
-
-@given(st.integers(1, 5000), st.floats(0, 1))
-def test_the_interval_holds_the_rate_and_is_symmetric(total, share):
-    successes = round(share * total)
-    low, high = wilson_interval(successes, total)
-    assert 0 <= low <= successes / total <= high <= 1
-    mirrored = wilson_interval(total - successes, total)
-    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
-    # Wilson's defining property: at each end the score statistic is z
-    z = 1.959963984540054
-    for end in (low, high):
-        if 0 < end < 1:
-            assert abs(successes / total - end) == pytest.approx(z * math.sqrt(end * (1 - end) / total), rel=1e-6)
-
-
-@pytest.mark.parametrize("given_", [(3, 2), (-1, 2), (0, 0)])
-def test_no_interval_of_nothing(given_):
-    with pytest.raises(ValueError, match="no interval"):
-        wilson_interval(*given_)
-
-
 def test_each_task_counts_once_with_or_without_a_prediction(monkeypatch):
     def fake(task, patch, settings):
         if patch == "crash":
@@ -184,7 +147,6 @@ def test_each_task_counts_once_with_or_without_a_prediction(monkeypatch):
     lines: list[str] = []
     result = evaluate(tasks, predictions, jobs=2, report=lines.append)
     assert (result["resolved"], result["total"], result["rate"], result["errors"]) == (1, 4, 0.25, 1)
-    assert result["interval"] == list(wilson_interval(1, 4))
     assert list(result["grades"]) == ["a", "b", "c", "d"]
     assert result["grades"]["d"]["reason"] == NO_PREDICTION and not result["grades"]["d"]["resolved"]
     assert "no container engine" in result["grades"]["c"]["error"] and "error" not in result["grades"]["b"]
@@ -199,7 +161,13 @@ def test_predictions_for_other_tasks_are_refused():
         evaluate([], [])
 
 
-def test_the_command_line_from_predictions_to_json(tmp_path, bubblewrap, capsys):
+def grade(*arguments, code=0):
+    done = CliRunner().invoke(cli.app, ["grade", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_the_command_from_predictions_to_json(tmp_path, bubblewrap):
     pytest.importorskip("swebench", reason="swebench is not installed: install the extra swe")
     rows = []
     for name in ("one", "two"):
@@ -208,28 +176,26 @@ def test_the_command_line_from_predictions_to_json(tmp_path, bubblewrap, capsys)
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_predictions([Prediction("one", "m", FIXED), Prediction("two", "m", "nonsense")], tmp_path / "p.json")
     out = tmp_path / "results" / "grades.json"
-    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path), "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
+    printed = grade(tmp_path / "p.json", "--tasks", tmp_path, "--json", out)
     assert "one: resolved" in printed and "two: the patch does not apply" in printed
     assert "resolved 1 of 2: 50.0% (95 % interval 9.5% to 90.5%)" in printed
     result = json.loads(out.read_text())
     assert result["resolved"] == 1 and result["grades"]["one"]["fail_to_pass"] == [2, 2]
-    assert main(["gold", "--tasks", str(tmp_path)]) == 0
-    assert "resolved 2 of 2: 100.0%" in capsys.readouterr().out
+    # (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964, by hand
+    assert result["interval"] == pytest.approx([0.094531, 0.905469], abs=2e-6)
+    assert "resolved 2 of 2: 100.0%" in grade("gold", "--tasks", tmp_path)
 
 
-def test_the_command_line_names_what_is_wrong(tmp_path, capsys, monkeypatch):
-    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path)]) == 2
-    assert "tasks.jsonl" in capsys.readouterr().err
+def test_the_command_names_what_is_wrong(tmp_path, monkeypatch):
+    predictions = tmp_path / "p.json"
+    assert "tasks.jsonl" in grade(predictions, "--tasks", tmp_path, code=1)
     row = task_row(_task("a"))
     (tmp_path / "tasks.jsonl").write_text(json.dumps(row) + "\n")
-    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path)]) == 2
-    assert "p.json" in capsys.readouterr().err
-    (tmp_path / "p.json").write_text('[{"instance_id": "a", "model_patch": "x"}]')
+    assert grade(predictions, "--tasks", tmp_path, code=1) == f"aem: {predictions}: No such file or directory\n"
+    predictions.write_text('[{"instance_id": "a", "model_patch": "x"}]')
 
     def broken(*_):
         raise SandboxError("no engine")
 
     monkeypatch.setattr(module, "grade", broken)
-    assert main([str(tmp_path / "p.json"), "--tasks", str(tmp_path)]) == 1
-    assert "1 tasks have no grade" in capsys.readouterr().err
+    assert "1 tasks have no grade" in grade(predictions, "--tasks", tmp_path, code=1)

@@ -7,6 +7,7 @@ import gzip
 import io
 import json.decoder
 import re
+import shlex
 import subprocess
 import tarfile
 import time
@@ -17,10 +18,11 @@ import pytest
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from agent_loops.swe import fetch
 from agent_loops.swe.generate import Options, Package, bundled_recipe, generate, make
 from agent_loops.swe.generate import packages as packages_module
-from agent_loops.swe.generate.__main__ import main
 from agent_loops.swe.generate.journal import Journal
 from agent_loops.swe.generate.mutations import Mutation, mutations, other_wrong
 from agent_loops.swe.generate.packages import download, unpack
@@ -30,6 +32,7 @@ from agent_loops.swe.generate.suite import Run, modules, reliable, top_names
 from agent_loops.swe.grading import GradeSettings, grade
 from agent_loops.swe.readers import read_tasks
 from agent_loops.swe.sandbox import SandboxSettings
+from recipe.aem.tools import cli
 from tests.helpers.tiny_package import CODE, FILES, TITLE, make_sdist, write_tree
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -420,21 +423,32 @@ def test_two_generators_do_not_work_on_one_directory(tmp_path):
         generate(Options(tmp_path, [TINY]))
 
 
-def test_the_command_line(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, monkeypatch):
     given = []
 
     def fake(options, report):
         given.append(options)
-        return [make.Outcome(one.title, kept=options.per_package, seconds=3.0) for one in options.packages]
+        kept = 0 if tmp_path.joinpath("fails").exists() else options.per_package
+        return [make.Outcome(one.title, kept=kept, seconds=3.0) for one in options.packages]
 
-    monkeypatch.setattr("agent_loops.swe.generate.__main__.generate", fake)
-    assert main([str(tmp_path), "--packages", "tinysums==1.0", "--per-package", "3", "--seed", "5", "--jobs", "1"]) == 0
-    assert "3 tasks of 1 packages" in capsys.readouterr().out
+    def data(*arguments, code=0):
+        done = CliRunner().invoke(cli.app, ["data", "swe", "--to", str(tmp_path), *arguments])
+        assert done.exit_code == code, done.output
+        return done.stdout if code == 0 else done.stderr
+
+    monkeypatch.setattr(fetch, "generate", fake)
+    text = data("--package", "tinysums==1.0", "--per-package", "3", "--seed", "5", "--jobs", "1")
+    assert "3 tasks of 1 packages" in text
+    assert shlex.split(text.splitlines()[-1])[:2] == [f"SWE_TASKS={tmp_path}", "bash"]
     assert (given[0].per_package, given[0].seed, given[0].jobs) == (3, 5, 1)
-    assert main([str(tmp_path)]) == 0 and list(given[1].packages) == bundled_recipe()
-    assert main([str(tmp_path), "--packages", "tinysums"]) == 2
-    assert "error: package 'tinysums': expected name==version" in capsys.readouterr().err
-    assert main([str(tmp_path), "--per-package", "0"]) == 2
+    data()
+    assert list(given[1].packages) == bundled_recipe()
+    assert "aem: package 'tinysums': expected name==version" in data("--package", "tinysums", code=1)
+    assert "--per-package" in data("--per-package", "0", code=2)
+    (tmp_path / "fails").touch()
+    assert "no task came of tinysums==1.0 (no fault was kept)" in data("--package", "tinysums==1.0", code=1)
+    with pytest.raises(RuntimeError, match=f"no task came of .* SWE_TASKS={tmp_path} trains on those that there are"):
+        fetch.generate_tasks(tmp_path)
 
 
 @pytest.mark.slow

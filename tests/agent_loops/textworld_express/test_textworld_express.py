@@ -12,7 +12,7 @@ import signal
 import pytest
 from textworld_express import TextWorldExpressEnv
 
-from agent_loops.check_environment import main as check
+from agent_loops.check_environment import check_benchmark
 from agent_loops.textworld_express import (
     GAMES,
     JavaError,
@@ -198,7 +198,5 @@ def test_whatever_is_sent_is_answered(make):
         assert environment.step(command).observation.text
 
 
-def test_the_checker_finds_nothing_wrong(textworld, capsys):
-    target = "agent_loops.textworld_express.TextWorldExpress"
-    check([target, "game=coin", 'parameters={"numLocations": 3}'])
-    assert "wrong" not in capsys.readouterr().out.lower()
+def test_the_checker_finds_nothing_wrong(textworld):
+    assert check_benchmark(TextWorldExpress("coin", {"numLocations": 3})) == []

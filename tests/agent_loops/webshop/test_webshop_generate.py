@@ -18,6 +18,7 @@ from agent_loops.webshop.oracle import best_reward
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ("items_shuffle_generated.json", "items_ins_v2_generated.json", "goals.json", "generated.json")
+GENERATE = "import sys; from agent_loops.webshop.generate import generate_catalogue; generate_catalogue(sys.argv[1])"
 SMALL = {"n_titles": 10, "variants": 2, "n_goals": 60}
 
 
@@ -28,7 +29,7 @@ def digests(directory: Path) -> list[str]:
 @pytest.mark.parametrize("hash_seed", ["1", "77"])
 def test_other_processes_write_the_same_bytes(generated_dir: Path, tmp_path: Path, hash_seed: str) -> None:
     subprocess.run(
-        [sys.executable, "-W", "error", "-m", "agent_loops.webshop.generate", str(tmp_path / "again")],
+        [sys.executable, "-W", "error", "-c", GENERATE, str(tmp_path / "again")],
         check=True,
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
@@ -184,11 +185,12 @@ def test_files_without_a_marker_are_finished_where_they_are_ours(tmp_path: Path)
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)); "
-        f"from agent_loops.webshop.generate import main; main([{str(tmp_path / 'shop')!r}])"
+        "from verl_aem.command import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", code, "data", "webshop", "--generated", "--to", str(tmp_path / "shop")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: {tmp_path / 'shop' / 'goals.json'}: no space left: ")
+    assert done.stderr.startswith(f"aem: {tmp_path / 'shop' / 'goals.json'}: no space left: ")
     generate_catalogue(tmp_path / "shop", **SMALL)

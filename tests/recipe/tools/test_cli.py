@@ -26,8 +26,11 @@ pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
+from agent_loops.benchmarks import TABLE
 from agent_loops.webshop.generate import generate_catalogue
+from recipe.aem.tools import cli
 
+ORDER = ["data", "check", "doctor", "train", "report", "replay", "eval", "grade", "study"]
 ROOT = Path(__file__).parents[3]
 REAL = Path(os.environ.get("AEM_WEBSHOP_DATA") or ROOT.parent / "shared" / "data" / "webshop")
 MODULE = (sys.executable, "-m", "verl_aem.command")
@@ -82,8 +85,8 @@ def rows(path: Path) -> int:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--help"], ["aem data webshop", "aem report", "aem eval", "aem study run", "data", "--help"]),
-        (["data", "--help"], ["aem data webshop --from DIR", "aem data webshop --generated", "webshop"]),
+        (["--help"], ["aem data webshop", "aem train webshop_7b", "aem eval", "aem study run", "data", "--help"]),
+        (["data", "--help"], ["aem data webshop --from DIR", "aem data webshop --generated", *TABLE]),
         (
             ["data", "alfworld", "--help"],
             [
@@ -119,6 +122,8 @@ def test_without_arguments_it_shows_its_help(arguments, aem):
     ("arguments", "said"),
     [
         (["tada"], "tada"),
+        (["data", "webshp"], "Did you mean 'webshop'?"),
+        (["train"], "Missing argument 'config'"),
         (["data", "webshop", "--set", "tiny"], "'tiny' is not one of 'small', 'full'"),
         (["data", "webshop", "--validation", "0"], "--validation"),
         (["data", "webshop", "--from", "nowhere"], "nowhere"),
@@ -131,11 +136,19 @@ def test_wrong_usage_is_2(arguments, said, aem):
     assert said in aem(*arguments, code=2)
 
 
-def test_help_loads_nothing_heavy():
-    heavy = ("torch", "numpy", "pyarrow", "verl")
-    code = f"import sys, recipe.aem.tools.cli; print([m for m in {heavy} if m in sys.modules])"
+@pytest.mark.parametrize("arguments", [["--help"], ["data", "--help"]])
+def test_help_loads_nothing_heavy(arguments):
+    """Nor any benchmark: what it needs may not be installed."""
+    heavy = ("torch", "numpy", "pyarrow", "verl", "hydra", *(f"agent_loops.{name}" for name in TABLE))
+    run = f"try: cli.app({arguments})\nexcept SystemExit: pass"
+    code = f"import sys\nfrom recipe.aem.tools import cli\n{run}\nprint([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=SURROUNDINGS, cwd=ROOT)
-    assert done.stdout == "[]\n", done.stderr
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_help_lists_the_commands_in_the_order_of_a_project():
+    listed = [name for name in CliRunner().invoke(cli.app, ["--help"]).stdout.split() if name in ORDER]
+    assert listed[-len(ORDER) :] == ORDER
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(tmp_path):
@@ -162,6 +175,44 @@ def test_the_installed_script(aem):
     if not script.exists():
         pytest.skip("the script is not installed: pip install -e . --no-deps")
     assert aem("--help", program=(str(script),)) == aem("--help")
+
+
+# --------------------------------------------------------------------------------------- a benchmark by name or target
+
+
+def test_check(aem, shop):
+    assert aem("check", "webshop", f"data_dir={shop}", "n_validation=50", "--steps", 3).endswith(
+        "no broken promise found\n"
+    )
+    assert "WEBSHOP_DATA is not set: `aem data webshop`" in aem("check", "webshop", code=1)
+    assert "there is no benchmark 'x': choose one of" in aem("check", "x", code=1)
+    assert "'b' is no setting" in aem("check", "webshop", "b", code=1)
+    assert "webshop does not open: TypeError" in aem("check", "webshop", f"data_dir={shop}", "x=1", code=1)
+
+
+def test_check_and_data_of_a_benchmark_in_the_working_folder(aem, tmp_path):
+    (tmp_path / "mine.py").write_text((ROOT / "examples" / "guess_the_number.py").read_text())
+    assert aem("check", "mine.GuessTheNumber") == "mine.GuessTheNumber: no broken promise found\n"
+    assert "mine.NoGame is not to be found" in aem("check", "mine.NoGame", code=1)
+    assert aem("data", "mine.GuessTheNumber").startswith(
+        "guess_the_number: 1,000 train, 100 validation; tasks in outputs"
+    )
+    assert rows(tmp_path / "outputs" / "guess_the_number" / "tasks" / "train.parquet") == 1000
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("GuessTheNumber.task_set.tasks = lambda split: []\n")
+    done = subprocess.run(
+        [*MODULE, "check", "mine.GuessTheNumber"], cwd=tmp_path, env=SURROUNDINGS, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Split 'train' is empty." in done.stdout
+
+
+def test_data_that_come_with_a_package(aem, tmp_path):
+    pytest.importorskip("scienceworld")
+    text = aem("data", "scienceworld", "tasks=boil,melt", "--parquet", tmp_path / "p")
+    assert "scienceworld: 28 train, 14 dev, 18 test; tasks in " in text and rows(tmp_path / "p" / "dev.parquet") == 14
+    # what chooses tasks for the files has to choose those of the environments
+    custom = "actor_rollout_ref.rollout.custom.benchmark"
+    assert shlex.split(text.splitlines()[-1])[-1] == f"{custom}.tasks=boil,melt"
 
 
 # ------------------------------------------------------------------------------------------------ aem data webshop
@@ -229,7 +280,6 @@ def test_from_a_directory_with_both_of_upstreams_sets(aem, shop, tmp_path):
 
 def test_of_several_sets_the_chosen_one_is_reached_through_links(shop, tmp_path, monkeypatch):
     from agent_loops.webshop import download
-    from recipe.aem.tools import cli
 
     names = {}
     for kind in ("items_shuffle", "items_ins_v2"):
@@ -317,7 +367,6 @@ def test_the_whole_way_from_a_source_that_breaks_off(shop, tmp_path, monkeypatch
     """In this process, so that a published set can be made up: fetch, break, go on, verify, prepare, tasks, table."""
     from agent_loops import download as shared
     from agent_loops.webshop import download
-    from recipe.aem.tools import cli
 
     contents = {path.name: path.read_bytes() for path in shop.iterdir() if path.name != "generated.json"}
     published = {
@@ -350,7 +399,6 @@ def test_the_whole_way_from_a_source_that_breaks_off(shop, tmp_path, monkeypatch
 
 def test_the_index_of_a_large_set_is_prepared(shop, tmp_path, monkeypatch):
     from agent_loops.webshop import benchmark
-    from recipe.aem.tools import cli
 
     monkeypatch.setattr(benchmark, "LARGE", 0)
     monkeypatch.setenv("AEM_CACHE", str(tmp_path / "cache"))

@@ -24,9 +24,8 @@ pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
 from typer.testing import CliRunner
 
-from agent_loops import alfworld
 from agent_loops import download as shared
-from agent_loops.alfworld import download
+from agent_loops.alfworld import GameError, download, fetch
 from agent_loops.download import RemoteFile
 from recipe.aem.tools import cli
 
@@ -34,10 +33,6 @@ ROOT = Path(__file__).parents[3]
 REAL = Path(os.environ.get("AEM_ALFWORLD_DATA") or ROOT.parent / "shared" / "data" / "alfworld")
 GAMES = {"train": 3, "valid_seen": 2, "valid_unseen": 1}
 KIND = "pick_and_place_simple"
-
-
-class GameError(ValueError):
-    """In the place of the engine's."""
 
 
 class Engine:
@@ -101,8 +96,7 @@ def small(tmp_path, monkeypatch):
         monkeypatch.setitem(download.SPLITS, split, download.Split({KIND: count}, ""))
     for split in download.check_games(source / "json_2.1.1"):
         monkeypatch.setitem(download.SPLITS, split.name, download.Split({KIND: split.n_games}, split.sha256))
-    monkeypatch.setattr(alfworld, "Alfworld", Engine, raising=False)
-    monkeypatch.setattr(alfworld, "GameError", GameError, raising=False)
+    monkeypatch.setattr(fetch, "Alfworld", Engine)
     monkeypatch.setattr(shared, "PAUSE", 0.0)
     monkeypatch.setattr(shared, "CHUNK", 256)
     monkeypatch.setenv("NO_PROXY", "*")
@@ -234,7 +228,7 @@ def test_interrupted_by_the_user(small, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(download, "check_games", interrupt)
+    monkeypatch.setattr(fetch, "check_games", interrupt)
     assert aem("--from", small, code=130) == "aem: interrupted; run the same command again to go on\n"
 
 

@@ -1,8 +1,8 @@
 """What ends with a run: whoever is killed, and however, no process of it stays, and no other is touched.
 
 The trainer is a stand-in: a tree of processes that ignore SIGTERM, leave their parents and their sessions, hold files
-and ports. Every command that starts a trainer does it through `trainer_process.train`, the scripts through
-`aem_supervised`; `aem study` itself is in test_cli_study.py.
+and ports. Every command that starts a trainer does it through `trainer_process.train`, `aem train`
+through `trainer_process.run_in_terminal`; `aem study` itself is in test_cli_study.py.
 
 Not covered: verl's own tree, and that nothing of Ray's is left on the disk (tests/e2e).
 """
@@ -83,6 +83,24 @@ except typer.Exit as ended:
 """
 
 
+# as `aem train` does
+TERMINAL = """
+import sys
+from pathlib import Path
+from recipe.aem.tools import trainer_process
+from recipe.aem.tools.cli.shared import ended, explained
+from agent_loops.locks import held
+import typer
+here = Path(sys.argv[1])
+try:
+    with explained(tuple, "cpu"), held(here / "out", "AEM_OUTPUT") as lock:
+        status = trainer_process.run_in_terminal([sys.executable, str(here / "tree.py")], here, lock)
+    ended(status)
+except typer.Exit as end:
+    sys.exit(end.exit_code)
+"""
+
+
 def alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
@@ -94,6 +112,7 @@ def run(tmp_path):
     """Starts a command over the tree; returns it and the tree's processes. What is left at the end is killed."""
     (tmp_path / "tree.py").write_text(TREE)
     (tmp_path / "command.py").write_text(COMMAND)
+    (tmp_path / "terminal.py").write_text(TERMINAL)
     found: list[int] = []
     begun: list[subprocess.Popen] = []
 
@@ -121,23 +140,19 @@ def python(tmp_path):
     return [sys.executable, str(tmp_path / "command.py"), str(tmp_path)]
 
 
-def shell(tmp_path):
-    """As scripts/run_*.sh start it."""
-    script = f"""
+def script(tmp_path):
+    """As scripts/run_*.sh start it: the script's process becomes `aem train`."""
+    text = f"""
 set -euo pipefail
-AEM_ROOT={ROOT}
-source "$AEM_ROOT/scripts/_common.sh"
-python() {{ {sys.executable} "$@"; }}
-aem_supervised {sys.executable} {tmp_path}/tree.py
+exec {sys.executable} {tmp_path}/terminal.py {tmp_path}
 echo went on
 """
-    return ["bash", "-c", script]
+    return ["bash", "-c", text]
 
 
 WAYS = [(python, one, "") for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL)]
-# a shell waits for its child: Ctrl-C reaches both, see the terminal's test
-WAYS += [(shell, one, "") for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)]
-WAYS += [(way, one, "deaf") for way in (python, shell) for one in (signal.SIGTERM, signal.SIGKILL)]
+WAYS += [(script, one, "") for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL)]
+WAYS += [(way, one, "deaf") for way in (python, script) for one in (signal.SIGTERM, signal.SIGKILL)]
 
 
 @pytest.mark.parametrize(("way", "number", "deaf"), WAYS)
@@ -149,7 +164,7 @@ def test_however_it_is_ended_nothing_is_left(way, number, deaf, run, tmp_path):
     )  # fmt: skip
     one.send_signal(number)
     assert one.wait(PATIENCE) in (128 + number, -number)
-    assert way is shell or number == signal.SIGKILL or not any(map(alive, tree)), "its end comes after theirs"
+    assert number == signal.SIGKILL or not any(map(alive, tree)), "its end comes after theirs"
     assert eventually(lambda: not any(map(alive, tree)))
     out, said = one.communicate(timeout=PATIENCE)
     assert "went on" not in out and "Traceback" not in said
@@ -157,7 +172,7 @@ def test_however_it_is_ended_nothing_is_left(way, number, deaf, run, tmp_path):
         assert one.returncode == 128 + number and said == "aem: interrupted; again\n"
 
 
-@pytest.mark.parametrize("way", [python, shell])
+@pytest.mark.parametrize("way", [python, script])
 def test_ctrl_c_of_a_terminal(way, run, tmp_path):
     """The terminal sends it to all of its group, twice by an impatient user."""
     ours, theirs = pty.openpty()

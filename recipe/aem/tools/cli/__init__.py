@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import typer
+from typing import Any
 
-from recipe.aem.tools.cli import alfworld, doctor, eval, replay, report, study, webshop
+import typer
+from typer.core import TyperGroup
+
+from recipe.aem.tools.cli import check, data, doctor, eval, grade, replay, report, study, train
+
+
+class Commands(TyperGroup):
+    """Lists the commands in the order of a project; typer itself would put groups of commands last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        order = ("data", "check", "doctor", "train", "report", "replay", "eval", "grade", "study")
+        return sorted(super().list_commands(ctx), key=order.index)
+
 
 app = typer.Typer(
     name="aem",
+    cls=Commands,
     help="""AEM for verl: prepare data, train, and see what training did.
 
 In the order of a project:
 
     aem data webshop                    # data, and the command that trains
+    aem check my.module.MyBenchmark     # is an environment of yours sound?
     aem doctor webshop_7b               # would a run start?
+    aem train webshop_7b                # verl's trainer on a benchmark
     aem report outputs/webshop_7b_aem   # what happened in it
     aem replay outputs/DUMP             # other methods, same rollouts
     aem eval outputs/webshop_7b_aem     # how good is the checkpoint?
+    aem grade PREDICTIONS --tasks DIR   # how many patches solve their task?
     aem study run FILE                  # methods × seeds × benchmarks
 
 Every command explains itself with --help.""",
@@ -25,25 +41,12 @@ Every command explains itself with --help.""",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(
-    help="""Fetch, verify and prepare a benchmark's data.
-
-A benchmark's files are fetched once, checked, and turned into the parquet files that verl reads. Run a command again
-whenever you like: what is there is verified, what is missing is fetched, an interrupted download goes on.
-
-    aem data webshop                  # 1,000 products, from the internet
-    aem data webshop --from DIR       # from files you have
-    aem data webshop --generated      # a made-up catalogue, at once
-    aem data alfworld                 # 3,827 games, from the internet
-    aem data alfworld --from DIR      # from games you have""",
-    rich_markup_mode="markdown",
-    no_args_is_help=True,
-)
-app.add_typer(data, name="data")
-data.command("webshop")(webshop.webshop)
-data.command("alfworld")(alfworld.alfworld)
+app.add_typer(data.app, name="data")
+app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
-app.command("eval")(eval.evaluate)
-app.command("replay", cls=replay.ReplayCommand)(replay.replay)
+app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
 app.command("report")(report.report)
+app.command("replay", cls=replay.ReplayCommand)(replay.replay)
+app.command("eval")(eval.evaluate)
+app.command("grade")(grade.grade)
 app.add_typer(study.app, name="study")

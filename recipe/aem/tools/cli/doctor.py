@@ -19,8 +19,8 @@ from rich.text import Text
 from recipe.aem.tools.cli.shared import err, out
 
 if TYPE_CHECKING:
+    from agent_loops.finding import Finding
     from recipe.aem.tools.doctor.mask import Segment
-    from recipe.aem.tools.finding import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
 _SHOWN_ROWS = 2
@@ -39,9 +39,7 @@ def doctor(
     no_ray: Annotated[bool, typer.Option("--no-ray", help="Start no Ray, so look into no worker.")] = False,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="The benchmark's data, in place of WEBSHOP_DATA or ALFWORLD_DATA.", metavar="DIR", file_okay=False
-        ),
+        typer.Option(help="The benchmark's data, in place of its variable's (WEBSHOP_DATA …).", metavar="PATH"),
     ] = None,
 ) -> None:
     """Would a run start here, and train what it says?

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agent_loops.benchmarks import TABLE
 from agent_loops.files import write_files, write_json
 from agent_loops.locks import held
 from recipe.aem.tools.cli.shared import err, explained, out, quietly
@@ -36,9 +37,7 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings, as the trainer is given them: machine=cpu …")
     ] = None,
-    benchmark: Annotated[
-        str | None, typer.Option(help="webshop, alfworld, scienceworld or swe.", metavar="NAME")
-    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help=f"One of {', '.join(TABLE)}.", metavar="NAME")] = None,
     config: Annotated[
         str | None,
         typer.Option(help="The configuration of the training, such as webshop_1.5b.", show_default="by benchmark"),
@@ -73,7 +72,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="The benchmark's data, in place of WEBSHOP_DATA, ALFWORLD_DATA or SWE_TASKS.", metavar="DIR"),
+        typer.Option(help="The benchmark's data, in place of its variable's (WEBSHOP_DATA …).", metavar="PATH"),
     ] = None,
     json_: Annotated[
         Path | None, typer.Option("--json", help="Write all figures there, with each task's.", dir_okay=False)

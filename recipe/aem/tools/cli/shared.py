@@ -1,15 +1,15 @@
-"""What the commands share: where they print, how they fail, and the last words of `aem data`."""
+"""What the commands share: where they print and how they fail."""
 
 from __future__ import annotations
 
 import logging
-import shlex
+import os
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -46,39 +46,10 @@ def files_table(title: str, counted: str) -> Table:
     return table
 
 
-def add_tasks(table: Table, counts: Mapping[str, int], parquet: Path) -> None:
-    """Add the parquet files of a benchmark's splits to a table of files."""
-    for split, count in counts.items():
-        path = parquet / f"{split}.parquet"
-        table.add_row(path.name, f"{count:,}", f"{path.stat().st_size / 1e6:,.1f}", "", "tasks for verl")
-
-
-def say_next(
-    benchmark: str, config: str, directory: Path, parquet: Path, seconds: float, given: Sequence[str] = ()
-) -> None:
-    """Print the command that trains on what has been prepared.
-
-    Args:
-        benchmark: its name, which is in the names of the script's variables.
-        config: the configuration, and the script `run_CONFIG.sh`.
-        directory: the data.
-        parquet: the tasks.
-        seconds: how long preparing took.
-        given: arguments for the script, which otherwise makes its own tasks.
-    """
-    import verl_aem
-
-    where = {f"{benchmark}_DATA": directory.resolve(), f"{benchmark}_PARQUET": parquet.resolve()}
-    script = Path(verl_aem.__file__).resolve().parents[1] / "scripts" / f"run_{config}.sh"
-    if script.is_file():
-        shown = script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script
-        command = " ".join(["bash", shlex.quote(str(shown)), *given])
-        del where[f"{benchmark}_PARQUET"]  # the script writes its own
-    else:  # installed without the checkout
-        command = f"python -m verl.trainer.main_ppo --config-path=pkg://recipe.aem.config --config-name={config}"
-    settings = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in where.items())
-    out.print(f"Ready in {seconds:.0f} s. Next, on a node with GPUs:\n")
-    out.print(f"  {settings} {command}", soft_wrap=True, markup=False)
+def use_working_folder() -> None:
+    """Let modules of the working folder be imported, as `python -m` does: a benchmark of the user's own."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 @contextmanager
@@ -147,6 +118,16 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def ended(status: int) -> None:
+    """End as a process did that this command ran in its terminal; return where that went well."""
+    if status == 128 + signal.SIGINT:
+        # by the signal itself, so that the calling shell ends too, and what called it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    if status:
+        raise typer.Exit(status)
 
 
 @contextmanager

@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from recipe.aem.tools.finding import Finding
-
-CUSTOM = "actor_rollout_ref.rollout.custom"
-_VARIABLES = {"webshop": "WEBSHOP", "alfworld": "ALFWORLD", "scienceworld": "SCIENCEWORLD"}
+from agent_loops.benchmarks import BenchmarkEntry, entry_of
+from agent_loops.finding import Finding
+from recipe.aem.tools.hydra_config import CUSTOM, select, target_of
+from recipe.aem.tools.needs import data_setting
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,17 @@ class Chosen:
     """What the checks need to know of a configuration.
 
     Attributes:
-        benchmark: `webshop`, `alfworld`, `scienceworld`, or empty for another one.
+        entry: of the benchmark; None for one that is not of this package.
         target: what makes the benchmark; empty where the agent loop is not ours.
-        data_dir: the benchmark's data; None where it has none, or its variable is not set.
-        unset: the environment variable that `data_dir` waits for.
+        data: the benchmark's data; None where it has none, or its variable is not set.
+        unset: the environment variable that they wait for.
         parquet: the tasks' files by the setting that names them; None where a variable is not set.
         model: a folder or a name; None where a variable is not set.
     """
 
-    benchmark: str
+    entry: BenchmarkEntry | None
     target: str
-    data_dir: Path | None
+    data: Path | None
     unset: str
     parquet: dict[str, Path | None]
     model: str | None
@@ -40,45 +39,22 @@ class Chosen:
 
 def read(config: DictConfig) -> Chosen:
     """What a composed configuration names."""
-    rollout = config.actor_rollout_ref.rollout
-    ours = rollout.agent.default_agent_loop == "environment"
-    target = str(_select(config, f"{CUSTOM}.benchmark.target") or "") if ours else ""
-    benchmark = next((name for name in _VARIABLES if f".{name}." in target), "")
-    data_dir = _select(config, f"{CUSTOM}.benchmark.data_dir")
-    has_data = ours and OmegaConf.select(config, f"{CUSTOM}.benchmark") is not None
-    needs = has_data and "data_dir" in OmegaConf.select(config, f"{CUSTOM}.benchmark")
+    target = target_of(config)
+    entry = entry_of(target)
+    data = select(config, data_setting(entry)) if entry and entry.data else None
     parquet = {}
     for setting in ("data.train_files", "data.val_files"):
-        named = _select(config, setting)
+        named = select(config, setting)
         named = named[0] if isinstance(named, list) and named else named
         parquet[setting] = Path(os.path.expanduser(str(named))) if named else None
     return Chosen(
-        benchmark,
+        entry,
         target,
-        Path(os.path.expanduser(str(data_dir))) if data_dir else None,
-        f"{_VARIABLES.get(benchmark, '')}_DATA" if needs and not data_dir and benchmark else "",
+        Path(os.path.expanduser(str(data))) if data else None,
+        entry.variable if entry and not data else "",
         parquet,
-        _select(config, "actor_rollout_ref.model.path"),
+        select(config, "actor_rollout_ref.model.path"),
     )
-
-
-def variable(benchmark: str, what: str) -> str:
-    """The environment variable for a benchmark's `DATA` or `PARQUET`."""
-    return f"{_VARIABLES[benchmark]}_{what}"
-
-
-def put_data_dir(config: DictConfig, directory: Path) -> None:
-    """Have the configuration's benchmark read another directory."""
-    OmegaConf.update(config, f"{CUSTOM}.benchmark.data_dir", str(directory))
-
-
-def _select(config: DictConfig, key: str) -> Any:
-    """A value as plain data; None where it is missing, or waits for a variable of the environment."""
-    try:
-        value = OmegaConf.select(config, key)
-    except InterpolationResolutionError:
-        return None
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def check_settings(config: DictConfig) -> Iterator[Finding]:
@@ -138,7 +114,7 @@ def check_row_order(config: DictConfig) -> Iterator[Finding]:
     """Whether each update of a step sees the same kind of rows (docs/choices.md, "The order of rows")."""
     title = "Order of rows"
     rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
-    turns = str(_select(config, f"{CUSTOM}.episode.layout") or "turns") == "turns"
+    turns = str(select(config, f"{CUSTOM}.episode.layout") or "turns") == "turns"
     if rollout.agent.default_agent_loop != "environment" or not turns:
         return
     if actor.shuffle:

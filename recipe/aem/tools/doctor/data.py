@@ -1,125 +1,22 @@
-"""Are a benchmark's data complete, and are the parquet's tasks that benchmark's?"""
+"""Are the tasks in verl's parquet files those of the benchmark?"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent_loops.environment import Benchmark
+from agent_loops.finding import Finding
 from agent_loops.reading import reason
 from agent_loops.reading import shown as quoted
-from recipe.aem.tools.finding import Finding
 
 _ROWS = 2000
 _NEEDED = {"prompt", "extra_info"}
 """Columns that a run cannot do without: verl's data set reads the one, the agent loop the other."""
 _WANTED = {"data_source", "agent_name"}
 """What ours have besides. Without an `agent_name` verl takes rollout.agent.default_agent_loop."""
-
-
-def check_data(benchmark: str, directory: Path | None) -> Iterator[Finding]:
-    """Findings about a benchmark of this package; none for another.
-
-    Args:
-        benchmark: its name.
-        directory: its data, where it has any.
-    """
-    if benchmark == "scienceworld":
-        yield from check_scienceworld()
-    elif benchmark in _CHECKS and directory is not None:
-        yield from _CHECKS[benchmark](directory)
-
-
-def check_webshop(directory: Path) -> Iterator[Finding]:
-    """Reads and counts the files; of a published set also their checksums."""
-    from agent_loops.download import DownloadError
-    from agent_loops.webshop import CatalogueError
-    from agent_loops.webshop.benchmark import LARGE
-    from agent_loops.webshop.download import check_files, choose_files
-
-    title, remedy = "WebShop's data", "aem data webshop fetches and verifies them; --from DIR takes files you have"
-    if not directory.is_dir():
-        yield Finding("failure", title, f"{directory} is not a directory", remedy)
-        return
-    try:
-        name, paths = choose_files(directory)
-        files = check_files(name, paths, progress=False)
-    except (DownloadError, CatalogueError, OSError) as error:
-        yield Finding("failure", title, str(error), remedy)
-        return
-    counts = ", ".join(f"{file.n_records:,} in {file.path.name}" for file in files)
-    altered = [file.path.name for file in files if file.published is False]
-    if altered:
-        yield Finding(
-            "warning", title, f"{counts}; not the published bytes: {', '.join(altered)}", f"if not meant: {remedy}"
-        )
-    else:
-        kind = "your own or generated" if name == "own" else f"the {name} set, as published"
-        yield Finding("ok", title, f"{kind}: {counts}")
-    if sum(path.stat().st_size for path in paths if path.name.startswith("items_shuffle")) >= LARGE:
-        yield _check_prepared(directory)
-
-
-def _check_prepared(directory: Path) -> Finding:
-    from agent_loops.webshop.files import find_files
-    from agent_loops.webshop.prepared import cache_directory, content_key
-
-    title = "WebShop's prepared data"
-    place = cache_directory() / content_key(find_files(directory))
-    if place.is_dir():
-        return Finding("ok", title, f"in {place}")
-    return Finding(
-        "warning",
-        title,
-        f"not made yet ({place}): the first process would take about a minute for 100,000 products",
-        f"aem data webshop --from {directory}, before a run",
-    )
-
-
-def check_alfworld(directory: Path) -> Iterator[Finding]:
-    """Reads every game, and counts them: 3,553, 140 and 134."""
-    from agent_loops.alfworld.download import check_games, require_root
-    from agent_loops.download import DownloadError
-
-    title, remedy = "ALFWorld's games", "aem data alfworld fetches and verifies them; --from DIR takes games you have"
-    if not directory.is_dir():
-        yield Finding("failure", title, f"{directory} is not a directory", remedy)
-        return
-    try:
-        splits = check_games(require_root(directory), progress=False)
-    except DownloadError as error:
-        yield Finding("failure", title, str(error), remedy)
-        return
-    counts = ", ".join(f"{split.n_games:,} {split.name}" for split in splits)
-    altered = [split.name for split in splits if not split.published]
-    if altered:
-        yield Finding(
-            "warning", title, f"{counts}; not the published bytes: {', '.join(altered)}", f"if not meant: {remedy}"
-        )
-    else:
-        yield Finding("ok", title, f"{counts}, as published")
-
-
-def check_scienceworld() -> Iterator[Finding]:
-    """Its package and Java; starts neither."""
-    title = "ScienceWorld"
-    try:
-        from agent_loops.java import find_java
-        from agent_loops.scienceworld import VARIATIONS, JavaError
-    except ModuleNotFoundError as error:
-        yield Finding("failure", title, str(error), "pip install 'verl-aem[scienceworld]'")
-        return
-    try:
-        java = find_java("ScienceWorld")
-    except JavaError as error:
-        yield Finding("failure", title, str(error), "apt-get install openjdk-17-jre-headless, or set JAVA_HOME")
-        return
-    yield Finding("ok", title, f"{len(VARIATIONS)} tasks in its package; Java at {java}")
-
-
-_CHECKS: Mapping[str, Callable[[Path], Iterator[Finding]]] = {"webshop": check_webshop, "alfworld": check_alfworld}
 
 
 def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Finding]:
@@ -134,7 +31,7 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
     import pyarrow.parquet as pq
 
     title = f"Tasks in {setting}"
-    remedy = "scripts/run_*.sh write these files anew; by hand: python -m recipe.aem.tools.task_files (docs/data.md)"
+    remedy = "`aem train` and scripts/run_*.sh write these files anew (docs/data.md)"
     if not path.is_file():
         what = "is no plain file" if path.exists() else "does not exist"
         yield Finding("failure", title, f"{path} {what}", remedy)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipe.aem.tools.finding import Finding
+from agent_loops.finding import Finding
 
 GB = 1e9
 _LITTLE_DISK = 20 * GB
@@ -79,7 +79,7 @@ def check_device(gpus: Sequence[Gpu], platform: str, device: str | None, n_gpus:
             "warning",
             title,
             "the configuration is for the CPU, and VERL_PLATFORM is not `cpu`, so verl would look for a GPU",
-            "export VERL_PLATFORM=cpu (scripts/run_*.sh do so by themselves)",
+            "export VERL_PLATFORM=cpu (`aem train` and scripts/run_*.sh do so by themselves)",
         )
         return
     if device not in (None, "cpu") and chosen:
@@ -108,7 +108,7 @@ def check_device(gpus: Sequence[Gpu], platform: str, device: str | None, n_gpus:
             "warning",
             title,
             f"no GPU: {len(os.sched_getaffinity(0))} cores, and VERL_PLATFORM is not set",
-            "export VERL_PLATFORM=cpu (scripts/*.sh do so by themselves), and train with machine=cpu and a small model",
+            "export VERL_PLATFORM=cpu (`aem train` does so by itself), and train with machine=cpu and a small model",
         )
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent_loops.chat_template import ChatTemplate, load_tokenizer, template_of, why_not
 from agent_loops.environment import Task
+from agent_loops.finding import Finding
 from recipe.aem.tools.doctor.scripted import ByteTokenizer, Request, ScriptedPolicy, WatchedLoop
-from recipe.aem.tools.finding import Finding
 
 EPISODES = 2
 BYTES_A_TOKEN = 8

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from aem_core.errors import AEMRuntimeError
 from agent_loops.environment import Task
+from agent_loops.finding import Finding
 from recipe.aem.tools.doctor.configuration import CUSTOM
 from recipe.aem.tools.doctor.machine import GB
-from recipe.aem.tools.finding import Finding
 
 SECONDS = 240.0
 _MARK = "AEM-MEMORY "

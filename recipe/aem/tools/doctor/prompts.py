@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from agent_loops.environment import Task
+from agent_loops.finding import Finding
 from recipe.aem.tools.doctor.mask import Limits, Words
-from recipe.aem.tools.finding import Finding
 
 TITLE = "Length of tasks"
 

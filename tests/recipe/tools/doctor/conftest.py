@@ -8,10 +8,11 @@ import pytest
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
     from agent_loops import loop
+    from agent_loops.benchmarks import TABLE
 
-    for name in ("WEBSHOP", "ALFWORLD", "SCIENCEWORLD"):
-        monkeypatch.delenv(f"{name}_DATA", raising=False)
-        monkeypatch.delenv(f"{name}_PARQUET", raising=False)
+    for entry in TABLE.values():
+        for name in filter(None, (entry.variable, *entry.knobs, entry.parquet_variable)):
+            monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("AEM_MODEL", raising=False)
     loop._opened_benchmark.cache_clear()
     yield

@@ -8,7 +8,10 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("psutil")
 
+from omegaconf import OmegaConf
+
 import verl_aem
+from agent_loops.benchmarks import TABLE
 from tests.helpers.findings import one
 
 verl_aem.load()
@@ -16,7 +19,7 @@ verl_aem.load()
 from recipe.aem.tools.doctor import (  # noqa: E402
     configuration,
 )
-from recipe.aem.tools.hydra_config import ConfigurationError, compose  # noqa: E402
+from recipe.aem.tools.hydra_config import CUSTOM, ConfigurationError, compose  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 
@@ -26,9 +29,9 @@ LAYOUT = "actor_rollout_ref.rollout.custom.episode.layout"
 def test_a_configuration_composes_and_is_taken(monkeypatch, shop, model_dir):
     monkeypatch.setenv("AEM_MODEL", str(model_dir))
     config = compose("webshop_7b", ["machine=cpu"])
-    configuration.put_data_dir(config, shop)
+    OmegaConf.update(config, f"{CUSTOM}.benchmark.data_dir", str(shop))
     chosen = configuration.read(config)
-    assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("webshop", shop, "")
+    assert (chosen.entry, chosen.data, chosen.unset) == (TABLE["webshop"], shop, "")
     assert set(chosen.parquet.values()) == {None} and chosen.model == str(model_dir)
     settings = one(configuration.check_settings(config))
     assert (settings.level, settings.detail) == ("ok", "aem over grpo_rows")
@@ -118,9 +121,10 @@ def test_the_entropies_precision_is_said():
 
 def test_variables_that_are_not_set_are_named():
     chosen = configuration.read(compose("alfworld_7b", []))
-    assert (chosen.benchmark, chosen.data_dir, chosen.unset) == ("alfworld", None, "ALFWORLD_DATA")
+    assert (chosen.entry, chosen.data, chosen.unset) == (TABLE["alfworld"], None, "ALFWORLD_DATA")
     chosen = configuration.read(compose("scienceworld_7b", []))
-    assert (chosen.benchmark, chosen.unset) == ("scienceworld", "")
+    assert (chosen.entry, chosen.unset) == (TABLE["scienceworld"], "")
+    assert configuration.read(compose("swe_32b", [])).unset == "SWE_TASKS"
     assert configuration.read(compose("webshop_demo", [])).model is None
     assert configuration.read(compose("aem_trainer", [])).target == ""
 

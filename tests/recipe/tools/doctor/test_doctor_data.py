@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.helpers import damage
@@ -20,7 +18,6 @@ from tests.helpers.findings import one
 
 verl_aem.load()
 
-from agent_loops.alfworld import download as alfworld_download  # noqa: E402
 from agent_loops.dataset import write_parquet  # noqa: E402
 from agent_loops.webshop import WebShop  # noqa: E402
 from recipe.aem.tools.doctor import (  # noqa: E402
@@ -28,64 +25,6 @@ from recipe.aem.tools.doctor import (  # noqa: E402
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
-
-
-def test_webshop_s_data(shop, tmp_path):
-    finding = one(data.check_webshop(shop))
-    assert finding.level == "ok" and "600 in goals.json" in finding.detail
-    assert one(data.check_webshop(tmp_path / "none")).level == "failure"
-    missing = one(data.check_webshop(tmp_path))
-    assert missing.level == "failure" and "items_shuffle" in missing.detail and "aem data webshop" in missing.remedy
-    for path in shop.glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    damaged = next(tmp_path.glob("items_shuffle*.json"))
-    damaged.write_bytes(damaged.read_bytes()[:-2000])
-    assert one(data.check_webshop(tmp_path)).level == "failure"
-
-
-def test_alfworld_s_games(tmp_path, monkeypatch):
-    counts = {"train": 3, "valid_seen": 2, "valid_unseen": 1}
-    for split, count in counts.items():
-        for n in range(count):
-            path = (
-                tmp_path
-                / "json_2.1.1"
-                / split
-                / f"pick_and_place_simple-Mug-None-Desk-{n}"
-                / "trial_1"
-                / "game.tw-pddl"
-            )
-            path.parent.mkdir(parents=True)
-            game = {"pddl_domain": "d", "grammar": "g", "pddl_problem": f"p{n}", "solvable": True}
-            path.write_text(json.dumps(game))
-        monkeypatch.setitem(
-            alfworld_download.SPLITS, split, alfworld_download.Split({"pick_and_place_simple": count}, "")
-        )
-    altered = one(data.check_data("alfworld", tmp_path))
-    assert altered.level == "warning" and "3 train, 2 valid_seen, 1 valid_unseen" in altered.detail
-    for split in alfworld_download.check_games(tmp_path / "json_2.1.1", progress=False):
-        known = alfworld_download.Split({"pick_and_place_simple": split.n_games}, split.sha256)
-        monkeypatch.setitem(alfworld_download.SPLITS, split.name, known)
-    assert one(data.check_alfworld(tmp_path)).level == "ok"
-    path.unlink()
-    fewer = one(data.check_alfworld(tmp_path))
-    assert fewer.level == "failure" and "valid_unseen" in fewer.detail and "aem data alfworld" in fewer.remedy
-    assert one(data.check_alfworld(tmp_path / "none")).level == "failure"
-
-
-def test_scienceworld(monkeypatch, tmp_path):
-    pytest.importorskip("scienceworld")
-    pytest.importorskip("py4j")
-    java = tmp_path / "bin" / "java"
-    java.parent.mkdir()
-    java.write_text("#!/bin/sh\n")
-    java.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    found = one(data.check_data("scienceworld", None))
-    assert found.level == "ok" and "30 tasks" in found.detail and str(java) in found.detail
-    monkeypatch.delenv("JAVA_HOME")
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert one(data.check_scienceworld()).level == "failure"
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ import verl_aem
 
 verl_aem.load()
 
-from recipe.aem.tools.finding import Finding, guarded  # noqa: E402
+from agent_loops.finding import Finding  # noqa: E402
+from recipe.aem.tools.finding import guarded  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 

@@ -10,6 +10,8 @@ pytest.importorskip("verl", reason="verl is not installed")
 pytest.importorskip("rapidfuzz")
 pytest.importorskip("psutil")
 
+from omegaconf import OmegaConf
+
 import verl_aem
 from tests.helpers.findings import by_title, levels, one
 
@@ -19,7 +21,6 @@ from agent_loops import loop as loop_module  # noqa: E402
 from agent_loops.environment import Observation  # noqa: E402
 from recipe.aem.tools.doctor import (  # noqa: E402
     answers,
-    configuration,
     mask,
     scripted,
 )
@@ -33,7 +34,7 @@ def play(shop, layout, model=None, overrides=(), tasks=(120, 130)):
     if model:
         given.append(f"actor_rollout_ref.model.path={model}")
     config = compose("webshop_7b", given)
-    configuration.put_data_dir(config, shop)
+    OmegaConf.update(config, "actor_rollout_ref.rollout.custom.benchmark.data_dir", str(shop))
     words = mask.load_words(config)
     limits = mask.limits_of(config, words)
     return mask.play(config, words, limits, tasks), limits, words
@@ -271,7 +272,6 @@ def test_the_model_s_tokenizer_is_not_fetched():
 
 def test_a_software_engineer_calls_a_tool_before_it_finishes(shop, tmp_path, model_dir):
     """There is a second message to look at then."""
-    from omegaconf import OmegaConf
 
     config = compose("webshop_7b", ["machine=cpu", f"actor_rollout_ref.model.path={model_dir}", *ROOM])
     custom = config.actor_rollout_ref.rollout.custom

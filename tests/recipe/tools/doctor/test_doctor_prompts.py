@@ -14,7 +14,7 @@ from tests.helpers.findings import one
 verl_aem.load()
 
 from agent_loops.webshop import WebShop  # noqa: E402
-from recipe.aem.tools.doctor import configuration, mask, prompts  # noqa: E402
+from recipe.aem.tools.doctor import mask, prompts  # noqa: E402
 from recipe.aem.tools.doctor.scripted import ByteTokenizer  # noqa: E402
 from recipe.aem.tools.hydra_config import compose  # noqa: E402
 
@@ -47,7 +47,7 @@ def test_the_first_message_is_measured_as_the_loop_would_send_it(monkeypatch, sh
     """In the tokenizer of bytes a token is a byte, so that the text itself says how many there are."""
     monkeypatch.setenv("AEM_MODEL", "unread")
     config = compose("webshop_7b", ["machine=cpu"])
-    configuration.put_data_dir(config, shop)
+    OmegaConf.update(config, "actor_rollout_ref.rollout.custom.benchmark.data_dir", str(shop))
     words, tasks = mask.Words(ByteTokenizer(), None), WebShop(shop).task_set.tasks("train")[:3]
     found = prompts.first_lengths(config, words, tasks)
     played = mask.play(config, words, limits(100_000, 200_000), tasks)

@@ -19,6 +19,7 @@ from tests.helpers.findings import GOOD, by_title
 
 verl_aem.load()
 
+from agent_loops.finding import Finding  # noqa: E402
 from recipe.aem.tools.doctor import (  # noqa: E402
     configuration,
     machine,
@@ -27,7 +28,6 @@ from recipe.aem.tools.doctor import (  # noqa: E402
     run,
     versions,
 )
-from recipe.aem.tools.finding import Finding  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 
@@ -96,7 +96,9 @@ def test_a_variable_names_data_where_no_configuration_does(without_probe, monkey
 
 def test_data_that_are_missing(without_probe):
     found, _ = examined("alfworld_7b", ("machine=cpu",))
-    assert found["Data"]["alfworld's data"].level == "failure" and "Mask" not in found
+    assert found["Data"]["ALFWorld's data"].level == "failure" and "Mask" not in found
+    found, _ = examined("swe_32b", ("machine=cpu",))
+    assert found["Data"]["Software engineering's data"].level == "warning" and "Benchmark" not in found["Data"]
     found, _ = examined("aem_trainer", (), Path("/data"))
     assert "--data" in found["Configuration"]["Composition"].detail
 

@@ -1,0 +1,61 @@
+"""What a configuration needs before its engine starts: packages, programs, data and a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from agent_loops.benchmarks import BenchmarkEntry, entry_of
+from agent_loops.finding import Finding
+from recipe.aem.tools.hydra_config import CUSTOM, select, target_of
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def benchmark_of(config: DictConfig) -> BenchmarkEntry | None:
+    """The entry of the benchmark that a composed configuration plays; None for one that is not of this package."""
+    return entry_of(target_of(config))
+
+
+def data_setting(entry: BenchmarkEntry) -> str:
+    """The setting of a configuration that names the benchmark's data."""
+    return f"{CUSTOM}.benchmark.{entry.data}"
+
+
+def check_requirements(config: DictConfig, entry: BenchmarkEntry) -> Iterator[Finding]:
+    """Are the packages and programs there that the benchmark runs on, with the configuration's settings?"""
+    names = config.actor_rollout_ref.rollout.custom.benchmark
+    yield from entry.check_requirements({name: select(config, f"{CUSTOM}.benchmark.{name}") for name in names})
+
+
+def check_named(config: DictConfig, entry: BenchmarkEntry, otherwise: str = "") -> Iterator[Finding]:
+    """Are the benchmark's data named, and is there something?
+
+    Args:
+        config: composed.
+        entry: of the benchmark that it plays.
+        otherwise: how else the data can be named.
+    """
+    if entry.data:
+        yield from entry.check_named(select(config, data_setting(entry)), otherwise)
+
+
+def check_device(config: DictConfig, name: str) -> Iterator[Finding]:
+    """Refuse a configuration for GPUs where there is none."""
+    if config.trainer.device != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        yield Finding(
+            "failure",
+            "Device",
+            f"no GPU here, and {name} wants some",
+            "add machine=cpu (and a small model, AEM_MODEL=…), or run this on a GPU node",
+        )
+
+
+def first_failure(findings: Iterator[Finding]) -> str:
+    """The first failure and its remedy as text; empty where there is none."""
+    return next((f"{one.detail}: {one.remedy}" for one in findings if one.level == "failure"), "")
