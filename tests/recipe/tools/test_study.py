@@ -211,6 +211,9 @@ def test_the_code_that_counts_is_what_a_training_may_import():
         assert absent not in shop
     assert not any(name.startswith(("agent_loops/alfworld/", "recipe/aem/tools/doctor/")) for name in shop)
     assert any(name.startswith("agent_loops/alfworld/") for name in code.code_of("agent_loops.alfworld.AlfWorld"))
+    assert "agent_loops/adapters/__init__.py" in shop, "what is no benchmark's folder may be shared"
+    foreign = code.code_of("tests.helpers.digit_gym.Digits")
+    assert {"tests/helpers/digit_gym.py", "agent_loops/webshop/environment.py"} <= foreign.keys(), "may build on ours"
 
 
 def test_comments_and_docstrings_are_not_code(tmp_path, monkeypatch):

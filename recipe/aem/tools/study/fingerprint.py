@@ -2,7 +2,7 @@
 
 In it: the composed configuration without what only says where things go; the content of the data and the model; the
 variables that verl and vLLM read; the versions of the packages; and this package's code as far as a training may import
-it, without comments and docstrings. Not in it: the machine, which is only noted, and where files lie.
+it (`code.py`), without comments and docstrings. Not in it: the machine, which is only noted, and where files lie.
 """
 
 from __future__ import annotations
