@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops.environment import Benchmark
+from agent_loops.errors import InputError
 from agent_loops.finding import Finding
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(InputError):
     """There is no such benchmark, or its data are not named; the message says what to do."""
 
 

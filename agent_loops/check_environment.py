@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent_loops.environment import Benchmark, Environment, Observation, Step, Task, TaskSet
+from agent_loops.errors import InputTypeError
 
 _NONSENSE = ("xyzzy éß <&> [0]", "", "9" * 100_000)
 
@@ -125,9 +126,9 @@ def _explore(environment: Environment, task: Task, play: _Play, steps: int, choo
 
 def _check_observation(observation: Any, where: str, say: _Say) -> None:
     if not isinstance(observation, Observation) or not isinstance(observation.text, str):
-        raise TypeError(f"{where} gave {observation!r}: expected an Observation whose text is a string")
+        raise InputTypeError(f"{where} gave {observation!r}: expected an Observation whose text is a string")
     if isinstance(observation.actions, str) or not all(isinstance(action, str) for action in observation.actions):
-        raise TypeError(f"the actions after {where} are {observation.actions!r}: expected a list of strings")
+        raise InputTypeError(f"the actions after {where} are {observation.actions!r}: expected a list of strings")
     for name in ("instruction", "body", "kind"):
         if not isinstance(observation.info.get(name, ""), str):
             say(f"info[{name!r}] of the observation after {where} is {observation.info[name]!r}: expected a string.")
@@ -137,7 +138,7 @@ def _check_observation(observation: Any, where: str, say: _Say) -> None:
 def _check_step(step: Any, action: str, say: _Say) -> None:
     where = f"step({action[:40]!r})"
     if not isinstance(step, Step):
-        raise TypeError(f"{where} gave {step!r}: expected a Step")
+        raise InputTypeError(f"{where} gave {step!r}: expected a Step")
     _check_observation(step.observation, where, say)
     if isinstance(step.reward, bool) or not isinstance(step.reward, int | float) or not math.isfinite(step.reward):
         say(f"The reward of {where} is {step.reward!r}: expected a finite number.")

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from agent_loops.errors import InputError
+
 Task = Any
 """Plain data that names one episode: an index, a file name, a dict of those. It must survive JSON."""
 
@@ -109,5 +111,5 @@ def check_split(split: str, splits: Sequence[str]) -> str:
         'train'
     """
     if split not in splits:
-        raise ValueError(f"split {split!r} does not exist: choose one of {', '.join(splits)}")
+        raise InputError(f"split {split!r} does not exist: choose one of {', '.join(splits)}")
     return split

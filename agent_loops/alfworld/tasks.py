@@ -10,6 +10,7 @@ from pathlib import Path
 from agent_loops import arguments
 from agent_loops.alfworld.game import GameError
 from agent_loops.environment import check_split
+from agent_loops.errors import InputError
 
 RELEASE = "json_2.1.1"
 SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -81,7 +82,7 @@ class AlfworldTasks:
         kinds = arguments.names("kinds", kinds)
         unknown = sorted(set(kinds) - set(KINDS))
         if unknown:
-            raise ValueError(f"kinds={unknown[0]!r} is not a type of task: choose from {', '.join(KINDS)}")
+            raise InputError(f"kinds={unknown[0]!r} is not a type of task: choose from {', '.join(KINDS)}")
         self._games = {
             split: [game for game in games.get(split, ()) if kind_of(game) in kinds] for split in self.splits
         }

@@ -10,6 +10,7 @@ from typing import Any
 
 from agent_loops import arguments
 from agent_loops.environment import check_split
+from agent_loops.errors import InputError
 
 VARIATIONS: Mapping[str, int] = {
     "boil": 30,
@@ -100,12 +101,12 @@ def check_task(task: Any) -> tuple[str, int, str]:
     try:
         name, variation, simplifications = task["task"], int(task["variation"]), task["simplification"]
     except (KeyError, TypeError, ValueError):
-        raise ValueError(
+        raise InputError(
             f"{task!r} is no task: expected e.g. {{'task': 'boil', 'variation': 0, 'simplification': 'easy'}}"
         ) from None
     if not 0 <= variation < VARIATIONS.get(name, 0):
         known = f"0 to {VARIATIONS[name] - 1}" if name in VARIATIONS else "no task of this name"
-        raise ValueError(f"task {name!r} has no variation {variation}: there are {known}")
+        raise InputError(f"task {name!r} has no variation {variation}: there are {known}")
     return name, variation, check_simplifications(simplifications, [name])
 
 
@@ -121,10 +122,10 @@ def check_simplifications(simplifications: str, names: Sequence[str]) -> str:
     for one in chosen:
         if one != EASY and one not in SIMPLIFICATIONS:
             known = ", ".join((EASY, *SIMPLIFICATIONS))
-            raise ValueError(f"simplifications={simplifications!r}: {one!r} is unknown; there are {known}")
+            raise InputError(f"simplifications={simplifications!r}: {one!r} is unknown; there are {known}")
     electrical = [name for name in names if any(part in name for part in _ELECTRICAL)]
     if "noElectricalAction" in chosen and electrical:
-        raise ValueError(
+        raise InputError(
             f"simplifications={simplifications!r} takes away the actions that {electrical[0]} is about: leave "
             f"noElectricalAction out, or choose other tasks ({EASY} leaves it out by itself)"
         )
@@ -138,7 +139,7 @@ def _chosen(tasks: str | Iterable[str] | None) -> list[str]:
     unknown = sorted(given - set(VARIATIONS))
     if unknown or not given:
         what = f"{unknown[0]!r} is unknown" if unknown else "none is chosen"
-        raise ValueError(f"tasks={tasks!r}: {what}; there are {', '.join(VARIATIONS)}")
+        raise InputError(f"tasks={tasks!r}: {what}; there are {', '.join(VARIATIONS)}")
     return [name for name in VARIATIONS if name in given]
 
 

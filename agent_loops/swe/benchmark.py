@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops import arguments
+from agent_loops.errors import InputError
 from agent_loops.swe.copies import refuse_copies
 from agent_loops.swe.environment import SweEnvironment
 from agent_loops.swe.grading import Grade, GradeSettings, grade
@@ -130,5 +131,5 @@ def _known(sandbox: dict[str, Any]) -> dict[str, Any]:
     known = [field.name for field in dataclasses.fields(SandboxSettings)]
     for name in sandbox:
         if name not in known:
-            raise ValueError(f"sandbox.{name} is not a setting; there are {', '.join(known)}")
+            raise InputError(f"sandbox.{name} is not a setting; there are {', '.join(known)}")
     return sandbox

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent_loops.errors import InputError
 from agent_loops.files import write_file
 from agent_loops.swe.grading import Grade, GradeSettings, grade, grade_row
 from agent_loops.swe.readers import read_tasks
@@ -51,7 +52,7 @@ def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> No
     elif path.suffix == ".json":
         text = json.dumps(rows, indent=1) + "\n"
     else:
-        raise ValueError(f"{path}: expected a name that ends in .json or .jsonl")
+        raise InputError(f"{path}: expected a name that ends in .json or .jsonl")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text)
 
@@ -68,17 +69,17 @@ def read_predictions(path: Path | str) -> list[Prediction]:
     path = Path(path)
     text = _decoded(path)
     if not text.strip():
-        raise ValueError(f"{path} is empty: expected predictions")
+        raise InputError(f"{path} is empty: expected predictions")
     rows = _json_rows(text, path)
     if isinstance(rows, dict):
         rows = [rows] if "instance_id" in rows else [_of_instance(name, row, path) for name, row in rows.items()]
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected predictions, not {type(rows).__name__}")
+        raise InputError(f"{path}: expected predictions, not {type(rows).__name__}")
     predictions = [_prediction(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     for one in predictions:
         if one.instance_id in seen:
-            raise ValueError(f"{path}: two predictions for {one.instance_id}")
+            raise InputError(f"{path}: two predictions for {one.instance_id}")
         seen.add(one.instance_id)
     return predictions
 
@@ -87,12 +88,12 @@ def _decoded(path: Path) -> str:
     content = path.read_bytes()
     for magic, what in ((b"\x1f\x8b", "gzip"), (b"PK\3\4", "zip"), (b"\x28\xb5\x2f\xfd", "zstd")):
         if content.startswith(magic):
-            raise ValueError(f"{path} is compressed ({what}): unpack it first")
+            raise InputError(f"{path} is compressed ({what}): unpack it first")
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no {encoding.removesuffix('-sig').upper()} text ({error})") from error
+        raise InputError(f"{path} is no {encoding.removesuffix('-sig').upper()} text ({error})") from error
 
 
 def _json_rows(text: str, path: Path) -> Any:
@@ -108,8 +109,8 @@ def _json_rows(text: str, path: Path) -> Any:
         except ValueError as error:
             # where not even the first line is JSON, these are no lines of it
             if path.suffix == ".jsonl" or rows:
-                raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
-            raise ValueError(f"{path}: no JSON ({whole})") from whole
+                raise InputError(f"{path}, line {number}: no JSON ({error})") from error
+            raise InputError(f"{path}: no JSON ({whole})") from whole
     return rows
 
 
@@ -120,14 +121,14 @@ def _loads(text: str) -> Any:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise ValueError(f"the key {key!r} is given twice")
+                raise InputError(f"the key {key!r} is given twice")
             found[key] = value
         return found
 
     try:
         return json.loads(text, object_pairs_hook=unique)
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise InputError("it is nested too deeply") from error
 
 
 def _of_instance(name: str, row: Any, path: Path) -> Any:
@@ -135,25 +136,25 @@ def _of_instance(name: str, row: Any, path: Path) -> Any:
     if row is None or isinstance(row, str):
         return {"instance_id": name, "model_patch": row}
     if isinstance(row, dict) and row.setdefault("instance_id", name) != name:
-        raise ValueError(f"{path}: under {name!r} is a prediction for {row['instance_id']!r}")
+        raise InputError(f"{path}: under {name!r} is a prediction for {row['instance_id']!r}")
     return row
 
 
 def _prediction(row: Any, place: str) -> Prediction:
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected an object, not {type(row).__name__}")
+        raise InputError(f"{place}: expected an object, not {type(row).__name__}")
     if not isinstance(row.get("instance_id"), str):
-        raise ValueError(f"{place}, field 'instance_id': expected text, not {type(row.get('instance_id')).__name__}")
+        raise InputError(f"{place}, field 'instance_id': expected text, not {type(row.get('instance_id')).__name__}")
     if "model_patch" not in row:
         others = ", ".join(repr(str(key)[:50]) for key in list(row)[:10])
-        raise ValueError(
+        raise InputError(
             f"{place}, field 'model_patch' is missing; there are {others}. The patch has to be under 'model_patch', "
             "or null there where there is none"
         )
     values = {name: "" if row.get(name) is None else row[name] for name in ("model_name_or_path", "model_patch")}
     for name, value in values.items():
         if not isinstance(value, str):
-            raise ValueError(f"{place}, field {name!r}: expected text, not {type(value).__name__}")
+            raise InputError(f"{place}, field {name!r}: expected text, not {type(value).__name__}")
     return Prediction(row["instance_id"], **values)
 
 
@@ -182,9 +183,9 @@ def evaluate(
     """
     by_name = {one.instance_id: one for one in predictions}
     if unknown := sorted(set(by_name) - {task.instance_id for task in tasks}):
-        raise ValueError(f"{len(unknown)} predictions are for tasks that are not there, the first for {unknown[0]}")
+        raise InputError(f"{len(unknown)} predictions are for tasks that are not there, the first for {unknown[0]}")
     if not tasks:
-        raise ValueError("there are no tasks to evaluate on")
+        raise InputError("there are no tasks to evaluate on")
 
     def graded(task: SweTask) -> dict[str, Any]:
         if task.instance_id not in by_name:

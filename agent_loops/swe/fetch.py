@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from agent_loops.benchmarks import PreparedData
+from agent_loops.errors import FailedError
 from agent_loops.swe.generate import Options, Outcome, Package, bundled_recipe, generate
 from agent_loops.swe.grading import GradeSettings
 from agent_loops.swe.sandbox import BACKENDS, SandboxSettings
@@ -65,7 +66,7 @@ def generate_tasks(directory: Path) -> None:
     """
     outcomes = _generate(Options(directory, bundled_recipe(), jobs=cores()))
     if problem := _problem(outcomes):
-        raise RuntimeError(f"{problem}. SWE_TASKS={directory} trains on those that there are")
+        raise FailedError(f"{problem}. SWE_TASKS={directory} trains on those that there are")
 
 
 def _generate(options: Options) -> list[Outcome]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent_loops.environment import check_split
+from agent_loops.errors import InputError
 
 PYTEST_PARSER = "parse_log_pytest"
 R2E_PARSER = "r2e"
@@ -94,11 +95,11 @@ class SweTasks:
         self._tasks: dict[str, SweTask] = {}
         for task in kept + others:
             if task.instance_id in self._tasks:
-                raise ValueError(f"two tasks have the name {task.instance_id!r}: leave one of them out")
+                raise InputError(f"two tasks have the name {task.instance_id!r}: leave one of them out")
             self._tasks[task.instance_id] = task
         for split, tasks in self._splits.items():
             if not tasks:
-                raise ValueError(f"there are no tasks for {split}: {len(train)} tasks were given")
+                raise InputError(f"there are no tasks for {split}: {len(train)} tasks were given")
 
     def tasks(self, split: str) -> Sequence[dict[str, str]]:
         """Return the tasks of a split, as `{"task": instance_id}`, sorted.
@@ -119,15 +120,15 @@ class SweTasks:
         """
         name = named.get("task") if isinstance(named, Mapping) else None
         if not isinstance(name, str) or name not in self._tasks:
-            raise ValueError(f"{named!r} is no task: expected e.g. {{'task': {next(iter(self._tasks))!r}}}")
+            raise InputError(f"{named!r} is no task: expected e.g. {{'task': {next(iter(self._tasks))!r}}}")
         return self._tasks[name]
 
 
 def _hold_out(tasks: list[SweTask], share: float, by: str) -> tuple[list[SweTask], list[SweTask]]:
     if by not in ("repo", "task"):
-        raise ValueError(f"by={by!r}: choose repo or task")
+        raise InputError(f"by={by!r}: choose repo or task")
     if not 0 < share < 1:
-        raise ValueError(f"held_out={share}: expected a share between 0 and 1")
+        raise InputError(f"held_out={share}: expected a share between 0 and 1")
 
     def group(task: SweTask) -> str:
         return task.repo if by == "repo" else task.instance_id
@@ -135,7 +136,7 @@ def _hold_out(tasks: list[SweTask], share: float, by: str) -> tuple[list[SweTask
     groups = sorted({group(task) for task in tasks}, key=lambda name: hashlib.sha256(name.encode()).digest())
     if len(groups) < 2:
         hint = "; hold out tasks instead with by=task" if by == "repo" and len(tasks) > 1 else ""
-        raise ValueError(f"{len(tasks)} tasks of {len(groups)} repositories cannot be split{hint}")
+        raise InputError(f"{len(tasks)} tasks of {len(groups)} repositories cannot be split{hint}")
     held: set[str] = set()
     for name in groups[:-1]:
         if held and sum(group(task) in held for task in tasks) >= share * len(tasks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from agent_loops import arguments
+from agent_loops.errors import InputError
 from agent_loops.java import check_heap, find_java
 from agent_loops.jvm import OnePerProcess
 from agent_loops.textworld_express.environment import TextWorldExpressEnvironment
@@ -36,7 +37,7 @@ class TextWorldExpress:
         self._parameters = arguments.mapping("parameters", parameters)
         for name, value in self._parameters.items():
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"parameters.{name}={value!r}: expected a whole number (1 for yes, 0 for no)")
+                raise InputError(f"parameters.{name}={value!r}: expected a whole number (1 for yes, 0 for no)")
         self._game, self._tasks = game, TextWorldExpressTasks(game)
         self._max_steps = arguments.whole("max_steps", max_steps)
         check_heap(heap)

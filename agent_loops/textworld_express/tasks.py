@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_loops.environment import check_split
+from agent_loops.errors import InputError
 
 GAMES = ("cookingworld", "coin", "twc", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
 SEEDS: Mapping[str, range] = {"train": range(1000), "dev": range(10_000, 11_000), "test": range(20_000, 21_000)}
@@ -19,7 +20,7 @@ def check_game(game: str) -> str:
         ValueError: there is no such game.
     """
     if game not in GAMES:
-        raise ValueError(f"game={game!r} is none of TextWorldExpress's: choose one of {', '.join(GAMES)}")
+        raise InputError(f"game={game!r} is none of TextWorldExpress's: choose one of {', '.join(GAMES)}")
     return game
 
 
@@ -36,7 +37,7 @@ def split_of(seed: int) -> str:
     for split, seeds in SEEDS.items():
         if seed in seeds:
             return split
-    raise ValueError(f"seed {seed} belongs to no split: there are {', '.join(map(_shown, SEEDS.items()))}")
+    raise InputError(f"seed {seed} belongs to no split: there are {', '.join(map(_shown, SEEDS.items()))}")
 
 
 def _shown(item: tuple[str, range]) -> str:
@@ -52,7 +53,7 @@ def check_task(task: Any) -> tuple[str, int, str]:
     try:
         game, seed = task["game"], int(task["seed"])
     except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{task!r} is no task: expected e.g. {{'game': 'coin', 'seed': 0}}") from None
+        raise InputError(f"{task!r} is no task: expected e.g. {{'game': 'coin', 'seed': 0}}") from None
     return check_game(game), seed, split_of(seed)
 
 

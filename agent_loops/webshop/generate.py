@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from agent_loops.errors import InputError
 from agent_loops.files import write_file
 from agent_loops.locks import held
 
@@ -85,7 +86,7 @@ class Parameters:
         )
         for name, low, high in limits:
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} is out of range: choose between {low} and {high}")
+                raise InputError(f"{name}={getattr(self, name)} is out of range: choose between {low} and {high}")
 
 
 def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) -> Path:
@@ -177,7 +178,7 @@ def _compose(parameters: Parameters) -> tuple[list[dict[str, Any]], dict[str, An
             for goal in _goals_for(item, attributes[asin], price, options):
                 goals.setdefault(goal["instruction_text"], goal)
     if len(goals) < parameters.n_goals:
-        raise ValueError(
+        raise InputError(
             f"n_goals={parameters.n_goals}, but these products give only {len(goals)} differently worded goals: "
             "raise n_titles or variants, or lower n_goals"
         )

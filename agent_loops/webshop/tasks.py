@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from agent_loops import arguments
 from agent_loops.environment import check_split
+from agent_loops.errors import InputError
 from agent_loops.webshop.catalogue import Catalogue
 from agent_loops.webshop.goals import first_worded
 
@@ -58,7 +59,7 @@ class WebShopTasks:
     def _split(self, first_G: NDArray[np.int32], n_validation: int) -> None:
         arguments.whole("n_validation", n_validation)
         if not 0 < n_validation < len(first_G):
-            raise ValueError(
+            raise InputError(
                 f"n_validation={n_validation} leaves no goals for one of the splits: there are {len(first_G)} "
                 f"goals, so choose between 1 and {len(first_G) - 1}"
             )

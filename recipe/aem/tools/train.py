@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aem_core.errors import AEMError
 from agent_loops.benchmarks import BenchmarkEntry, resolve
 from agent_loops.locks import held
 from agent_loops.reading import reason
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-class TrainingRefused(ValueError):
+class TrainingRefused(AEMError, ValueError):
     """What the user can put right before a training starts; the message says how."""
 
 
