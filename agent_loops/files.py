@@ -47,7 +47,7 @@ class DiskFull(AgentLoopError, OSError):
         return f"{self.filename}: {self.strerror}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DiskFull, (self.filename, self.errno)
+        return DiskFull, (self.filename, self.errno), self.__dict__
 
 
 def disk_full(error: BaseException, path: Path | str) -> DiskFull | None:
