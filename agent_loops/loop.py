@@ -31,12 +31,12 @@ import hydra.utils
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
+from agent_loops import layouts  # as a module: verl imports this one while `layouts` imports verl
 from agent_loops.arguments import mapping, text
 from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark
 from agent_loops.episode import Episode, EpisodeSettings
 from agent_loops.errors import AgentLoopError, InputError
-from agent_loops.layouts import ROWS, Rows
 from agent_loops.pool import Call, EnvironmentPool, EnvironmentTimeout, contained
 from agent_loops.workers import DEFAULT_WORKERS, WorkerPool, check_workers
 
@@ -69,7 +69,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> list[AgentLoopOutput]:  # type: ignore[override]
         _, pool, settings = await asyncio.to_thread(open_benchmark, self.rollout_config.custom)
-        rows = ROWS[settings.layout](self, settings, bool(sampling_params.get("logprobs")), kwargs)
+        rows = layouts.ROWS[settings.layout](self, settings, bool(sampling_params.get("logprobs")), kwargs)
         metrics = {"generate_sequences": 0.0, "tool_calls": 0.0}
         slot = pool.open()
         episode = Episode(slot.environment, settings)
@@ -86,7 +86,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         episode: Episode,
         task: Any,
         call: Call,
-        rows: Rows,
+        rows: layouts.Rows,
         sampling_params: dict[str, Any],
         metrics: dict[str, float],
     ) -> str:
@@ -115,7 +115,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         self,
         episode: Episode,
         call: Call,
-        rows: Rows,
+        rows: layouts.Rows,
         clock: _Clock,
         request: Mapping[str, Any],
         metrics: dict[str, float],

@@ -14,8 +14,6 @@ import os
 import shutil
 import stat
 
-from agent_loops.errors import AgentLoopError
-
 LARGEST = 4000000  # bytes of a file
 LONGEST_LINE = 500
 ENTRIES = 200
@@ -25,7 +23,7 @@ UTF_16 = ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))  # their marks
 UNKNOWN = "\ufffd"
 
 
-class Refused(AgentLoopError, RuntimeError):
+class Refused(Exception):
     """What the agent is told instead."""
 
 

@@ -350,7 +350,8 @@ def test_it_needs_no_privileges(bubblewrap):
         pytest.skip("there is no /usr/bin/python3, and root's own Python is out of another user's sight")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "agent_loops" / "swe" / "sandbox", Path(folder, "agent_loops", "swe", "sandbox"))
-        shutil.copy(ROOT / "agent_loops" / "arguments.py", Path(folder, "agent_loops"))
+        for name in ("arguments.py", "errors.py"):
+            shutil.copy(ROOT / "agent_loops" / name, Path(folder, "agent_loops"))
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         command = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "/usr/bin/python3", "-B", "-c"]
         done = subprocess.run(
