@@ -41,7 +41,8 @@ class BenchmarkEntry:
         check_settings: a function of the benchmark's settings that yields findings about what else they need.
         data: the setting that names the data; empty where the data come with a package.
         variable: the environment variable which that setting reads.
-        knobs: further environment variables of its settings; those that end in `_BACKEND` hold no path.
+        more_paths: further environment variables that name files.
+        knobs: further environment variables, of other settings.
         fetch: a function with the options and the help of `aem data NAME`, which returns `PreparedData`.
         fetching: what that does, to follow the command's name in a sentence.
         generate: a function of a directory that makes data where none are named; empty where they have to be named.
@@ -61,6 +62,7 @@ class BenchmarkEntry:
     check_settings: str = ""
     data: str = ""
     variable: str = ""
+    more_paths: Sequence[str] = ()
     knobs: Sequence[str] = ()
     fetch: str = ""
     fetching: str = ""
@@ -73,6 +75,11 @@ class BenchmarkEntry:
     def parquet_variable(self) -> str:
         """The environment variable that names the folder with the tasks for verl."""
         return f"{self.name.upper()}_PARQUET"
+
+    @property
+    def paths(self) -> list[str]:
+        """All environment variables that name its files."""
+        return [name for name in (self.variable, *self.more_paths) if name]
 
     @property
     def data_title(self) -> str:
@@ -223,7 +230,8 @@ _ENTRIES = (
         check_settings="agent_loops.swe.checks:check_settings",
         data="tasks",
         variable="SWE_TASKS",
-        knobs=("SWE_VALIDATION", "SWE_BACKEND"),
+        more_paths=("SWE_VALIDATION",),
+        knobs=("SWE_BACKEND",),
         fetch="agent_loops.swe.fetch:fetch",
         fetching="makes some out of packages of PyPI, docs/swe_tasks.md says where others are",
         generate="agent_loops.swe.fetch:generate_tasks",

@@ -44,7 +44,7 @@ def test_an_entry_has_its_configurations(entry):
     if entry.data:
         assert benchmark[entry.data] == f"${{oc.env:{entry.variable}}}"
     text = json.dumps(plain)
-    assert all(knob in text for knob in entry.knobs)
+    assert all(variable in text for variable in (*entry.paths, *entry.knobs))
     assert plain["data"]["train_files"] == f"${{oc.env:{entry.parquet_variable}}}/train.parquet"
     sized = yaml.safe_load((CONFIG / f"{entry.config}.yaml").read_text(encoding="utf-8"))
     assert {"benchmark": entry.name} in sized["defaults"]

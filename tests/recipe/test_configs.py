@@ -47,7 +47,10 @@ MACHINES = ("node", "gpu1", "cpu")
 GIVEN = {
     **{
         name: {machine: (f"machine={machine}",) for machine in MACHINES}
-        for name in ("webshop_7b", "webshop_1.5b", "alfworld_7b", "alfworld_1.5b", "scienceworld_7b", "swe_32b")
+        for name in (
+            *("webshop_7b", "webshop_1.5b", "alfworld_7b", "alfworld_1.5b"),
+            *("scienceworld_7b", "textworld_express_7b", "swe_32b"),
+        )
     },
     "webshop_demo": {machine: (f"machine={machine}",) for machine in MACHINES},
     "aem_trainer": {machine: (f"+machine={machine}", *BROUGHT) for machine in MACHINES},
@@ -75,6 +78,7 @@ def surroundings(monkeypatch, model_dir):
     monkeypatch.setenv("ALFWORLD_DATA", "/data/alfworld")
     monkeypatch.setenv("ALFWORLD_PARQUET", "/data/games")
     monkeypatch.setenv("SCIENCEWORLD_PARQUET", "/data/science")
+    monkeypatch.setenv("TEXTWORLD_EXPRESS_PARQUET", "/data/express")
     monkeypatch.setenv("SWE_TASKS", "/data/swe")
     monkeypatch.setenv("SWE_PARQUET", "/data/tasks")
     for name in ("SWE_VALIDATION", "SWE_BACKEND"):
@@ -405,7 +409,7 @@ def test_swes_settings_are_the_sandboxs():
     assert set(given) == set(asdict(settings)) and settings == SandboxSettings(), "the file shows the defaults"
 
 
-@pytest.mark.parametrize("name", ["alfworld_7b", "alfworld_1.5b", "scienceworld_7b"])
+@pytest.mark.parametrize("name", ["alfworld_7b", "alfworld_1.5b", "scienceworld_7b", "textworld_express_7b"])
 def test_a_mini_batch_of_more_prompts_than_a_step_needs_micro_batches_by_tokens(name):
     config = compose(name)
     actor = config.actor_rollout_ref.actor
@@ -425,6 +429,7 @@ def test_a_mini_batch_of_more_prompts_than_a_step_needs_micro_batches_by_tokens(
     [
         ("alfworld_7b", "/data/games", ["valid_seen", "valid_unseen"]),
         ("scienceworld_7b", "/data/science", ["dev", "test"]),
+        ("textworld_express_7b", "/data/express", ["dev", "test"]),
     ],
 )
 def test_one_override_chooses_the_split_to_validate_on(name, files, splits):
@@ -442,7 +447,7 @@ def test_one_override_chooses_the_split_to_validate_on(name, files, splits):
     ("name", "by_std"),
     [
         *[("webshop_7b", False), ("webshop_demo", False)],
-        *[("alfworld_7b", True), ("scienceworld_7b", True), ("swe_32b", True)],
+        *[("alfworld_7b", True), ("scienceworld_7b", True), ("textworld_express_7b", True), ("swe_32b", True)],
     ],
 )
 @pytest.mark.parametrize("method", ["gigpo", "aem_gigpo"])
@@ -452,8 +457,9 @@ def test_gigpo_divides_by_std_where_the_benchmark_says_so(name, method, by_std):
     config = compose(name, f"method={method}")
     registered = set(core_algos.ADV_ESTIMATOR_REGISTRY)
     assert check_config(config, registered, verl.__version__).gigpo.by_std is by_std
-    # ScienceWorld's points before the end of a task sum to 100, where the outcome is 10
-    assert config.algorithm.gigpo.step_rewards == (0.1 if name == "scienceworld_7b" else 1.0)
+    # ScienceWorld's points before the end of a task sum to 100, TextWorldExpress's to 1, where the outcome is 10
+    scaled = {"scienceworld_7b": 0.1, "textworld_express_7b": 10.0}
+    assert config.algorithm.gigpo.step_rewards == scaled.get(name, 1.0)
     other = compose(name, f"method={method}", f"algorithm.gigpo.by_std={not by_std}")  # it needs no plus
     assert check_config(other, registered, verl.__version__).gigpo.by_std is not by_std
 
@@ -463,6 +469,7 @@ BENCHMARKS = {
     "webshop_demo": ("WebShop", {"data_dir": "/data/webshop"}),
     "alfworld_7b": ("Alfworld", {"data_dir": "/data/alfworld"}),
     "scienceworld_7b": ("ScienceWorld", {"simplifications": "easy"}),
+    "textworld_express_7b": ("TextWorldExpress", {"game": "coin"}),
     "swe_32b": ("Swe", {"tasks": "/data/swe"}),
 }
 METHODS = sorted(

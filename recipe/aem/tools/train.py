@@ -52,7 +52,7 @@ class Training:
         entry: of the benchmark; None for one that is not of this package.
         home: where verl runs, and where `outputs` is.
         output: for checkpoints, metrics and tasks.
-        data: the variables that name the benchmark's data, made absolute.
+        data: the benchmark's variables that are set; paths are absolute.
         generate: the folder for data that are not named and can be made; None where there are some.
     """
 
@@ -151,7 +151,7 @@ class Training:
             return []
         # AEM_OUTPUT as it is: the checkpoint is found in there
         knobs = {"AEM_OUTPUT": str(self.output), **self.data, "AEM_MODEL": os.environ.get("AEM_MODEL")}
-        given = [shlex.quote(f"{name}={value}") for name, value in knobs.items() if value]
+        given = [f"{name}={shlex.quote(value)}" for name, value in knobs.items() if value]
         again = [*self.arguments, "trainer.val_only=true", "trainer.val_before_train=true"]
         return [
             "",
@@ -185,10 +185,10 @@ def prepare(config_name: str, arguments: Sequence[str], home: Path) -> Training:
     problem = ""
     if (entry := training.entry) is not None:
         problem = first_failure(check_requirements(config, entry))
-        for variable in filter(None, (entry.variable, *entry.knobs)):
+        for variable in (*entry.paths, *entry.knobs):
             if value := os.environ.get(variable):
-                is_path_ = not variable.endswith("_BACKEND")
-                training.data[variable] = str(Path(value).expanduser().absolute()) if is_path_ else value
+                path = Path(value).expanduser().absolute()
+                training.data[variable] = str(path) if variable in entry.paths else value
         if entry.generate and select(config, data_setting(entry)) is None:
             training.generate = home / "outputs" / entry.name
             training.data[entry.variable] = str(training.generate.absolute())

@@ -75,7 +75,7 @@ def aem(tmp_path, monkeypatch):
     monkeypatch.setenv("AEM_MODEL", "my model")
     dropped = ["AEM_ROOT", "AEM_OUTPUT", "AEM_VENV", "RAY_ADDRESS", "VERL_PLATFORM", "VERL_FILE_LOGGER_PATH"]
     for entry in TABLE.values():
-        dropped += [*filter(None, (entry.variable, *entry.knobs)), entry.parquet_variable]
+        dropped += [*entry.paths, *entry.knobs, entry.parquet_variable]
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 
@@ -133,6 +133,7 @@ def test_it_writes_the_tasks_then_trains_then_says_how_to_evaluate(config, aem, 
     settings += ["trainer.val_only=true", "trainer.val_before_train=true"]
     again = [f"AEM_OUTPUT={output}", *(f"{name}={value}" for name, value in named.items()), "AEM_MODEL=my model"]
     assert words == [*again, *command, *settings]
+    assert " AEM_MODEL='my model' " in text.splitlines()[-1], "a shell takes it for an assignment"
     assert f"checkpoint  {output}/checkpoints/global_step_5" in text
     text, given = aem(config, "trainer.val_only=true", **named)
     assert given["variables"]["VERL_FILE_LOGGER_PATH"] == f"{output}/metrics.jsonl", "no metrics: the name is free"

@@ -11,7 +11,7 @@ def surroundings(monkeypatch):
     from agent_loops.benchmarks import TABLE
 
     for entry in TABLE.values():
-        for name in filter(None, (entry.variable, *entry.knobs, entry.parquet_variable)):
+        for name in (*entry.paths, *entry.knobs, entry.parquet_variable):
             monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("AEM_MODEL", raising=False)
     loop._opened_benchmark.cache_clear()
