@@ -19,7 +19,7 @@ from aem_core.exact import (
     euclidean_gradient_direction,
     natural_gradient_direction,
 )
-from recipe.aem.seam.metrics import aem_metrics
+from recipe.aem.methods.aem import aem_metrics
 
 check = settings(deadline=None)
 F64 = torch.float64

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from recipe.aem.settings import ESTIMATORS
+from recipe.aem.methods.registry import ESTIMATORS
 from recipe.aem.tools.finding import Finding
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from recipe.aem.settings import OVER_TRAJECTORIES
+from recipe.aem.methods.outcomes import OVER_TRAJECTORIES
 from recipe.aem.tools.finding import Finding
 
 SECONDS = 240.0

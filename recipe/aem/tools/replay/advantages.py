@@ -17,38 +17,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aem_core import AemStats, EmpgStats, Responses
+from aem_core import Responses
 from recipe.aem.columns import Ragged
 from recipe.aem.dump.provenance import machine, versions
 from recipe.aem.dump.step import DumpError, Step
-from recipe.aem.seam.advantage import Advance, compute_advantages
-from recipe.aem.seam.bases import of_some_rows
-from recipe.aem.seam.checks import check_base
-from recipe.aem.seam.empty_updates import zero_off_mask
-from recipe.aem.settings import (
-    AEM,
-    EMPG,
+from recipe.aem.methods.outcomes import GAE, OPO, OUTCOME_BASES, of_some_rows
+from recipe.aem.methods.registry import (
+    BLOCKS,
     ESTIMATORS,
-    GAE,
     MODULATORS,
-    OPO,
-    OUTCOME_BASES,
+    REPLAYED,
     RESPONSE_BASES,
-    AemSettings,
-    EmpgSettings,
-    GigpoSettings,
     Settings,
-    SettingsError,
     shares_return,
 )
+from recipe.aem.seam.advantage import Advance, compute_advantages
+from recipe.aem.seam.checks import check_base
+from recipe.aem.seam.empty_updates import zero_off_mask
+from recipe.aem.settings import SettingsError
 
-BLOCKS = {block.name: block for block in (AemSettings, EmpgSettings, GigpoSettings)}
 TOP = ("norm_adv_by_std_in_grpo", "gamma", "lam")
 """What methods read of `config.algorithm` itself."""
-NOT_OF_A_METHOD = ("untested_verl", "dump_dir", "dump_every", "dump_rows")
-KNOWN = (*ESTIMATORS, *OUTCOME_BASES, GAE)
-WHOLE_BATCH = (GAE, "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
-"""Bases of verl that take a mean over the batch, beyond the prompt group."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +63,14 @@ class Method:
     def used(self) -> dict[str, Any]:
         """The settings that matter to it."""
         name, base = self.settings.estimator, self.settings.base
-        read = {one: BLOCKS[one] for one in (name, base) if one in BLOCKS}
         used = {
-            f"{one}.{entry.name}": getattr(getattr(self.settings, one), entry.name)
-            for one, block in read.items()
-            for entry in dataclasses.fields(block)
-            if entry.name not in NOT_OF_A_METHOD
+            f"{block}.{key}": value
+            for block in (name, base)
+            if block in BLOCKS
+            for key, value in self.settings.to_dict()[block].items()
         }
         top = {key: self.algorithm[key] for key in TOP if key in self.algorithm}
         return {**used, **top}
-
-    @property
-    def whole_batch(self) -> str:
-        """Which of its settings reads beyond the prompt group; empty where none does."""
-        aem, name, base = self.settings.aem, self.settings.estimator, self.settings.base
-        if name == AEM and aem.scope == "batch":
-            return "aem.scope=batch takes its statistics over the whole batch"
-        if name == AEM and aem.shuffle is not None:
-            return "aem.shuffle draws one permutation for the whole batch"
-        if name == EMPG:
-            return "empg takes its statistics over the whole batch"
-        return f"{base} takes its statistics over the whole batch" if base in WHOLE_BATCH else ""
 
 
 def parse_method(text: str, run: Mapping[str, Any]) -> Method:
@@ -116,8 +92,8 @@ def parse_method(text: str, run: Mapping[str, Any]) -> Method:
         'batch'
     """
     name, _, given = text.partition(":")
-    if name not in KNOWN:
-        raise SettingsError(f"{name!r} is not a method{_nearest(name, KNOWN)}; there are {', '.join(KNOWN)}")
+    if name not in REPLAYED:
+        raise SettingsError(f"{name!r} is not a method{_nearest(name, REPLAYED)}; there are {', '.join(REPLAYED)}")
     algorithm: dict[str, Any] = {**copy.deepcopy(dict(run)), "adv_estimator": name}
     if name in MODULATORS:
         block = algorithm[name] = dict(algorithm.get(name) or {})
@@ -159,7 +135,7 @@ def _set(algorithm: dict[str, Any], name: str, key: str, value: Any, text: str) 
 def _keys(block: str) -> list[str]:
     if block not in BLOCKS:
         return []
-    return [entry.name for entry in dataclasses.fields(BLOCKS[block]) if entry.name not in NOT_OF_A_METHOD]
+    return [entry.name for entry in dataclasses.fields(BLOCKS[block])]  # type: ignore[arg-type]
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
@@ -185,13 +161,13 @@ class Result:
         advantages: a value a token, in all rows of the dump.
         responses: of the rows without padding rows.
         advantage_N: mean over the tokens of each response.
-        stats: the modulation's.
+        stats: `aem_core`'s of the modulation; None without one.
     """
 
     advantages: Ragged
     responses: Responses
     advantage_N: Tensor
-    stats: AemStats | EmpgStats | None
+    stats: Any
 
 
 def compute(step: Step, method: Method) -> Result:
@@ -216,9 +192,10 @@ def compute(step: Step, method: Method) -> Result:
 
 def _ours(step: Step, method: Method) -> tuple[Tensor, Any]:
     settings, batch = method.settings, step.batch
-    for column, why in ((settings.measure, settings.estimator), ("values" if settings.base == GAE else None, GAE)):
-        if column and column not in batch.tokens:
-            hint = "; aem:proxy=surprisal needs none" if column == "entropies" and why == AEM else ""
+    for column in settings.columns:
+        if column not in batch.tokens:
+            free = settings.modulator.without_entropies if settings.modulator and column == "entropies" else None
+            hint = f"; {settings.estimator}:{free[0]}={free[1]} needs none" if free else ""
             raise DumpError(f"{method.label} needs {column}, which the dump of step {step.meta.step} has not{hint}")
     advance = Advance(batch, settings, step.meta.step)
     try:
@@ -229,7 +206,7 @@ def _ours(step: Step, method: Method) -> tuple[Tensor, Any]:
 
 
 def _check_kl(step: Step, method: Method) -> None:
-    """Refuse rewards whose KL stands where another kind of estimator has it; see `bases.kl_on_last_rows`."""
+    """Refuse rewards whose KL is where another kind of estimator has it (`methods.outcomes.kl_on_last_rows`)."""
     run = step.meta.algorithm
     if not run.get("use_kl_in_reward") or shares_return(run) == shares_return(method.algorithm):
         return
@@ -246,7 +223,7 @@ def _verls(step: Step, method: Method) -> Tensor:
     from verl import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-    if method.settings.estimator not in KNOWN:
+    if method.settings.estimator not in REPLAYED:
         raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
     batch = step.batch
     tensors = {"token_level_rewards": batch.padded("rewards"), "response_mask": batch.mask_BT}
@@ -313,7 +290,7 @@ def check(step: Step) -> Check:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(step.meta.machine.get("threads", threads))))
     try:
-        if method.settings.estimator not in KNOWN:
+        if method.settings.estimator not in REPLAYED:
             raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
         result = compute(step, method)
     except (DumpError, ModuleNotFoundError) as error:
@@ -345,10 +322,10 @@ def _bits(values: Tensor) -> Tensor:
 
 def _reasons(step: Step, method: Method) -> list[str]:
     reasons = []
-    if step.meta.rows_left_out and method.whole_batch:
+    if step.meta.rows_left_out and method.settings.whole_batch:
         reasons.append(
-            f"dump_rows left out {step.meta.groups_left_out} of {step.meta.groups} prompt groups, and "
-            f"{method.whole_batch}"
+            f"algorithm.dump.rows left out {step.meta.groups_left_out} of {step.meta.groups} prompt groups, and "
+            f"{method.settings.whole_batch}"
         )
     here = {**versions(), **machine()}
     then = {**step.meta.packages, **step.meta.machine}
