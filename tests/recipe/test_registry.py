@@ -11,7 +11,7 @@ import pytest
 from recipe.aem.methods.algorithm import Base, Modulator
 from recipe.aem.methods.registry import BLOCKS, ESTIMATORS, LOSS_TERMS, MODULATORS, REPLAYED, RESPONSE_BASES, Settings
 from recipe.aem.settings import SettingsError
-from recipe.aem.tools.replay.advantages import parse_method
+from recipe.aem.tools.replay.methods import parse_method
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = {**MODULATORS, **RESPONSE_BASES, **LOSS_TERMS}

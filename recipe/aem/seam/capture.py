@@ -104,7 +104,8 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
     config = trainer.config
     algorithm = _plain(config.algorithm)
     settings = Settings.from_config(algorithm)
-    stats: Any = None if computed is None else computed.stats
+    stats = None if computed is None else computed.stats
+    centre = getattr(stats, "centre", None)  # EMPG's re-centring
     about = Meta(
         step=int(trainer.global_steps),
         part=int(getattr(trainer, "local_trigger_step", 0)),
@@ -118,7 +119,7 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
         settings=settings.to_dict(),
         algorithm=algorithm,
         weights=settings.modulator.weight if settings.modulator and stats is not None else None,
-        centre=float(stats.centre) if hasattr(stats, "centre") else None,
+        centre=None if centre is None else float(centre),
         run=_run(config),
         data=_data(config),
         packages=versions(),

@@ -23,7 +23,8 @@ from recipe.aem.dump.step import DumpError, Step
 from recipe.aem.dump.writer import write_step
 from recipe.aem.methods.outcomes import OUTCOME_BASES, kl_on_last_rows
 from recipe.aem.methods.registry import shares_return
-from recipe.aem.tools.replay.advantages import check, compute, parse_method
+from recipe.aem.tools.replay.advantages import check, compute
+from recipe.aem.tools.replay.methods import parse_method
 from tests.helpers.dumps import FAULT, Batch, Queue, Shelf, advance, make_batch, make_trainer
 
 BETA = 0.5

@@ -26,8 +26,9 @@ from recipe.aem.dump.reader import read_step
 from recipe.aem.dump.step import DumpError
 from recipe.aem.methods.outcomes import OUTCOME_BASES
 from recipe.aem.settings import SettingsError
-from recipe.aem.tools.replay.advantages import check, compute, parse_method
+from recipe.aem.tools.replay.advantages import check, compute
 from recipe.aem.tools.replay.comparison import Replay
+from recipe.aem.tools.replay.methods import parse_method
 from tests.helpers.dumps import ALGORITHM, advance, dump, dumped, make_batch, make_trainer
 
 OURS = [

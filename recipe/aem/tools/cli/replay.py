@@ -78,8 +78,8 @@ def replay(
     """
     with explained(_errors, "cpu"), quietly():
         from recipe.aem.dump.reader import find_files, read_metas, read_step
-        from recipe.aem.tools.replay.advantages import parse_method
         from recipe.aem.tools.replay.comparison import Replay
+        from recipe.aem.tools.replay.methods import parse_method
 
         began = time.monotonic()
         files = find_files(dump)

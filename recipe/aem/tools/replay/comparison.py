@@ -15,7 +15,8 @@ from aem_core import entropy_drift, response_log_probs
 from recipe.aem.batch import Batch
 from recipe.aem.dump.step import DumpError, Step
 from recipe.aem.methods.registry import Settings
-from recipe.aem.tools.replay.advantages import Check, Method, check, compute, parse_method
+from recipe.aem.tools.replay.advantages import Check, check, compute
+from recipe.aem.tools.replay.methods import Method, parse_method
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
