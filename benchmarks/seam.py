@@ -151,14 +151,19 @@ def measure(rows: int, dump: dict[str, Any]) -> dict[str, Any]:
                 "trainer": {},
             }
         )
-        queue.gets, started = 0, time.perf_counter()
-        if "plain" in case:
-            original(trainer, queue.meta, {})
-        else:
-            trainer._compute_advantage(queue.meta, {})
-        if algorithm["epo"]["enable"]:
-            epo.before_update(lambda batch, metrics: batch, trainer, (queue.meta, {}), {})
-        found[case] = [time.perf_counter() - started, queue.gets]
+
+        def once(case: str = case, trainer: Any = trainer, epo_enabled: bool = algorithm["epo"]["enable"]) -> float:
+            queue.gets, started = 0, time.perf_counter()
+            if "plain" in case:
+                original(trainer, queue.meta, {})
+            else:
+                trainer._compute_advantage(queue.meta, {})
+            if epo_enabled:
+                epo.before_update(lambda batch, metrics: batch, trainer, (queue.meta, {}), {})
+            return time.perf_counter() - started
+
+        # the least of three: what other processes take is not the seam's
+        found[case] = [min(once() for _ in range(3)), queue.gets]
     return found
 
 

@@ -71,7 +71,7 @@ def measure(
     from replica_parts.kinds import Response, by_kind, responses
     from replica_parts.policy import mask_of, old_policy
 
-    from recipe.aem.settings import Settings
+    from recipe.aem.methods.registry import Settings
 
     rollout, data = base.config.actor_rollout_ref.rollout, base.config.data
     settings = {name: Settings.from_config(of) for name, of in algorithms.items()}

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from aem_core import Responses, find_responses
 from aem_core.errors import AEMRuntimeError, AEMValueError
-from recipe.aem.columns import QUEUE_COLUMNS, Ragged, columns_of, extra_fields_of, queue_names
-from recipe.aem.keys import RowKey, number_labels, parse_key, rows_by_trajectory
+from recipe.aem.columns import QUEUE_COLUMNS, Ragged, columns_of, extra_fields_of, number_labels, queue_names
+from recipe.aem.keys import RowKey, parse_key, rows_by_trajectory
 
 if TYPE_CHECKING:
     from recipe.aem.dump.step import Step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,12 @@ class Ragged:
     def nested(self) -> Tensor:
         """As verl's queue stores columns."""
         return torch.nested.as_nested_tensor(self.rows(), layout=torch.jagged)
+
+
+def number_labels(names: Iterable[Hashable]) -> Tensor:
+    """Integer labels in the order of first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)
 
 
 def queue_names(columns: Iterable[str]) -> list[str]:

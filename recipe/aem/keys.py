@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 KEY = re.compile(r".+_[0-9]+_[0-9]+", re.DOTALL)
 """verl's name of a row."""
@@ -49,9 +46,3 @@ def rows_by_trajectory(keys: Sequence[RowKey]) -> dict[str, list[int]]:
     for row in sorted(range(len(keys)), key=lambda row: keys[row].index):
         rows.setdefault(keys[row].trajectory, []).append(row)
     return rows
-
-
-def number_labels(names: Iterable[Hashable]) -> Tensor:
-    """Integer labels in the order of first appearance."""
-    numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from aem_core import rescale_advantages
 from recipe.aem.batch import Batch, first_tokens
+from recipe.aem.methods.aem import aem_metrics
+from recipe.aem.methods.registry import Settings
 from recipe.aem.seam.advantage import Advance, Computed, compute_advantages
-from recipe.aem.seam.metrics import aem_metrics
-from recipe.aem.settings import Settings
 from replica_parts.kinds import of_the_kind
 from replica_parts.rollout import Row
 

@@ -11,6 +11,7 @@ import torch
 
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import Episode, EpisodeSettings
+from recipe.aem.keys import parse_key
 
 
 @dataclass
@@ -100,7 +101,7 @@ def as_ended(rows: Sequence[Row], chance: random.Random) -> list[Row]:
     """Whole trajectories in the order in which they ended, as in verl's batch: in lock step, the shorter first."""
     of: dict[str, list[Row]] = {}
     for row in rows:
-        of.setdefault(row.key.rsplit("_", 1)[0], []).append(row)
+        of.setdefault(parse_key(row.key).trajectory, []).append(row)
     names = list(of)
     chance.shuffle(names)
     return [row for name in sorted(names, key=lambda name: len(of[name])) for row in of[name]]

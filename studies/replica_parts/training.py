@@ -19,8 +19,8 @@ from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import EpisodeSettings
 from recipe.aem.batch import Batch
-from recipe.aem.seam.epo import batch_weights
-from recipe.aem.settings import EpoSettings, Settings
+from recipe.aem.methods.epo import EpoSettings, batch_weights
+from recipe.aem.methods.registry import Settings
 from recipe.aem.tools.report.turns import eta_squared
 from replica_parts.advantages import advantages
 from replica_parts.policy import mask_of, old_policy

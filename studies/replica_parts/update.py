@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aem_core.epo import epo_entropy, epo_smoothing
-from recipe.aem.settings import EpoSettings
+from recipe.aem.methods.epo import EpoSettings
 from replica_parts.policy import log_probs_and_entropies, response_logits
 from replica_parts.rollout import Row
 

@@ -49,7 +49,9 @@ def documented_metrics(prefix):
 
 def test_every_metric_is_documented():
     from aem_core import aem, empg, find_responses, gigpo
-    from recipe.aem.seam.metrics import aem_metrics, empg_metrics, gigpo_metrics
+    from recipe.aem.methods.aem import aem_metrics
+    from recipe.aem.methods.empg import empg_metrics
+    from recipe.aem.methods.gigpo import gigpo_metrics
 
     responses = find_responses(torch.ones(2, 1))
     ones_BT, entropy_BT, one_set = torch.ones(2, 1), torch.tensor([[0.1], [0.9]]), torch.tensor([0, 0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import aem_core
-from recipe.aem import settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,9 +37,3 @@ def test_every_method_file_is_described():
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)`", text[text.index("## Method files") :]))
     assert {path.stem for path in (ROOT / "recipe/aem/config/method").glob("*.yaml")} <= named
-
-
-@pytest.mark.parametrize("block", [settings.AemSettings, settings.EmpgSettings, settings.GigpoSettings])
-def test_every_setting_is_described(block):
-    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert {field.name for field in dataclasses.fields(block)} <= set(re.findall(r"`(\w+)`", text))

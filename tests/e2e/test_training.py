@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def here(folder: Path) -> tuple[str, ...]:
-    return f"trainer.default_local_dir={folder / 'checkpoints'}", f"algorithm.aem.dump_dir={folder / 'dump'}"
+    return f"trainer.default_local_dir={folder / 'checkpoints'}", f"algorithm.dump.dir={folder / 'dump'}"
 
 
 @pytest.fixture(scope="module")

@@ -182,16 +182,16 @@ def advance(trainer: Any, queue: Queue) -> dict[str, Any]:
     return metrics
 
 
-def dump(queue: Queue, algorithm: Mapping[str, Any], directory: Path, step: int = 3, **aem: Any) -> Path:
+def dump(queue: Queue, algorithm: Mapping[str, Any], directory: Path, step: int = 3, **settings: Any) -> Path:
     """The file of one step."""
-    settings = {"dump_dir": str(directory), **aem, **algorithm.get("aem", {})}
-    trainer = make_trainer({**algorithm, "aem": settings}, step, aem_dump=(shelf := Shelf()))
+    written = {**algorithm, "dump": {"dir": str(directory), **settings}}
+    trainer = make_trainer(written, step, aem_dump=(shelf := Shelf()))
     advance(trainer, queue)
     directory.mkdir(exist_ok=True, parents=True)
     (one,) = shelf.steps
     return write_step(one, directory)
 
 
-def dumped(queue: Queue, algorithm: Mapping[str, Any], directory: Path, **aem: Any) -> Step:
+def dumped(queue: Queue, algorithm: Mapping[str, Any], directory: Path, **settings: Any) -> Step:
     """The step as it is read back."""
-    return read_step(dump(queue, algorithm, directory, **aem))
+    return read_step(dump(queue, algorithm, directory, **settings))

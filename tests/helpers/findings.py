@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from agent_loops.finding import Finding
-from recipe.aem.settings import ESTIMATORS
+from recipe.aem.methods.registry import ESTIMATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {

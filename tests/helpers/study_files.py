@@ -35,7 +35,7 @@ with open(os.environ["VERL_FILE_LOGGER_PATH"], "w", buffering=1) as file:
 """
 
 CONFIG = """
-algorithm: {aem: {lam: 1.0, dump_dir: null}}
+algorithm: {aem: {lam: 1.0}, dump: {dir: null}}
 data: {seed: null, train_files: "${oc.env:TASKS}/train.parquet"}
 actor_rollout_ref: {rollout: {seed: 42}, model: {path: "${oc.env:AEM_MODEL,none}"}}
 trainer: {total_training_steps: 4, logger: [console], default_local_dir: x, resume_mode: auto, experiment_name: x}

@@ -127,7 +127,7 @@ def test_a_batch_is_fetched_once_beside_verls_own_fetch(name, measure, faults):
 @pytest.mark.parametrize(("name", "measure"), ESTIMATORS)
 def test_a_dump_fetches_what_nobody_knows_yet_and_nothing_twice(name, measure):
     queue = Counting(make_batch(1))
-    trainer = make_trainer({"adv_estimator": name, "aem": {"dump_dir": "x"}}, aem_dump=(shelf := Shelf()))
+    trainer = make_trainer({"adv_estimator": name, "dump": {"dir": "x"}}, aem_dump=(shelf := Shelf()))
     advance(trainer, queue)
     before, _, dumped = queue.asked
     unknown = {"prompts", "responses", "old_log_probs", "entropy", "values"} - {measure}

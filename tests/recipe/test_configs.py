@@ -11,7 +11,7 @@ import inspect
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import pytest
 from omegaconf import OmegaConf, open_dict
@@ -29,8 +29,9 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
+from recipe.aem.methods.aem import AemSettings  # noqa: E402
 from recipe.aem.seam.checks import check_config  # noqa: E402
-from recipe.aem.settings import TrajectorySettings  # noqa: E402
+from recipe.aem.settings import DumpSettings, TrajectorySettings  # noqa: E402
 
 # what whoever uses aem_trainer brings: verl's own configuration leaves these open, and verl's FSDP1 needs a GPU
 BROUGHT = (
@@ -113,7 +114,7 @@ def test_aem_accepts_it(name, machine):
     config = compose(name, *GIVEN[name][machine])
     assert config.algorithm.adv_estimator == "aem"
     settings = check_config(config, set(core_algos.ADV_ESTIMATOR_REGISTRY), verl.__version__)
-    aem = settings.aem
+    aem = settings.blocks["aem"]
     assert (aem.lam, aem.min_range, aem.scope, aem.direction) == (1.0, 0.1, "group", "forward")
     assert (aem.mean, aem.proxy, aem.shuffle) == ("response", "entropy", None)
     assert settings.base == ("rloo" if name == "swe_32b" else "grpo_rows")
@@ -485,8 +486,8 @@ def test_every_method_composes_with_swe(method, machine):
     """The other benchmarks' are in test_methods.py."""
     import verl
 
+    from recipe.aem.methods.registry import ESTIMATORS
     from recipe.aem.seam.checks import check_epo
-    from recipe.aem.settings import ESTIMATORS
 
     config = compose("swe_32b", f"method={method}", f"machine={machine}")
     validate_config(config, need_reference_policy(config), need_critic(config))
@@ -564,11 +565,9 @@ def test_a_misspelt_setting_is_refused(name, setting):
 
 
 def test_the_yaml_and_the_dataclass_have_the_same_settings():
-    from dataclasses import fields
-
-    from recipe.aem.settings import AemSettings
-
-    assert set(compose("aem_trainer").algorithm.aem) == {field.name for field in fields(AemSettings)}
+    algorithm = compose("aem_trainer").algorithm
+    assert set(algorithm.aem) == {field.name for field in fields(AemSettings)}
+    assert algorithm.dump == asdict(DumpSettings()) and algorithm.untested_verl is False
 
 
 def test_aem_trainer_changes_nothing_else_of_verls():
@@ -577,7 +576,8 @@ def test_aem_trainer_changes_nothing_else_of_verls():
     ours = compose("aem_trainer")
     with open_dict(ours):
         ours.algorithm.pop("aem")
-        ours.algorithm.pop("trajectories")
+        for name in ("trajectories", "dump", "untested_verl"):
+            ours.algorithm.pop(name)
         ours.algorithm.adv_estimator = theirs.algorithm.adv_estimator
         # but for the entropies' precision, which has two names
         for part, its in ((ours.actor_rollout_ref, theirs.actor_rollout_ref),):

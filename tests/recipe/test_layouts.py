@@ -15,8 +15,10 @@ import torch
 pytest.importorskip("verl", reason="verl is not installed")
 
 from recipe.aem.batch import Batch
+from recipe.aem.methods.aem import AemSettings
+from recipe.aem.methods.empg import EmpgSettings
+from recipe.aem.methods.registry import Settings
 from recipe.aem.seam.advantage import Advance, compute_advantages
-from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
 from tests.helpers.scripted import run
 
 WRONG, RIGHT = "<action>guess[3]</action>", "<action>guess[7]</action>"
@@ -31,13 +33,13 @@ EPISODES = {
     ("v", 1): [WRONG, WRONG, WRONG, WRONG],
 }
 SETTINGS = {
-    "aem over grpo_rows": Settings("aem", AemSettings("grpo_rows"), EmpgSettings(), GigpoSettings()),
-    "aem over gigpo": Settings("aem", AemSettings("gigpo"), EmpgSettings(), GigpoSettings()),
-    "aem over grpo": Settings("aem", AemSettings("grpo"), EmpgSettings(), GigpoSettings()),
-    "aem, whole batch": Settings("aem", AemSettings("grpo_rows", scope="batch"), EmpgSettings(), GigpoSettings()),
-    "empg": Settings("empg", AemSettings(), EmpgSettings("grpo_rows"), GigpoSettings()),
-    "gigpo": Settings("gigpo", AemSettings(), EmpgSettings(), GigpoSettings()),
-    "grpo_rows": Settings("grpo_rows", AemSettings(), EmpgSettings(), GigpoSettings()),
+    "aem over grpo_rows": Settings.of("aem", AemSettings("grpo_rows")),
+    "aem over gigpo": Settings.of("aem", AemSettings("gigpo")),
+    "aem over grpo": Settings.of("aem", AemSettings("grpo")),
+    "aem, whole batch": Settings.of("aem", AemSettings("grpo_rows", scope="batch")),
+    "empg": Settings.of("empg", EmpgSettings("grpo_rows")),
+    "gigpo": Settings.of("gigpo"),
+    "grpo_rows": Settings.of("grpo_rows"),
 }
 
 

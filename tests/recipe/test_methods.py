@@ -31,8 +31,10 @@ from verl.trainer.ppo.v1 import replay_buffer, trainer_base  # noqa: E402
 from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
 
 from agent_loops.episode import EpisodeSettings  # noqa: E402
+from recipe.aem.methods.aem import AemSettings  # noqa: E402
+from recipe.aem.methods.empg import EmpgSettings  # noqa: E402
+from recipe.aem.methods.gigpo import GigpoSettings  # noqa: E402
 from recipe.aem.seam.checks import check_config, check_epo  # noqa: E402
-from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings  # noqa: E402
 from tests.helpers.scripted import run  # noqa: E402
 
 PLAIN = ("grpo", "dapo", "gspo", "drgrpo", "grpopp", "gigpo", "empg")

@@ -6,8 +6,11 @@ import copy
 
 import pytest
 
+from recipe.aem.methods.aem import AemSettings
+from recipe.aem.methods.outcomes import OUTCOME_BASES
+from recipe.aem.methods.registry import ESTIMATORS
 from recipe.aem.seam.checks import check_config, check_name
-from recipe.aem.settings import ESTIMATORS, OUTCOME_BASES, AemSettings, SettingsError
+from recipe.aem.settings import SettingsError
 
 REGISTERED = {"gae", "grpo", "rloo", "opo", "gdpo", "remax", "optimal_token_baseline", *ESTIMATORS}
 GOOD = {
@@ -143,4 +146,4 @@ def test_other_names_are_verls_to_judge():
 def test_an_untested_verl_is_refused_unless_the_user_says_so():
     with pytest.raises(SettingsError, match=r"verl 0\.10\.0 is installed; .*untested_verl=True"):
         check(GOOD, verl="0.10.0")
-    assert check(changed("algorithm.aem.untested_verl", True), verl="0.10.0").aem.untested_verl
+    assert check(changed("algorithm.untested_verl", True), verl="0.10.0").base == "grpo"

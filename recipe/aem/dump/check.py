@@ -14,7 +14,7 @@ from agent_loops.reading import shown
 from recipe.aem.columns import Ragged
 from recipe.aem.dump.step import DumpError, Meta, Step
 from recipe.aem.keys import KEY
-from recipe.aem.settings import Settings
+from recipe.aem.methods.registry import BLOCKS, LOSS_TERMS, MODULATORS, Settings
 
 MOST_TOKENS = 1 << 24
 """Of a row: no model has such a context, and a batch is laid out as a rectangle of this width."""
@@ -50,8 +50,9 @@ def check_meta(meta: Meta, path: Any) -> None:
     for name in _TEXTS:
         if not isinstance(getattr(meta, name), str):
             raise refuse(name, "not a text")
-    if meta.weights not in (None, "alpha", "scale"):
-        raise refuse("weights", "none of null, alpha and scale")
+    weights = [modulator.weight for modulator in MODULATORS.values()]
+    if meta.weights not in (None, *weights):
+        raise refuse("weights", f"none of null, {' and '.join(weights)}")
     if meta.centre is not None and not _is_finite(meta.centre):
         raise refuse("centre", "neither null nor a finite number")
     if not isinstance(meta.data.get("benchmark") or {}, Mapping):
@@ -62,7 +63,7 @@ def check_meta(meta: Meta, path: Any) -> None:
     for one in ("gamma", "lam"):
         if meta.algorithm.get(one) is not None and not _is_finite(meta.algorithm[one]):
             raise refuse("algorithm", f"whose {one} is not a finite number")
-    for one in ("aem", "empg", "gigpo", "epo"):
+    for one in (*BLOCKS, *LOSS_TERMS):
         if not isinstance(meta.algorithm.get(one) or {}, Mapping):
             raise refuse("algorithm", f"whose {one} is not a mapping")
     try:

@@ -16,6 +16,7 @@ from recipe.aem.columns import Ragged
 from recipe.aem.dump import digest
 from recipe.aem.dump.check import check_meta, check_step, check_types
 from recipe.aem.dump.step import DumpError, Meta, Step
+from recipe.aem.settings import renamed
 
 VERSION = 2
 READ = (1, 2)
@@ -116,7 +117,7 @@ def read_meta(metadata: Mapping[bytes, bytes] | None, path: Any) -> Meta:
         DumpError: it is no dump, or of another version of the format.
     """
     if not metadata or METADATA_KEY not in metadata:
-        raise DumpError(f"{path} is a Parquet file but not a dump (algorithm.aem.dump_dir writes those)")
+        raise DumpError(f"{path} is a Parquet file but not a dump (algorithm.dump.dir writes those)")
     try:
         # of a diverged run NaN may stand among the settings
         given = parse_json(metadata[METADATA_KEY], not_a_number=True)
@@ -138,6 +139,8 @@ def read_meta(metadata: Mapping[bytes, bytes] | None, path: Any) -> Meta:
     if written and written["metadata"] != digest.of_bytes(metadata[METADATA_KEY]):
         raise DumpError(f"{path} is a damaged dump: its metadata are not those that were written (by their digest)")
     given.pop("digest", None)
+    if isinstance(given.get("algorithm"), dict):
+        given["algorithm"] = renamed(given["algorithm"])
     try:
         meta = Meta(**given, digest=written["rows"] if written else NO_DIGEST)
     except TypeError as error:

@@ -26,7 +26,7 @@ class Meta:
         part, parts: which of the step's sub-batches (`parameter_sync_step` of separate_async); 0 of 1 elsewhere.
         width: how many tokens wide the batch was for the estimator: its longest response part.
         rows, groups: how many the batch had, padding rows not counted.
-        rows_left_out, groups_left_out: how many of them `dump_rows` left out.
+        rows_left_out, groups_left_out: how many of them `algorithm.dump.rows` left out.
         estimator: `algorithm.adv_estimator`.
         settings: of every block that this package reads, defaults included.
         algorithm: verl's whole `config.algorithm`.

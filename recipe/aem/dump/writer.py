@@ -57,7 +57,7 @@ class Writer:
             if not self.dropped:
                 logger.warning(
                     "The dump of step %d is left out, since %s takes longer to write than a step to train. If this "
-                    "goes on, set algorithm.aem.dump_every or algorithm.aem.dump_rows. Training is not affected.",
+                    "goes on, set algorithm.dump.every or algorithm.dump.rows. Training is not affected.",
                     step.meta.step,
                     self.directory,
                 )
@@ -72,7 +72,7 @@ class Writer:
         if first:
             logger.warning(
                 "The dump to %s has ended: %s. Training goes on without it; the files written so far are complete. "
-                "Mend the cause, or set algorithm.aem.dump_dir to another directory or to null.",
+                "Fix the cause, or set algorithm.dump.dir to another directory or to null.",
                 self.directory,
                 f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error,
                 # what is the user's to mend needs no traceback
@@ -100,7 +100,7 @@ class Writer:
                     self.without_room += 1
                     logger.error(
                         "The dump of step %d is missing: %s. Training goes on, and the next step's dump is tried "
-                        "again. Or set algorithm.aem.dump_dir to another directory or to null.",
+                        "again. Or set algorithm.dump.dir to another directory or to null.",
                         step.meta.step,
                         error,
                     )

@@ -1,4 +1,4 @@
-"""The advantages of one batch: the base's (`bases.py`), then modulation by `aem_core`."""
+"""The advantages of one batch: the base's, then its modulation (`recipe.aem.methods`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aem_core import AemStats, EmpgStats, aem, empg
-from aem_core.errors import AEMValueError
-from recipe.aem.batch import Batch, first_tokens
-from recipe.aem.keys import number_labels
-from recipe.aem.seam.bases import base_advantages
-from recipe.aem.seam.metrics import aem_metrics, empg_metrics
-from recipe.aem.settings import AEM, EMPG, RelativeTo, Settings
+from recipe.aem.batch import Batch
+from recipe.aem.methods.registry import Settings
 
 
 @dataclass(frozen=True)
@@ -28,14 +23,14 @@ class Computed:
         reward_BT: token-level rewards, as the estimator saw them.
         base_BT: the base's advantages, 0 in rows that took no part.
         advantage_BT: what the update uses.
-        stats: the modulation's, over the responses of `batch.live`; None for an estimator without one.
+        stats: `aem_core`'s of the modulation, over the responses of `batch.live`; None for an estimator without one.
     """
 
     batch: Batch
     reward_BT: Tensor
     base_BT: Tensor
     advantage_BT: Tensor
-    stats: AemStats | EmpgStats | None = None
+    stats: Any = None
 
 
 @dataclass
@@ -70,7 +65,7 @@ def compute_advantages(
     Args:
         advance: the batch, and the settings of an estimator of this package.
         reward_BT: token-level rewards. KL in the reward is already taken off, that of a whole trajectory in its last
-            row (`recipe.aem.seam.bases.kl_on_last_rows`).
+            row (`recipe.aem.methods.outcomes.kl_on_last_rows`).
         mask_BT: response mask; what rollout correction rejected is 0 in it.
         config: `config.algorithm`.
 
@@ -84,17 +79,18 @@ def compute_advantages(
     rows = list(live.rows)
     if not rows:
         return torch.zeros(mask_BT.shape), torch.zeros(mask_BT.shape)
-    base = base_advantages(settings, config, live, reward_BT[rows])
+    base = settings.base_advantages(config, live, reward_BT[rows])
     advance.metrics.update(base.metrics)
 
     # the base's own seconds are not the modulation's
     started = time.perf_counter()
     advantage_LT, stats = base.advantage_BT, None
-    if settings.measure is not None:
-        measure_LT = live.padded(settings.measure).float()
-        if settings.measure == "old_log_probs":  # a surprisal is −log π
+    if (modulator := settings.modulator) is not None:
+        measure_LT = live.padded(modulator.measure).float()
+        if modulator.measure == "old_log_probs":  # a surprisal is −log π
             measure_LT = -measure_LT
-        advantage_LT, stats = _modulate(advance, settings, live, base.advantage_BT, measure_LT)
+        advantage_LT, stats, metrics = modulator.modulate(live, base.advantage_BT, measure_LT, advance.step)
+        advance.metrics.update(metrics)
     advantage_BT, return_BT, base_BT = (
         torch.zeros(mask_BT.shape, dtype=advantage_LT.dtype).index_copy_(0, torch.tensor(rows), value)
         for value in (advantage_LT, base.return_BT.to(advantage_LT.dtype), base.advantage_BT.to(advantage_LT.dtype))
@@ -102,60 +98,3 @@ def compute_advantages(
     advance.computed = Computed(batch, reward_BT, base_BT, advantage_BT, stats)
     advance.metrics[f"timing_s/{settings.estimator}"] = advance.seconds + time.perf_counter() - started
     return advantage_BT, return_BT
-
-
-def _modulate(
-    advance: Advance, settings: Settings, live: Batch, base_BT: Tensor, measure_BT: Tensor
-) -> tuple[Tensor, AemStats | EmpgStats]:
-    responses = live.responses
-    # outcome bases are constant on a response
-    base_N = base_BT.reshape(-1)[first_tokens(responses)]
-    if settings.estimator == AEM:
-        of = settings.aem
-        advantage_BT, stats = aem(
-            base_BT,
-            measure_BT,
-            responses,
-            live.group_B,
-            lam=of.lam,
-            min_range=of.min_range,
-            scope=of.scope,
-            trajectory_B=live.trajectory_B,
-            direction=of.direction,
-            mean=of.mean,
-            # another permutation at each step, the same one in a repeated run
-            shuffle=None if of.shuffle is None else of.shuffle + advance.step,
-            relative_to_N=None if of.relative_to is None else _kinds(of.relative_to, live),
-        )
-        advance.metrics.update(aem_metrics(stats, base_N, live.group_B[responses.row_N]))
-        return advantage_BT, stats
-    assert settings.estimator == EMPG
-    of = settings.empg
-    # responses are numbered by place within a row, so this grows with time within a trajectory
-    turn_N = live.order_B[responses.row_N] * len(responses) + torch.arange(len(responses))
-    advantage_BT, stats = empg(
-        base_BT,
-        measure_BT,
-        responses,
-        live.trajectory_B[responses.row_N],
-        turn_N,
-        k=of.k,
-        k_future=of.k_future,
-        zeta=of.zeta,
-        scaling=of.scaling,
-        bonus=of.bonus,
-        recentre=of.recentre,
-    )
-    advance.metrics.update(empg_metrics(stats, base_N))
-    return advantage_BT, stats
-
-
-def _kinds(relative_to: RelativeTo, live: Batch) -> Tensor:
-    """What `algorithm.aem.relative_to` compares responses by, as integer labels."""
-    column = {"turn_kind": "turn_kinds", "anchor": "anchors"}[relative_to]
-    if not all(column in live.extra_fields[row] for row, _ in live.places):
-        raise AEMValueError(
-            f"algorithm.aem.relative_to={relative_to} compares a response with others of its kind, and the "
-            f"agent loop left no extra_fields['{column}']: use the agent loop `environment`, or set it to null"
-        )
-    return number_labels(live.entries(column))

@@ -18,8 +18,9 @@ from recipe.aem.columns import QUEUE_COLUMNS, Ragged, columns_of, queue_names
 from recipe.aem.dump.provenance import machine, versions
 from recipe.aem.dump.step import Meta, Step
 from recipe.aem.dump.writer import Writer
+from recipe.aem.methods.registry import Settings
 from recipe.aem.seam.advantage import Computed
-from recipe.aem.settings import AemSettings, Settings, SettingsError
+from recipe.aem.settings import DumpSettings, SettingsError
 
 SECONDS = "timing_s/aem_dump"
 DROPPED = "aem/dump/dropped"
@@ -38,17 +39,17 @@ def take(trainer: Any, meta: Any, batch: Batch, metrics: dict[str, Any], compute
         metrics: of the step; gets the seconds that training waited, and whether the step was dropped.
         computed: how the advantages came about; None where no estimator was asked.
     """
-    settings = AemSettings.from_config(trainer.config.algorithm)
-    if settings.dump_dir is None or trainer.global_steps % settings.dump_every:
+    settings = DumpSettings.from_config(trainer.config.algorithm)
+    if settings.dir is None or trainer.global_steps % settings.every:
         return
     if getattr(trainer, "aem_dump", None) is None:
-        trainer.aem_dump = Writer(Path(settings.dump_dir))
+        trainer.aem_dump = Writer(Path(settings.dir))
     writer = trainer.aem_dump
     if writer.stopped:
         return
     started = time.perf_counter()
     try:
-        step = _collect(trainer, meta, batch, settings.dump_rows, computed)
+        step = _collect(trainer, meta, batch, settings.rows, computed)
         metrics[DROPPED] = float(not writer.put(step))
     except Exception as error:
         writer.stop(error)
@@ -82,7 +83,7 @@ def choose_rows(groups: Sequence[str], limit: int | None, step: int) -> list[int
     fitting = {group: of_one for group, of_one in rows.items() if len(of_one) <= limit}
     if not fitting:
         raise SettingsError(
-            f"algorithm.aem.dump_rows={limit} leaves no room for a prompt group: those of step {step} have "
+            f"algorithm.dump.rows={limit} leaves no room for a prompt group: those of step {step} have "
             f"{min(map(len, rows.values()))} to {max(map(len, rows.values()))} rows"
         )
     chosen: list[int] = []
@@ -102,7 +103,9 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
     groups, kept_groups = set(played.groups), {batch.groups[row] for row in chosen}
     config = trainer.config
     algorithm = _plain(config.algorithm)
-    stats: Any = None if computed is None else computed.stats
+    settings = Settings.from_config(algorithm)
+    stats = None if computed is None else computed.stats
+    centre = getattr(stats, "centre", None)  # EMPG's re-centring
     about = Meta(
         step=int(trainer.global_steps),
         part=int(getattr(trainer, "local_trigger_step", 0)),
@@ -113,10 +116,10 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
         rows_left_out=len(played.keys) - len(chosen),
         groups_left_out=len(groups) - len(kept_groups),
         estimator=str(algorithm["adv_estimator"]),
-        settings=dataclasses.asdict(Settings.from_config(algorithm)),
+        settings=settings.to_dict(),
         algorithm=algorithm,
-        weights="alpha" if hasattr(stats, "alpha_N") else "scale" if hasattr(stats, "scale_N") else None,
-        centre=float(stats.centre) if hasattr(stats, "centre") else None,
+        weights=settings.modulator.weight if settings.modulator and stats is not None else None,
+        centre=None if centre is None else float(centre),
         run=_run(config),
         data=_data(config),
         packages=versions(),
@@ -131,7 +134,7 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
         extra_fields=[batch.extra_fields[row] for row in kept],
         tokens=_tokens(meta, batch, kept, computed),
     )
-    return _with_weights(step, kept, computed)
+    return _with_weights(step, kept, computed) if computed and stats is not None else step
 
 
 def _tokens(meta: Any, batch: Batch, kept: Sequence[int], computed: Computed | None) -> dict[str, Ragged]:
@@ -154,10 +157,8 @@ def _tokens(meta: Any, batch: Batch, kept: Sequence[int], computed: Computed | N
     return {"base_advantages": tokens["advantages"], **tokens}
 
 
-def _with_weights(step: Step, kept: Sequence[int], computed: Computed | None) -> Step:
-    stats: Any = None if computed is None else computed.stats
-    if computed is None or stats is None:
-        return step
+def _with_weights(step: Step, kept: Sequence[int], computed: Computed) -> Step:
+    stats = computed.stats
     place = {row: number for number, row in enumerate(kept)}
     live = computed.batch.live
 
@@ -168,7 +169,7 @@ def _with_weights(step: Step, kept: Sequence[int], computed: Computed | None) ->
                 values[number][span] = value
         return values
 
-    weight_N = stats.alpha_N if hasattr(stats, "alpha_N") else stats.scale_N
+    weight_N = getattr(stats, f"{step.meta.weights}_N")
     bonuses = in_rows(stats.bonus_N) if hasattr(stats, "bonus_N") else None
     return dataclasses.replace(step, weights=in_rows(weight_N), bonuses=bonuses)
 

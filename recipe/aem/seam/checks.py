@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from recipe.aem.methods.epo import EpoSettings
+from recipe.aem.methods.outcomes import GAE, OVER_TRAJECTORIES
+from recipe.aem.methods.registry import BLOCKS, ESTIMATORS, MODULATORS, RESPONSE_BASES, Settings
 from recipe.aem.seam.engine_checks import (
     Caution,
     check_critic,
@@ -13,19 +16,7 @@ from recipe.aem.seam.engine_checks import (
     long_rows,
 )
 from recipe.aem.seam.precision import CHUNKED, PACKED, PARAM_DTYPE, entropy_precision, log_prob_precision
-from recipe.aem.settings import (
-    AEM,
-    ESTIMATORS,
-    GAE,
-    MODULATORS,
-    OVER_TRAJECTORIES,
-    RESPONSE_BASES,
-    AemSettings,
-    EpoSettings,
-    Settings,
-    SettingsError,
-    TrajectorySettings,
-)
+from recipe.aem.settings import DumpSettings, SettingsError, TrajectorySettings, untested_verl
 
 TESTED_VERL = ("0.9.1",)
 BROKEN_ON_V1 = {
@@ -64,9 +55,8 @@ def check_run(
     settings = None
     if estimator in ESTIMATORS:
         settings = check_config(config, registered, verl_version)
-    else:
-        AemSettings.from_config(config["algorithm"])  # the dump's settings hold for every estimator
-    TrajectorySettings.from_config(config["algorithm"])
+    for block in (*BLOCKS.values(), DumpSettings, TrajectorySettings):
+        block.from_config(config["algorithm"])
     epo = check_epo(config, verl_version)
     if settings or epo.enable:
         check_sequence_parallelism(config)
@@ -175,15 +165,17 @@ def check_config(config: Mapping[str, Any], registered: Collection[str], verl_ve
         check_base(settings.estimator, settings.base, registered, config)
     correction = algorithm.get("rollout_correction") or {}
     if settings.measure == "entropies" and correction.get("bypass_mode", False):
-        instead = ", or algorithm.aem.proxy to surprisal" if settings.estimator == AEM else ""
+        modulator = settings.modulator
+        free = modulator.without_entropies if modulator else None
+        instead = f", or algorithm.{settings.estimator}.{free[0]} to {free[1]}" if free else ""
         raise SettingsError(
             "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where "
             f"{settings.estimator}'s entropies come from; set it to False{instead}"
         )
-    if verl_version not in TESTED_VERL and not settings.aem.untested_verl:
+    if verl_version not in TESTED_VERL and not untested_verl(algorithm):
         raise SettingsError(
             f"verl {verl_version} is installed; this release was tested with {', '.join(TESTED_VERL)}. "
-            "Install that, or set algorithm.aem.untested_verl=True and compare the metrics with a known run"
+            "Install that, or set algorithm.untested_verl=True and compare the metrics with a known run"
         )
     return settings
 
@@ -237,27 +229,10 @@ def check_epo(config: Mapping[str, Any], verl_version: str) -> EpoSettings:
     """
     algorithm = config["algorithm"]
     settings = EpoSettings.from_config(algorithm)
-    if not settings.enable:
-        return settings
-    if (algorithm.get("rollout_correction") or {}).get("bypass_mode", False):
-        raise SettingsError(
-            "algorithm.rollout_correction.bypass_mode=True skips the old-policy pass, which is where the entropies of "
-            "EPO's history come from; set it to False, or algorithm.epo.enable=False"
-        )
-    actor = config["actor_rollout_ref"]["actor"]
-    if not actor.get("calculate_entropy", False) and not actor.get("entropy_coeff", 0):
-        raise SettingsError(
-            "algorithm.epo.enable=True needs the entropies of the policy that is being updated: set "
-            "actor_rollout_ref.actor.calculate_entropy=True (verl computes none otherwise)"
-        )
-    if (config.get("distillation") or {}).get("enabled", False):
-        raise SettingsError(
-            "algorithm.epo.enable=True puts EPO's loss in the worker in place of verl's, so distillation.enabled=True "
-            "would lose its own; set one of them to False"
-        )
-    if verl_version not in TESTED_VERL and not AemSettings.from_config(algorithm).untested_verl:
+    settings.check(config)
+    if settings.enable and verl_version not in TESTED_VERL and not untested_verl(algorithm):
         raise SettingsError(
             f"verl {verl_version} is installed; EPO's place in it was tested with {', '.join(TESTED_VERL)}. Install "
-            "that, or set algorithm.aem.untested_verl=True and compare actor/epo_entropy with epo/entropy"
+            "that, or set algorithm.untested_verl=True and compare actor/epo_entropy with epo/entropy"
         )
     return settings

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from recipe.aem.settings import ESTIMATORS, GAE, Settings, SettingsError
+from recipe.aem.methods.outcomes import GAE
+from recipe.aem.methods.registry import ESTIMATORS, Settings
+from recipe.aem.settings import SettingsError
 
 _ULYSSES = "ulysses_sequence_parallel_size"
 _EXECUTOR = "distributed_executor_backend"

@@ -13,15 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from aem_core.epo import EntropyHistory, epo_beta, epo_entropy, epo_token_weights
+from aem_core.epo import EntropyHistory, epo_beta, epo_entropy
 from agent_loops.files import write_json
 from agent_loops.reading import parse_json, read_bytes, reason
 from recipe.aem.batch import Batch
 from recipe.aem.columns import put_columns
-from recipe.aem.settings import EpoSettings, SettingsError
+from recipe.aem.methods.epo import EpoSettings, batch_weights
+from recipe.aem.settings import SettingsError
 
 HISTORY_FILE = "aem_epo.json"
 
@@ -54,23 +52,6 @@ class EpoState:
     def completed(self) -> EntropyHistory:
         """The history with the current step in it: what the next step sees, and what a checkpoint holds."""
         return self.history.add(self.weighted / self.trajectories) if self.trajectories else self.history
-
-
-def batch_weights(batch: Batch) -> tuple[Tensor, int]:
-    """The weight of each token in the batch's mean entropy, and the number of trajectories that hold a response.
-
-    Responses are those of AEM: the loop's spans where it recorded them, else runs of the mask, never a token off the
-    mask. A trajectory without a response (filtered, or rejected by rollout correction) does not count, nor does one
-    with a fault, or one that faults left alone in its prompt group, nor a padding row.
-
-    Returns:
-        (B, T) weights that sum to 1, or to 0 in a batch without responses; the number of trajectories.
-    """
-    live = batch.live
-    trajectory_N = live.trajectory_B[live.responses.row_N]
-    weight_BT = torch.zeros(batch.mask_BT.shape)
-    weight_BT[list(live.rows)] = epo_token_weights(live.responses, trajectory_N)
-    return weight_BT, len(torch.unique(trajectory_N))
 
 
 # --- round verl's methods ---------------------------------------------------------------------------------------------

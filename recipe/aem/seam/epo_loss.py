@@ -14,7 +14,7 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from aem_core.epo import epo_entropy, epo_smoothing
 from aem_core.errors import AEMRuntimeError
-from recipe.aem.settings import EpoSettings
+from recipe.aem.methods.epo import EpoSettings
 
 WEIGHT_COLUMN = "epo_weight"
 """The column with each token's weight in the batch's mean entropy."""

@@ -22,11 +22,11 @@ def hold_outputs(config: Mapping[str, Any]) -> None:
     trainer = config.get("trainer") or {}
     if trainer.get("val_only", False):
         return
-    dump = (config["algorithm"].get("aem") or {}).get("dump_dir")
+    dump = (config["algorithm"].get("dump") or {}).get("dir")
     if dump is not None:
         # one that cannot be made costs the dump, which says so, and not the training
         try:
-            _hold(str(dump), "algorithm.aem.dump_dir to another directory")
+            _hold(str(dump), "algorithm.dump.dir to another directory")
         except InUse:
             raise
         except OSError:

@@ -6,14 +6,14 @@ entropies and `extra_fields` are fetched, once, as a `Batch` in a context variab
 read. EPO and the dump read the same object.
 
 Whatever the estimator, trajectories with a fault, and what faults left alone in its prompt group, take no part
-(`Batch.live`): before the original runs they are masked in TransferQueue, so that no term of the loss learns
-from them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets the other rows only. Where KL
-is taken off the rewards, a trajectory's KL is brought together there (`bases.kl_on_last_rows`). Without faults and KL
-another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`). The trajectories that
-a batch lacks are counted where verl chooses it (`trajectories.py`), and the processes that play them are looked after
-(`liveness.py`).
+(`Batch.live`): before the original runs they are masked in TransferQueue, so that no term of the loss learns from
+them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets the other rows only. Where KL is
+taken off the rewards, a trajectory's KL is brought together there (`methods.outcomes.kl_on_last_rows`). Without faults
+and KL another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`). The
+trajectories that a batch lacks are counted where verl chooses it (`trajectories.py`), and the processes that play them
+are looked after (`liveness.py`).
 
-A batch without a token to learn from never reaches the original (`empty_updates.py`). With `algorithm.aem.dump_dir` the
+A batch without a token to learn from never reaches the original (`empty_updates.py`). With `algorithm.dump.dir` the
 batch is then written to a file (`capture.py`). EPO's wraps are in `epo.py`. The folders that a run writes to are held
 (`output_locks.py`), and a full disk is met (`full_disk.py`).
 """
@@ -32,14 +32,16 @@ import wrapt
 from aem_core.errors import AEMRuntimeError
 from recipe.aem.batch import Batch
 from recipe.aem.columns import put_mask
+from recipe.aem.methods.epo import EpoSettings
+from recipe.aem.methods.outcomes import OPO, kl_on_last_rows, of_some_rows
+from recipe.aem.methods.registry import ESTIMATORS, Settings, shares_return
 from recipe.aem.seam import capture, empty_updates, epo, filters, full_disk, output_locks, trajectory_wraps
 from recipe.aem.seam.advantage import Advance, Computed, compute_advantages
-from recipe.aem.seam.bases import kl_on_last_rows, of_some_rows
 from recipe.aem.seam.checks import cautions, check_run
 from recipe.aem.seam.empty_updates import zero_off_mask
 from recipe.aem.seam.template_check import check_template
 from recipe.aem.seam.trajectories import Trajectories
-from recipe.aem.settings import ESTIMATORS, GAE, OPO, EpoSettings, Settings, SettingsError, shares_return
+from recipe.aem.settings import SettingsError
 
 _LOGGER = logging.getLogger(__name__)
 _ADVANCE: contextvars.ContextVar[Advance | None] = contextvars.ContextVar("verl_aem_advance", default=None)
@@ -158,7 +160,7 @@ def _with_batch(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
     def bound(meta: Any, metrics: dict) -> Any:
         started = time.perf_counter()
-        columns = _columns(settings)
+        columns = settings.columns if settings else []
         batch = Batch.from_queue(meta, sorted({*columns, *(["entropies"] if epo_enabled else [])}))
         advance = Advance(batch, settings, trainer.global_steps, metrics, seconds=time.perf_counter() - started)
         metrics.update(Trajectories.of(trainer).count(batch))
@@ -178,13 +180,6 @@ def _with_batch(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
         return result
 
     return bound(*args, **kwargs)
-
-
-def _columns(settings: Settings | None) -> list[str]:
-    """What an estimator of this package reads of the batch."""
-    if settings is None:
-        return []
-    return [name for name in (settings.measure, "values" if settings.base == GAE else None) if name]
 
 
 def _mask_dropped(meta: Any, batch: Batch) -> Batch:

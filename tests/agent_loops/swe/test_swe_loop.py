@@ -20,8 +20,9 @@ from verl.trainer.ppo import core_algos
 
 from agent_loops import loop as loop_module
 from recipe.aem.batch import Batch
+from recipe.aem.methods.aem import AemSettings
+from recipe.aem.methods.registry import Settings
 from recipe.aem.seam.advantage import Advance, compute_advantages
-from recipe.aem.settings import AemSettings, EmpgSettings, GigpoSettings, Settings
 from tests.helpers.host_tree import TASK
 from tests.helpers.scripted import LetterTokenizer, ScriptedServer, make_loop, play
 
@@ -167,7 +168,7 @@ def test_trajectories_of_one_task_have_trees_of_their_own(swe):
 
 
 def settings(base):
-    return Settings("aem", AemSettings(base_estimator=base), EmpgSettings(), GigpoSettings())
+    return Settings.of("aem", AemSettings(base_estimator=base))
 
 
 def advantages(rows, estimator, rewards=None):
@@ -192,7 +193,7 @@ def test_a_trajectory_out_of_time_counts_in_the_baseline_and_nowhere_else(swe):
     assert "rloo" in core_algos.ADV_ESTIMATOR_REGISTRY
     rows, _, _ = swe([VIEW, MEND, FINISH], [VIEW, FINISH], [VIEW, MEND], late=[2], trajectory_seconds=60.0)
     assert [row.extra_fields["cut"] for row in rows] == ["", "", "time"]
-    plain = Settings("rloo_trajectories", AemSettings(), EmpgSettings(), GigpoSettings())
+    plain = Settings.of("rloo_trajectories")
     found, _ = advantages(rows, plain)
     assert found == [[1.0] * 3, [-0.5] * 2, [0.0] * 2]
     # another reward of the masked one moves the others': it is in their baseline

@@ -1,4 +1,4 @@
-"""`algorithm.aem.dump_dir`: what is written, what is left out, and that nothing about it stops a training.
+"""`algorithm.dump.dir`: what is written, what is left out, and that nothing about it stops a training.
 
 Batches go through verl's own `_compute_advantage` over a fake queue (dumps.py). Not covered: the real engine
 (tests/e2e/test_training.py); whether replaying gives the same advantages (test_replay.py).
@@ -39,7 +39,8 @@ from recipe.aem.dump.reader import find_files, read_metas, read_step
 from recipe.aem.dump.step import DumpError, Step
 from recipe.aem.dump.writer import Writer, write_step
 from recipe.aem.seam import capture
-from recipe.aem.settings import AemSettings, SettingsError
+from recipe.aem.settings import DumpSettings, SettingsError
+from recipe.aem.tools.replay.advantages import check
 from tests.helpers.dumps import Shelf, advance, dump, make_batch, make_trainer
 
 AEM = {"adv_estimator": "aem", "aem": {"base_estimator": "grpo_rows"}}
@@ -62,7 +63,7 @@ def warnings(caplog) -> list[str]:
 
 @pytest.fixture
 def step() -> Step:
-    trainer = make_trainer({**AEM, "aem": {**AEM["aem"], "dump_dir": "x"}}, aem_dump=(shelf := Shelf()))
+    trainer = make_trainer({**AEM, "dump": {"dir": "x"}}, aem_dump=(shelf := Shelf()))
     advance(trainer, make_batch(1))
     return shelf.steps[0]
 
@@ -174,7 +175,7 @@ def test_columns_that_a_run_has_not_are_empty(tmp_path):
 def test_kl_in_the_reward_is_in_the_rewards(tmp_path):
     """What verl writes back is dumped; of a batch without a token, too, which no estimator sees."""
     controller = SimpleNamespace(value=0.1, update=lambda **_: None)
-    algorithm = {"adv_estimator": "grpo_rows", "use_kl_in_reward": True, "kl_penalty": "kl", "aem": {"dump_dir": "x"}}
+    algorithm = {"adv_estimator": "grpo_rows", "use_kl_in_reward": True, "kl_penalty": "kl", "dump": {"dir": "x"}}
     for masked in (0.0, 1.0):
         queue = make_batch(5, masked=masked)
         advance(make_trainer(algorithm, aem_dump=(shelf := Shelf()), kl_ctrl_in_reward=controller), queue)
@@ -195,7 +196,7 @@ def test_half_precision_is_kept_exactly(tmp_path):
 @hypothesis.given(st.integers(0, 2**31), st.sampled_from(["turns", "transcript"]), st.booleans(), st.booleans())
 def test_what_is_read_is_what_was_collected(seed, layout, recorded, empg):
     algorithm = EMPG if empg else AEM
-    trainer = make_trainer({**algorithm, "aem": {**AEM["aem"], "dump_dir": "x"}}, aem_dump=(shelf := Shelf()))
+    trainer = make_trainer({**algorithm, "dump": {"dir": "x"}}, aem_dump=(shelf := Shelf()))
     advance(trainer, make_batch(seed, layout, recorded=recorded, masked=0.3))
     (given,) = shelf.steps
     read = schema.from_table(schema.to_table(given), "file")
@@ -232,8 +233,8 @@ def test_docs_name_every_column_and_setting(step):
     for field in dataclasses.fields(step.meta):
         assert f"`{field.name}`" in page, field.name
     assert f"Version {schema.VERSION}." in page
-    for name in ("dump_dir", "dump_every", "dump_rows"):
-        assert f"`{name}`" in page
+    for field in dataclasses.fields(DumpSettings):
+        assert f"| `{field.name}` |" in page
 
 
 # --- which steps, which rows ------------------------------------------------------------------------------------------
@@ -242,9 +243,7 @@ def test_docs_name_every_column_and_setting(step):
 def test_only_what_is_asked_for(tmp_path):
     written = []
     for number in range(1, 8):
-        trainer = make_trainer(
-            {**AEM, "aem": {**AEM["aem"], "dump_dir": "x", "dump_every": 3}}, number, aem_dump=(shelf := Shelf())
-        )
+        trainer = make_trainer({**AEM, "dump": {"dir": "x", "every": 3}}, number, aem_dump=(shelf := Shelf()))
         metrics = advance(trainer, make_batch(1))
         assert (capture.SECONDS in metrics) == bool(shelf.steps) == (capture.DROPPED in metrics)
         written += [step.meta.step for step in shelf.steps]
@@ -255,7 +254,7 @@ def test_only_what_is_asked_for(tmp_path):
 
 def test_the_sub_batches_of_a_step_are_files_of_their_own(tmp_path):
     for part in (0, 1):
-        settings = {**AEM, "aem": {**AEM["aem"], "dump_dir": "x"}}
+        settings = {**AEM, "dump": {"dir": "x"}}
         trainer = make_trainer(settings, aem_dump=(shelf := Shelf()), local_trigger_step=part, parameter_sync_step=2)
         advance(trainer, make_batch(part))
         write_step(shelf.steps[0], tmp_path)
@@ -268,7 +267,7 @@ def test_rows_are_left_out_in_whole_groups(groups, limit, number):
         chosen = capture.choose_rows(groups, limit, number)
     except SettingsError as error:
         assert min(map(groups.count, groups)) > limit
-        assert f"algorithm.aem.dump_rows={limit} leaves no room" in str(error)
+        assert f"algorithm.dump.rows={limit} leaves no room" in str(error)
         return
     assert chosen == sorted(set(chosen)) and 0 < len(chosen) <= limit
     inside = {groups[row] for row in chosen}
@@ -290,30 +289,53 @@ def test_small_groups_are_not_preferred():
 
 
 def test_a_limit_that_no_group_fits_ends_the_dump(tmp_path, warned):
-    trainer = make_trainer({**AEM, "aem": {**AEM["aem"], "dump_dir": str(tmp_path), "dump_rows": 1}})
+    trainer = make_trainer({**AEM, "dump": {"dir": str(tmp_path), "rows": 1}})
     for _ in range(2):
         advance(trainer, make_batch(1))
     trainer.aem_dump.close()
     (said,) = warnings(warned)
-    assert "algorithm.aem.dump_rows=1 leaves no room for a prompt group" in said and not list(tmp_path.iterdir())
+    assert "algorithm.dump.rows=1 leaves no room for a prompt group" in said and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ({"dump_dir": ""}, r"dump_dir='': expected null or a directory"),
-        ({"dump_dir": 3}, "dump_dir=3"),
-        ({"dump_every": 0}, r"dump_every=0: expected an integer >= 1"),
-        ({"dump_every": 1.5}, r"dump_every=1\.5"),
-        ({"dump_every": True}, "dump_every=True"),
-        ({"dump_rows": 0}, r"dump_rows=0: expected null \(all rows\) or an integer >= 1"),
+        ({"dir": ""}, r"dir='': expected null or a directory"),
+        ({"dir": 3}, "dir=3"),
+        ({"every": 0}, r"every=0: expected an integer >= 1"),
+        ({"every": 1.5}, r"every=1\.5"),
+        ({"every": True}, "every=True"),
+        ({"rows": 0}, r"rows=0: expected null \(all rows\) or an integer >= 1"),
     ],
 )
 @pytest.mark.parametrize("estimator", ["aem", "gigpo", "grpo"])
 def test_bad_settings_stop_the_trainer_before_it_starts(setting, said, estimator):
-    trainer = make_trainer({"adv_estimator": estimator, "aem": setting})
+    trainer = make_trainer({"adv_estimator": estimator, "dump": setting})
     with pytest.raises(SettingsError, match=said):
         type(trainer)(trainer.config)
+
+
+@pytest.mark.parametrize("estimator", ["aem", "gigpo", "grpo"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("dump_dir", "dump.dir"), ("dump_every", "dump.every"), ("dump_rows", "dump.rows"), ("untested_verl",) * 2],
+)
+def test_the_names_of_version_0_1_0_are_refused_with_the_new_ones(old, new, estimator):
+    trainer = make_trainer({"adv_estimator": estimator, "aem": {old: None}})
+    with pytest.raises(SettingsError, match=rf"algorithm\.aem\.{old} is named algorithm\.{new} now"):
+        type(trainer)(trainer.config)
+
+
+def test_a_dump_that_records_the_names_of_version_0_1_0_is_read(step, tmp_path):
+    aem = {"base_estimator": "grpo_rows", "dump_dir": "x", "dump_every": 2, "dump_rows": None, "untested_verl": False}
+    old = {**step.meta.algorithm, "aem": aem}
+    del old["dump"]
+    read = read_step(
+        write_step(dataclasses.replace(step, meta=dataclasses.replace(step.meta, algorithm=old)), tmp_path)
+    )
+    assert read.meta.algorithm["aem"] == {"base_estimator": "grpo_rows"}
+    assert read.meta.algorithm["dump"] == {"dir": "x", "every": 2, "rows": None}
+    assert read.meta.algorithm["untested_verl"] is False and check(read).exact
 
 
 @pytest.mark.parametrize("method", ["grpo", "drgrpo", "grpopp", "empg", "gigpo", "epo", "dapo", "aem", "aem_gigpo"])
@@ -323,11 +345,9 @@ def test_the_settings_need_no_plus(method, monkeypatch):
     for name in ("AEM_MODEL", "WEBSHOP_DATA", "WEBSHOP_PARQUET"):
         monkeypatch.setenv(name, "/data")
     with hydra.initialize_config_module("recipe.aem.config", version_base=None):
-        given = ["machine=cpu", f"method={method}", "algorithm.aem.dump_dir=d", "algorithm.aem.dump_rows=9"]
-        settings = AemSettings.from_config(
-            hydra.compose("webshop_7b", [*given, "algorithm.aem.dump_every=2"]).algorithm
-        )
-    assert (settings.dump_dir, settings.dump_every, settings.dump_rows) == ("d", 2, 9)
+        given = ["machine=cpu", f"method={method}", "algorithm.dump.dir=d", "algorithm.dump.rows=9"]
+        settings = DumpSettings.from_config(hydra.compose("webshop_7b", [*given, "algorithm.dump.every=2"]).algorithm)
+    assert (settings.dir, settings.every, settings.rows) == ("d", 2, 9)
 
 
 # --- in the background, and what goes wrong there ---------------------------------------------------------------------
@@ -335,7 +355,7 @@ def test_the_settings_need_no_plus(method, monkeypatch):
 
 def run_steps(directory: Path, count: int = 3, **settings) -> list[dict]:
     """As `fit` does it: steps, then the end."""
-    trainer = make_trainer({**AEM, "aem": {**AEM["aem"], "dump_dir": str(directory), **settings}})
+    trainer = make_trainer({**AEM, "dump": {"dir": str(directory), **settings}})
     seen = []
 
     def fit() -> None:
@@ -360,7 +380,7 @@ def test_fit_is_wrapped_and_a_fit_that_fails_leaves_its_steps(tmp_path):
     from verl.trainer.ppo.v1 import trainer_base
 
     assert trainer_base.PPOTrainer.fit.__wrapped__
-    trainer = make_trainer({**AEM, "aem": {**AEM["aem"], "dump_dir": str(tmp_path)}})
+    trainer = make_trainer({**AEM, "dump": {"dir": str(tmp_path)}})
 
     def fit() -> None:
         advance(trainer, make_batch(1))
@@ -374,7 +394,7 @@ def test_fit_is_wrapped_and_a_fit_that_fails_leaves_its_steps(tmp_path):
 def test_a_resumed_run_goes_on_and_replaces_what_is_run_again(tmp_path):
     run_steps(tmp_path, 2)
     before = (tmp_path / "step_000001.parquet").stat().st_mtime_ns
-    trainer = make_trainer({"adv_estimator": "gigpo", "aem": {"dump_dir": str(tmp_path)}}, 2)
+    trainer = make_trainer({"adv_estimator": "gigpo", "dump": {"dir": str(tmp_path)}}, 2)
 
     def fit() -> None:
         for trainer.global_steps in (2, 3):
@@ -404,7 +424,7 @@ def test_a_disk_slower_than_the_training_drops_steps_and_never_grows(tmp_path, w
     background.close()
     assert [read_step(path).meta.step for path in find_files([tmp_path])] == [0, 1, 2]
     first, last = warnings(warned)
-    assert "The dump of step 3 is left out" in first and "algorithm.aem.dump_every" in first
+    assert "The dump of step 3 is left out" in first and "algorithm.dump.every" in first
     assert "7 steps are missing" in last
 
 
@@ -428,7 +448,7 @@ def test_after_a_fault_nothing_that_waits_is_tried(tmp_path, warned, monkeypatch
 def test_a_dropped_step_is_counted(step):
     shelf = Shelf()
     shelf.put = lambda step: False  # type: ignore[method-assign]
-    trainer = make_trainer({**AEM, "aem": {**AEM["aem"], "dump_dir": "x"}}, aem_dump=shelf)
+    trainer = make_trainer({**AEM, "dump": {"dir": "x"}}, aem_dump=shelf)
     assert advance(trainer, make_batch(1))[capture.DROPPED] == 1.0
 
 
@@ -471,7 +491,7 @@ def test_without_room_a_step_is_missing_and_the_next_is_tried(where, number, tmp
     assert missing.startswith(
         f"The dump of step 2 is missing: {tmp_path / 'dump' / 'step_000002.parquet'}: no space left"
     )
-    assert "algorithm.aem.dump_dir" in missing and "Training goes on" in missing and "\n" not in missing
+    assert "algorithm.dump.dir" in missing and "Training goes on" in missing and "\n" not in missing
     assert warned.records[0].levelno == logging.ERROR and not warned.records[0].exc_info
     assert last == f"1 steps are missing from the dump in {tmp_path / 'dump'}."
 

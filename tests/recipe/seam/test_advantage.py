@@ -14,9 +14,13 @@ from omegaconf import OmegaConf
 pytest.importorskip("verl", reason="verl is not installed")
 
 from recipe.aem.batch import Batch
+from recipe.aem.methods.aem import AemSettings
+from recipe.aem.methods.empg import EmpgSettings
+from recipe.aem.methods.gigpo import GigpoSettings
+from recipe.aem.methods.outcomes import OUTCOME_BASES
+from recipe.aem.methods.registry import Settings
 from recipe.aem.seam import advantage as seam
 from recipe.aem.seam.advantage import Advance
-from recipe.aem.settings import OUTCOME_BASES, AemSettings, EmpgSettings, GigpoSettings, Settings
 
 # one group of two trajectories (2 rows and 1 row), another of two single rows, and a padding row that carries a copy of
 # the first row's fields, as verl makes it
@@ -44,7 +48,7 @@ def extra(length, **changes):
 
 
 def aem(*args, **kwargs):
-    return Settings("aem", AemSettings(*args, **kwargs), EmpgSettings(), GigpoSettings())
+    return Settings.of("aem", AemSettings(*args, **kwargs))
 
 
 def side(settings=None, extra_fields=None, **changes):
@@ -249,7 +253,7 @@ def test_spans_beyond_the_row_are_an_error_not_a_clip():
 
 
 def other(estimator, empg=None, gigpo=None, base="grpo_rows"):
-    return Settings(estimator, AemSettings(base), empg or EmpgSettings(base), gigpo or GigpoSettings())
+    return Settings.of(estimator, AemSettings(base), empg or EmpgSettings(base), gigpo or GigpoSettings())
 
 
 def played(anchors, **changes):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from recipe.aem.batch import Batch
-from recipe.aem.keys import number_labels
-from recipe.aem.seam.bases import once_a_trajectory
+from recipe.aem.columns import number_labels
+from recipe.aem.methods.outcomes import once_a_trajectory
 
 core_algos = pytest.importorskip("verl.trainer.ppo.core_algos", reason="verl is not installed")
 

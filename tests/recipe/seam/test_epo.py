@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from recipe.aem.batch import Batch
+from recipe.aem.methods.epo import EpoSettings, batch_weights
 from recipe.aem.seam import epo, full_disk
 from recipe.aem.seam.checks import check_epo
-from recipe.aem.seam.epo import EpoState, batch_weights
-from recipe.aem.settings import EpoSettings, SettingsError
+from recipe.aem.seam.epo import EpoState
+from recipe.aem.settings import SettingsError
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -100,9 +101,9 @@ def test_verls_entropy_bonus_brings_the_entropies_too():
 
 
 def test_another_verl_is_refused_unless_allowed():
-    with pytest.raises(SettingsError, match=r"verl 0\.10\.0 is installed.*algorithm\.aem\.untested_verl=True"):
+    with pytest.raises(SettingsError, match=r"verl 0\.10\.0 is installed.*algorithm\.untested_verl=True"):
         check_epo(GOOD, "0.10.0")
-    assert check_epo(changed("algorithm.aem.untested_verl", True), "0.10.0").enable
+    assert check_epo(changed("algorithm.untested_verl", True), "0.10.0").enable
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -28,9 +28,8 @@ from verl.workers.config import FSDPActorConfig
 from verl.workers.utils.losses import ppo_loss
 
 from recipe.aem.batch import Batch
-from recipe.aem.seam.epo import batch_weights
+from recipe.aem.methods.epo import EpoSettings, batch_weights
 from recipe.aem.seam.epo_loss import epo_loss
-from recipe.aem.settings import EpoSettings
 
 VOCABULARY = 7
 # (prompt tokens, response mask) of each row; rows 0 and 1 are one trajectory, the last one is verl's padding

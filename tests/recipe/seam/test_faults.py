@@ -20,10 +20,12 @@ pytest.importorskip("verl", reason="verl is not installed")
 from verl.trainer.ppo import core_algos
 
 from recipe.aem.batch import Batch as Rows
+from recipe.aem.methods.aem import AemSettings
+from recipe.aem.methods.epo import batch_weights
+from recipe.aem.methods.outcomes import OUTCOME_BASES
+from recipe.aem.methods.registry import Settings
 from recipe.aem.seam import empty_updates
 from recipe.aem.seam.advantage import Advance, compute_advantages
-from recipe.aem.seam.epo import batch_weights
-from recipe.aem.settings import OUTCOME_BASES, AemSettings, EmpgSettings, GigpoSettings, Settings
 from tests.helpers.dumps import FAULT, Batch, Queue, advance, make_batch, make_trainer
 
 WON, LOST, FAILED = 10.0, 0.0, None
@@ -280,7 +282,7 @@ def test_compute_advantages_leaves_faults_out_by_itself(algorithm):
 def test_alphas_minimum_maximum_and_mean_do_not_see_a_fault():
     """α by hand: H̃ = 0, ½, 1 for 0.1, 0.5, 0.9 nats; the fault's 7 nats would have made them all about 1."""
     given = advance_of(
-        Settings("aem", AemSettings("rloo"), EmpgSettings(), GigpoSettings()),
+        Settings.of("aem", AemSettings("rloo")),
         [f"u_{session}_0" for session in range(4)],
         torch.tensor([[0.1], [0.5], [0.9], [7.0]]),
         [{"fault": fault} for fault in ("", "", "", FAULT)],
@@ -295,7 +297,7 @@ def test_alphas_minimum_maximum_and_mean_do_not_see_a_fault():
 
 
 def test_a_batch_of_faults_alone_is_all_zeros():
-    settings = Settings("aem", AemSettings(), EmpgSettings(), GigpoSettings())
+    settings = Settings.of("aem")
     given = advance_of(settings, ["u_0_0", "u_1_0"], torch.ones(2, 3), [{"fault": FAULT}] * 2)
     advantage, returns = compute_advantages(given, torch.ones(2, 3), given.batch.mask_BT, {})
     assert advantage.shape == returns.shape == (2, 3) and not advantage.any() and not returns.any()

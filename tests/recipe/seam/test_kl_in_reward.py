@@ -21,9 +21,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 from recipe.aem.dump.reader import read_step
 from recipe.aem.dump.step import DumpError, Step
 from recipe.aem.dump.writer import write_step
-from recipe.aem.seam.bases import kl_on_last_rows
-from recipe.aem.settings import OUTCOME_BASES, shares_return
-from recipe.aem.tools.replay.advantages import check, compute, parse_method
+from recipe.aem.methods.outcomes import OUTCOME_BASES, kl_on_last_rows
+from recipe.aem.methods.registry import shares_return
+from recipe.aem.tools.replay.advantages import check, compute
+from recipe.aem.tools.replay.methods import parse_method
 from tests.helpers.dumps import FAULT, Batch, Queue, Shelf, advance, make_batch, make_trainer
 
 BETA = 0.5
@@ -180,7 +181,7 @@ def test_which_estimators_give_a_trajectory_one_return():
 
 def dumped(queue: Queue, folder: Path, estimator: str) -> Step:
     shelf = Shelf()
-    train(queue, {"aem_dump": shelf}, adv_estimator=estimator, aem={"dump_dir": str(folder)})
+    train(queue, {"aem_dump": shelf}, adv_estimator=estimator, dump={"dir": str(folder)})
     return read_step(write_step(shelf.steps[0], folder))
 
 

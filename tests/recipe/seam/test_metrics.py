@@ -1,4 +1,4 @@
-"""The numbers of `recipe.aem.seam.metrics`, by hand, and what verl's own aggregation makes of their names.
+"""The numbers of `recipe.aem.methods.aem`, by hand, and what verl's own aggregation makes of their names.
 
 Not covered: α and the entropies themselves (tests/aem_core); that they reach verl's tracking (tests/e2e).
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aem_core import AemStats
-from recipe.aem.seam.metrics import aem_metrics
+from recipe.aem.methods.aem import aem_metrics
 
 # verl's substrings that select another rule than the average
 WORDS = {"max": max, "min": min, "sum": sum, "total": sum}

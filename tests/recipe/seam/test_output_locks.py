@@ -27,7 +27,7 @@ def alone(monkeypatch):
 @pytest.fixture
 def config(tmp_path):
     return {
-        "algorithm": {"aem": {"dump_dir": str(tmp_path / "dump")}},
+        "algorithm": {"dump": {"dir": str(tmp_path / "dump")}},
         "trainer": {"default_local_dir": str(tmp_path / "checkpoints"), "save_freq": 5},
     }
 
@@ -50,8 +50,8 @@ def other_run(config):
     ("change", "said"),
     [
         ({"algorithm": {}}, "trainer.default_local_dir (AEM_OUTPUT, --output) to another directory"),
-        ({"trainer": {}}, "algorithm.aem.dump_dir to another directory"),
-        ({"trainer": {"default_local_dir": "x", "save_freq": -1}}, "algorithm.aem.dump_dir to another directory"),
+        ({"trainer": {}}, "algorithm.dump.dir to another directory"),
+        ({"trainer": {"default_local_dir": "x", "save_freq": -1}}, "algorithm.dump.dir to another directory"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(change, said, config, other_run):

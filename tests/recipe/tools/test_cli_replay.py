@@ -79,12 +79,12 @@ def test_methods_in_one_go_or_one_by_one(arguments, folder, tmp_path, monkeypatc
 
 def test_rows_left_out_are_the_reason(tmp_path):
     algorithm = {"adv_estimator": "empg", "empg": {"base_estimator": "grpo_rows"}}
-    dump(make_batch(2, groups=4), algorithm, tmp_path, dump_rows=30)
+    dump(make_batch(2, groups=4), algorithm, tmp_path, rows=30)
     first = aem(tmp_path).splitlines()[0]
     assert first.startswith("Not exact in 1 of 1 steps (")
-    assert "in step_000003.parquet " in first and "Why: dump_rows left out " in first
-    dump(make_batch(2, groups=4), AEM, tmp_path, dump_rows=30)
-    assert "dump_rows left out " in (first := aem(tmp_path).splitlines()[0]) and first.startswith("Exact: ")
+    assert "in step_000003.parquet " in first and "Why: algorithm.dump.rows left out " in first
+    dump(make_batch(2, groups=4), AEM, tmp_path, rows=30)
+    assert "algorithm.dump.rows left out " in (first := aem(tmp_path).splitlines()[0]) and first.startswith("Exact: ")
 
 
 def test_nothing_to_compare(tmp_path):
@@ -153,6 +153,6 @@ def test_wrong_usage_is_2(arguments, folder):
 
 def test_help_teaches():
     text = CliRunner().invoke(cli.app, ["replay", "--help"]).stdout
-    for words in ("bit for bit", "aem:scope=batch", "--json", "--method", "algorithm.aem.dump_dir"):
+    for words in ("bit for bit", "aem:scope=batch", "--json", "--method", "algorithm.dump.dir"):
         assert words in text
     assert any(line.strip().startswith("aem replay ") for line in text.splitlines())

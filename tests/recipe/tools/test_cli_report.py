@@ -346,7 +346,7 @@ def test_wrong_usage_is_2(arguments, runs):
 
 def test_help_teaches():
     text = CliRunner().invoke(cli.app, ["report", "--help"]).stdout
-    for words in ("metrics.jsonl", "report.html", "algorithm.aem.dump_dir", "--no-trajectories", "docs/report.md"):
+    for words in ("metrics.jsonl", "report.html", "algorithm.dump.dir", "--no-trajectories", "docs/report.md"):
         assert words in text
     assert any(line.strip().startswith("aem report ") for line in text.splitlines())
 

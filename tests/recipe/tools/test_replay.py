@@ -24,9 +24,11 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 from recipe.aem.columns import Ragged
 from recipe.aem.dump.reader import read_step
 from recipe.aem.dump.step import DumpError
-from recipe.aem.settings import OUTCOME_BASES, SettingsError
-from recipe.aem.tools.replay.advantages import check, compute, parse_method
+from recipe.aem.methods.outcomes import OUTCOME_BASES
+from recipe.aem.settings import SettingsError
+from recipe.aem.tools.replay.advantages import check, compute
 from recipe.aem.tools.replay.comparison import Replay
+from recipe.aem.tools.replay.methods import parse_method
 from tests.helpers.dumps import ALGORITHM, advance, dump, dumped, make_batch, make_trainer
 
 OURS = [
@@ -106,7 +108,7 @@ def test_another_method_is_what_training_with_it_gives(name, tmp_path):
 
 
 def test_rows_left_out_do_not_matter_inside_a_group(tmp_path):
-    step = dumped(make_batch(2, groups=4), OURS[4], tmp_path, dump_rows=30)
+    step = dumped(make_batch(2, groups=4), OURS[4], tmp_path, rows=30)
     assert 0 < step.meta.groups_left_out < 4 and step.meta.rows_left_out == step.meta.rows - len(step.keys)
     assert check(step).exact
 
@@ -121,10 +123,10 @@ def test_rows_left_out_do_not_matter_inside_a_group(tmp_path):
     ],
 )
 def test_rows_left_out_of_a_batch_that_is_one_scope_are_the_reason(algorithm, reason, tmp_path):
-    checked = check(dumped(make_batch(2, groups=4), algorithm, tmp_path, dump_rows=30))
+    checked = check(dumped(make_batch(2, groups=4), algorithm, tmp_path, rows=30))
     assert not checked.exact and checked.differing and checked.largest > 1e-4
     (said,) = checked.reasons
-    assert said.startswith("dump_rows left out ") and "of 4 prompt groups" in said
+    assert said.startswith("algorithm.dump.rows left out ") and "of 4 prompt groups" in said
     assert re.search(reason, said), said
 
 
@@ -206,8 +208,9 @@ def test_what_is_not_given_is_the_runs():
 
 def test_keys_are_of_the_methods_block_of_another_or_of_the_algorithm():
     method = parse_method("aem:lam=2,scope=batch,gigpo.gamma=0.1,shuffle=null,norm_adv_by_std_in_grpo=false", RUN)
-    assert (method.settings.aem.lam, method.settings.aem.scope, method.settings.gigpo.gamma) == (2, "batch", 0.1)
-    assert method.settings.aem.shuffle is None and method.algorithm["norm_adv_by_std_in_grpo"] is False
+    aem, gigpo = (method.settings.blocks[name] for name in ("aem", "gigpo"))
+    assert (aem.lam, aem.scope, gigpo.gamma) == (2, "batch", 0.1)
+    assert aem.shuffle is None and method.algorithm["norm_adv_by_std_in_grpo"] is False
     assert parse_method("gae:lam=0.5", RUN).algorithm["lam"] == 0.5
     assert RUN["aem"] == {"base_estimator": "gigpo", "lam": 0.5} and RUN["adv_estimator"] == "aem"
 

@@ -171,7 +171,7 @@ def test_what_makes_a_cell_another_one(tmp_path, monkeypatch):
         return lambda: (tmp_path / name).write_text(text)
 
     assert differences(tmp_path, lambda: None) == []
-    assert differences(tmp_path, lambda: None, overrides="[algorithm.aem.dump_dir=x]") == []
+    assert differences(tmp_path, lambda: None, overrides="[algorithm.dump.dir=x]") == []
     assert differences(tmp_path, lambda: None, overrides="[trainer.total_training_steps=9]") == [
         "trainer.total_training_steps: 4 → 9"
     ]

@@ -64,7 +64,7 @@ def replay(
 
     Computes the advantages of dumped steps anew, on the processor: first by the run's own method, to see that they are
     those of the training bit for bit; then by every METHOD, to see how they differ. A run dumps its steps with
-    algorithm.aem.dump_dir=DIR.
+    algorithm.dump.dir=DIR.
 
         aem replay outputs/dump --method grpo_rows aem empg gigpo
         aem replay outputs/dump --method aem aem:lam=0.5 aem:scope=batch,direction=reversed
@@ -78,8 +78,8 @@ def replay(
     """
     with explained(_errors, "cpu"), quietly():
         from recipe.aem.dump.reader import find_files, read_metas, read_step
-        from recipe.aem.tools.replay.advantages import parse_method
         from recipe.aem.tools.replay.comparison import Replay
+        from recipe.aem.tools.replay.methods import parse_method
 
         began = time.monotonic()
         files = find_files(dump)
@@ -120,7 +120,7 @@ def _verdict(replayed: Replay, metas: list[Meta]) -> None:
     estimators = sorted({meta.estimator for meta in metas})
     of = f"{', '.join(estimators)}{f' over {replayed.base}' if replayed.base not in estimators else ''}"
     if all(one.exact for one in checks):
-        partly = f"; dump_rows left out {left_out:,} rows of these steps" if left_out else ""
+        partly = f"; algorithm.dump.rows left out {left_out:,} rows of these steps" if left_out else ""
         out.print(f"Exact: {of} gives the training's own advantages, bit for bit ({counted}{partly}).", soft_wrap=True)
         return
     wrong = [(one, path) for one, path in zip(checks, metas, strict=True) if not one.exact]

@@ -60,7 +60,7 @@ def report(
     What it reads. Curves, losses and times stand in metrics.jsonl, which verl's file logger writes
     (trainer.logger=[console,file]); of a resumed run there are metrics.2.jsonl and so on, and of a step that was
     trained twice the later counts. Turns, surprisal and trajectories stand in the dumped steps
-    (algorithm.aem.dump_dir=DIR). With one of the two, the page says what is missing. A run that is still going can be
+    (algorithm.dump.dir=DIR). With one of the two, the page says what is missing. A run that is still going can be
     looked at.
 
     The page begins with what stands out: entropy that collapsed, groups without variance, an α that only tells kinds

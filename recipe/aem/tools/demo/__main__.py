@@ -103,7 +103,7 @@ def _learn(
             f"trainer.total_training_steps={options.steps}",
             f"trainer.save_freq={options.steps}",
             f"trainer.default_local_dir={output / 'checkpoints'}",
-            f"algorithm.aem.dump_dir={dump}",
+            f"algorithm.dump.dir={dump}",
             f"data.seed={options.seed}",
             f"actor_rollout_ref.rollout.seed={options.seed}",
             *options.overrides,

@@ -65,8 +65,9 @@ def check_settings(config: DictConfig) -> Iterator[Finding]:
     import verl
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
+    from recipe.aem.methods.registry import ESTIMATORS
     from recipe.aem.seam.checks import cautions, check_run
-    from recipe.aem.settings import ESTIMATORS, SettingsError
+    from recipe.aem.settings import SettingsError
 
     title = "Settings"
     estimator = str(config.algorithm.adv_estimator)

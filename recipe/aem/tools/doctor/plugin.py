@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops.finding import Finding
-from recipe.aem.settings import OVER_TRAJECTORIES
+from recipe.aem.methods.outcomes import OVER_TRAJECTORIES
 
 SECONDS = 240.0
 """For the imports of verl in two processes and the start of Ray, on a busy machine."""

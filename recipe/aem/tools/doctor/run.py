@@ -80,7 +80,7 @@ def _versions(installed: dict[str, str], config: DictConfig | None) -> Iterator[
     from recipe.aem.seam.checks import TESTED_VERL
 
     stack = versions.installed_stack()
-    untested = bool(config is not None and (config.algorithm.get("aem") or {}).get("untested_verl", False))
+    untested = bool(config is not None and config.algorithm.get("untested_verl", False))
     tested = versions.tested_versions(_root(), stack)
     return versions.check_versions(installed, tested, TESTED_VERL, stack, untested)
 
@@ -291,7 +291,7 @@ def _heap(text: Any) -> int:
 
 
 def _plugin(seen: plugin.Seen, ray: bool) -> Iterator[Finding]:
-    from recipe.aem.settings import ESTIMATORS
+    from recipe.aem.methods.registry import ESTIMATORS
 
     yield from guarded("Plug-in here", lambda: plugin.check_here(seen, ESTIMATORS, _root()))
     if ray and seen.here is not None and not seen.here["error"]:

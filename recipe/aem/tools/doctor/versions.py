@@ -71,7 +71,7 @@ def check_versions(
         tested: versions by package; empty where they are not known.
         tested_verl: the versions of verl that the trainer accepts.
         stack: whose constraints these are.
-        untested_verl: `algorithm.aem.untested_verl`.
+        untested_verl: `algorithm.untested_verl`.
     """
     setup = f"bash scripts/setup.sh, or: pip install -c constraints/{stack}.txt 'verl-aem[{stack}]'"
     for name in PACKAGES:
@@ -87,7 +87,7 @@ def check_versions(
                 yield Finding(
                     "warning",
                     name,
-                    f"{have}; tested with {need}, and algorithm.aem.untested_verl=True lets it pass",
+                    f"{have}; tested with {need}, and algorithm.untested_verl=True lets it pass",
                     "compare the metrics with a known run",
                 )
             else:
@@ -96,7 +96,7 @@ def check_versions(
                     name,
                     f"{have}; tested with {need}, and the trainer refuses others",
                     f"pip install verl=={tested_verl[-1] if isinstance(tested_verl, tuple) else need}, or set "
-                    "algorithm.aem.untested_verl=True",
+                    "algorithm.untested_verl=True",
                 )
         elif name not in tested:
             yield Finding("ok", name, f"{have}; not compared, since the tested versions are in a checkout only")

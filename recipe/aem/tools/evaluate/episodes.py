@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_loops.reading import parse_json, reason, require_file, shown
+from recipe.aem.keys import parse_key
 from recipe.aem.tools.evaluate import EvaluationError
 
 
@@ -60,7 +61,7 @@ def read_episodes(path: Path, tasks: Sequence[int], repetitions: int, seed: int)
     Raises:
         EvaluationError: the file is not of such a run.
     """
-    last: dict[tuple[str, str], tuple[int, Mapping[str, Any]]] = {}
+    last: dict[str, tuple[int, Mapping[str, Any]]] = {}
     try:
         require_file(path)
         lines = path.open("rb")
@@ -70,15 +71,15 @@ def read_episodes(path: Path, tasks: Sequence[int], repetitions: int, seed: int)
         for number, line in enumerate(lines, 1):
             try:
                 row = parse_json(line, not_a_number=True)
-                prompt, session, place = str(row["uid"]).rsplit("_", 2)
-                found = (int(place), {key: value for key, value in row.items() if key not in ("input", "output")})
+                key = parse_key(str(row["uid"]))
+                found = (key.index, {key: value for key, value in row.items() if key not in ("input", "output")})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise EvaluationError(
                     f"{path}:{number} is not a line of verl's dump of a validation: {shown(error, 200)}"
                 ) from None
-            before = last.get((prompt, session))
+            before = last.get(key.trajectory)
             if before is None or found[0] > before[0]:
-                last[prompt, session] = found
+                last[key.trajectory] = found
     by_task: dict[int, list[Episode]] = {task: [] for task in tasks}
     for _, row in last.values():
         episode = _episode(path, row, seed)

@@ -4,12 +4,8 @@ see what it would have done with the same rollouts. Everything runs through what
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import difflib
 import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,164 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aem_core import AemStats, EmpgStats, Responses
+from aem_core import Responses
 from recipe.aem.columns import Ragged
 from recipe.aem.dump.provenance import machine, versions
 from recipe.aem.dump.step import DumpError, Step
-from recipe.aem.seam.advantage import Advance, compute_advantages
-from recipe.aem.seam.bases import of_some_rows
-from recipe.aem.seam.checks import check_base
-from recipe.aem.seam.empty_updates import zero_off_mask
-from recipe.aem.settings import (
-    AEM,
-    EMPG,
+from recipe.aem.methods.outcomes import GAE, OPO, of_some_rows
+from recipe.aem.methods.registry import (
     ESTIMATORS,
-    GAE,
-    MODULATORS,
-    OPO,
-    OUTCOME_BASES,
-    RESPONSE_BASES,
-    AemSettings,
-    EmpgSettings,
-    GigpoSettings,
-    Settings,
-    SettingsError,
+    REPLAYED,
     shares_return,
 )
-
-BLOCKS = {block.name: block for block in (AemSettings, EmpgSettings, GigpoSettings)}
-TOP = ("norm_adv_by_std_in_grpo", "gamma", "lam")
-"""What methods read of `config.algorithm` itself."""
-NOT_OF_A_METHOD = ("untested_verl", "dump_dir", "dump_every", "dump_rows")
-KNOWN = (*ESTIMATORS, *OUTCOME_BASES, GAE)
-WHOLE_BATCH = (GAE, "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
-"""Bases of verl that take a mean over the batch, beyond the prompt group."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to compute advantages.
-
-    Attributes:
-        label: as the user wrote it.
-        algorithm: the `config.algorithm` that it is.
-        settings: read from that.
-    """
-
-    label: str
-    algorithm: Mapping[str, Any]
-    settings: Settings
-
-    @classmethod
-    def of_run(cls, step: Step) -> Method:
-        """The method of the training itself."""
-        return cls(step.meta.estimator, step.meta.algorithm, Settings.from_config(step.meta.algorithm))
-
-    @property
-    def used(self) -> dict[str, Any]:
-        """The settings that matter to it."""
-        name, base = self.settings.estimator, self.settings.base
-        read = {one: BLOCKS[one] for one in (name, base) if one in BLOCKS}
-        used = {
-            f"{one}.{entry.name}": getattr(getattr(self.settings, one), entry.name)
-            for one, block in read.items()
-            for entry in dataclasses.fields(block)
-            if entry.name not in NOT_OF_A_METHOD
-        }
-        top = {key: self.algorithm[key] for key in TOP if key in self.algorithm}
-        return {**used, **top}
-
-    @property
-    def whole_batch(self) -> str:
-        """Which of its settings reads beyond the prompt group; empty where none does."""
-        aem, name, base = self.settings.aem, self.settings.estimator, self.settings.base
-        if name == AEM and aem.scope == "batch":
-            return "aem.scope=batch takes its statistics over the whole batch"
-        if name == AEM and aem.shuffle is not None:
-            return "aem.shuffle draws one permutation for the whole batch"
-        if name == EMPG:
-            return "empg takes its statistics over the whole batch"
-        return f"{base} takes its statistics over the whole batch" if base in WHOLE_BATCH else ""
-
-
-def parse_method(text: str, run: Mapping[str, Any]) -> Method:
-    """Read `NAME[:key=value[,key=value]]`.
-
-    What is not given is as in the run; what the run has not set either has its default, but a modulator's base is then
-    the run's base, so that methods differ in one thing.
-
-    Args:
-        text: a name of this package or of verl; a key of the method's own block, of another one (`gigpo.gamma`), or of
-            `config.algorithm` (`norm_adv_by_std_in_grpo`).
-        run: `config.algorithm` of the run.
-
-    Raises:
-        SettingsError: an unknown name or key, with the nearest known one, or a bad value.
-
-    Examples:
-        >>> parse_method("aem:lam=0.5,scope=batch", {"adv_estimator": "grpo_rows"}).used["aem.scope"]
-        'batch'
-    """
-    name, _, given = text.partition(":")
-    if name not in KNOWN:
-        raise SettingsError(f"{name!r} is not a method{_nearest(name, KNOWN)}; there are {', '.join(KNOWN)}")
-    algorithm: dict[str, Any] = {**copy.deepcopy(dict(run)), "adv_estimator": name}
-    if name in MODULATORS:
-        block = algorithm[name] = dict(algorithm.get(name) or {})
-        base = Settings.from_config(run).base
-        if base in (*RESPONSE_BASES, *OUTCOME_BASES, GAE):
-            block.setdefault("base_estimator", base)
-    for part in given.split(",") if given else ():
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise SettingsError(f"{text}: {part!r} is not key=value")
-        _set(algorithm, name, key.strip(), _read_value(value.strip()), text)
-    try:
-        settings = Settings.from_config(algorithm)
-        if name in MODULATORS:
-            check_base(name, settings.base, {*OUTCOME_BASES, GAE}, {"critic": {"enable": True}})
-    except SettingsError as error:
-        raise SettingsError(f"{text}: {error}") from None
-    return Method(text, algorithm, settings)
-
-
-def _set(algorithm: dict[str, Any], name: str, key: str, value: Any, text: str) -> None:
-    block, _, last = key.rpartition(".")
-    own = _keys(name)
-    if not block and last in own:
-        block = name
-    if block in BLOCKS and last in _keys(block):
-        algorithm[block] = {**(algorithm.get(block) or {}), last: value}
-    elif not block and last in TOP:
-        algorithm[last] = value
-    else:
-        plain = list(dict.fromkeys([*own, *TOP]))
-        known = [*plain, *(f"{one}.{two}" for one in BLOCKS for two in _keys(one))]
-        raise SettingsError(
-            f"{text}: {key!r} is not a setting{_nearest(key, known)}; there are {', '.join(plain)}, and those of other "
-            "blocks, such as gigpo.gamma"
-        )
-
-
-def _keys(block: str) -> list[str]:
-    if block not in BLOCKS:
-        return []
-    return [entry.name for entry in dataclasses.fields(BLOCKS[block]) if entry.name not in NOT_OF_A_METHOD]
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean `{near[0]}`?" if near else ""
-
-
-def _read_value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
-
-
-# --- one step ---------------------------------------------------------------------------------------------------------
+from recipe.aem.seam.advantage import Advance, compute_advantages
+from recipe.aem.seam.empty_updates import zero_off_mask
+from recipe.aem.tools.replay.methods import Method
 
 
 @dataclass(frozen=True)
@@ -185,13 +36,13 @@ class Result:
         advantages: a value a token, in all rows of the dump.
         responses: of the rows without padding rows.
         advantage_N: mean over the tokens of each response.
-        stats: the modulation's.
+        stats: `aem_core`'s of the modulation; None without one.
     """
 
     advantages: Ragged
     responses: Responses
     advantage_N: Tensor
-    stats: AemStats | EmpgStats | None
+    stats: Any
 
 
 def compute(step: Step, method: Method) -> Result:
@@ -216,9 +67,10 @@ def compute(step: Step, method: Method) -> Result:
 
 def _ours(step: Step, method: Method) -> tuple[Tensor, Any]:
     settings, batch = method.settings, step.batch
-    for column, why in ((settings.measure, settings.estimator), ("values" if settings.base == GAE else None, GAE)):
-        if column and column not in batch.tokens:
-            hint = "; aem:proxy=surprisal needs none" if column == "entropies" and why == AEM else ""
+    for column in settings.columns:
+        if column not in batch.tokens:
+            free = settings.modulator.without_entropies if settings.modulator and column == "entropies" else None
+            hint = f"; {settings.estimator}:{free[0]}={free[1]} needs none" if free else ""
             raise DumpError(f"{method.label} needs {column}, which the dump of step {step.meta.step} has not{hint}")
     advance = Advance(batch, settings, step.meta.step)
     try:
@@ -229,7 +81,7 @@ def _ours(step: Step, method: Method) -> tuple[Tensor, Any]:
 
 
 def _check_kl(step: Step, method: Method) -> None:
-    """Refuse rewards whose KL stands where another kind of estimator has it; see `bases.kl_on_last_rows`."""
+    """Refuse rewards whose KL is where another kind of estimator has it (`methods.outcomes.kl_on_last_rows`)."""
     run = step.meta.algorithm
     if not run.get("use_kl_in_reward") or shares_return(run) == shares_return(method.algorithm):
         return
@@ -246,7 +98,7 @@ def _verls(step: Step, method: Method) -> Tensor:
     from verl import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
-    if method.settings.estimator not in KNOWN:
+    if method.settings.estimator not in REPLAYED:
         raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
     batch = step.batch
     tensors = {"token_level_rewards": batch.padded("rewards"), "response_mask": batch.mask_BT}
@@ -313,7 +165,7 @@ def check(step: Step) -> Check:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(step.meta.machine.get("threads", threads))))
     try:
-        if method.settings.estimator not in KNOWN:
+        if method.settings.estimator not in REPLAYED:
             raise DumpError(f"{method.settings.estimator} is none of the estimators that can be replayed")
         result = compute(step, method)
     except (DumpError, ModuleNotFoundError) as error:
@@ -345,10 +197,10 @@ def _bits(values: Tensor) -> Tensor:
 
 def _reasons(step: Step, method: Method) -> list[str]:
     reasons = []
-    if step.meta.rows_left_out and method.whole_batch:
+    if step.meta.rows_left_out and method.settings.whole_batch:
         reasons.append(
-            f"dump_rows left out {step.meta.groups_left_out} of {step.meta.groups} prompt groups, and "
-            f"{method.whole_batch}"
+            f"algorithm.dump.rows left out {step.meta.groups_left_out} of {step.meta.groups} prompt groups, and "
+            f"{method.settings.whole_batch}"
         )
     here = {**versions(), **machine()}
     then = {**step.meta.packages, **step.meta.machine}

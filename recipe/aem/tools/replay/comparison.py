@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aem_core import AemStats, EmpgStats, entropy_drift, response_log_probs
+from aem_core import entropy_drift, response_log_probs
 from recipe.aem.batch import Batch
 from recipe.aem.dump.step import DumpError, Step
-from recipe.aem.settings import Settings
-from recipe.aem.tools.replay.advantages import Check, Method, check, compute, parse_method
+from recipe.aem.methods.registry import Settings
+from recipe.aem.tools.replay.advantages import Check, check, compute
+from recipe.aem.tools.replay.methods import Method, parse_method
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -56,11 +57,10 @@ class Replay:
             self.read[text] = method
             result = compute(step, method)
             columns[f"advantage {text}"] = result.advantage_N
-            if isinstance(result.stats, AemStats):
-                columns[f"alpha {text}"] = result.stats.alpha_N
-                self._guarded.setdefault(text, []).append(result.stats.guarded_G.numpy())
-            elif isinstance(result.stats, EmpgStats):
-                columns[f"alpha {text}"] = result.stats.scale_N
+            if (modulator := method.settings.modulator) is not None and result.stats is not None:
+                columns[f"alpha {text}"] = getattr(result.stats, f"{modulator.weight}_N")
+                if hasattr(result.stats, "guarded_G"):
+                    self._guarded.setdefault(text, []).append(result.stats.guarded_G.numpy())
             if surprisal is not None:
                 columns[f"drift {text}"] = entropy_drift(result.advantage_N, *surprisal)
         if surprisal is not None:

@@ -11,13 +11,15 @@ from typing import Any
 
 from recipe.aem.dump.reader import find_files, read_metas, read_step
 from recipe.aem.dump.step import Meta, Step
-from recipe.aem.settings import ESTIMATORS, Settings
+from recipe.aem.methods.registry import ESTIMATORS, LOSS_TERMS, MODULATORS, RESPONSE_BASES, Settings
+from recipe.aem.settings import RENAMED
 from recipe.aem.tools.report import drift, phases, series, turns
 from recipe.aem.tools.report.columns import Columns
 from recipe.aem.tools.report.frame import frame_of
 from recipe.aem.tools.report.sources import Metrics, Run, read_metrics
 
-WEIGHTS = {"alpha": "α", "scale": "g"}
+_MODULATED = tuple(modulator.metric_prefix for modulator in MODULATORS.values())
+WEIGHTS = {modulator.weight: modulator.symbol for modulator in MODULATORS.values()}
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _about(dump: Dump | None, metrics: Metrics | None, found: Mapping[str, Any])
         "data": {} if meta is None else dict(meta.data),
         "packages": {} if meta is None else dict(meta.packages),
         "weight_name": WEIGHTS.get(meta.weights or "", "α") if meta else "α",
-        "modulated": bool(meta and meta.weights) or any(name.startswith(("aem/alpha", "empg/scale")) for name in found),
+        "modulated": bool(meta and meta.weights) or any(name.startswith(_MODULATED) for name in found),
         "first_step": steps[0] if steps else None,
         "last_step": steps[-1] if steps else None,
         "dumped_steps": sorted({one.step for one in metas}),
@@ -137,9 +139,9 @@ def _about(dump: Dump | None, metrics: Metrics | None, found: Mapping[str, Any])
 
 
 def _essence(meta: Meta) -> Any:
-    """The settings without where and how often to dump."""
+    """The settings without those that version 0.1.0 had there and that are no method's."""
     return {
-        name: {key: value for key, value in block.items() if not key.startswith("dump_")}
+        name: {key: value for key, value in block.items() if f"{name}.{key}" not in RENAMED}
         if isinstance(block, Mapping)
         else block
         for name, block in meta.settings.items()
@@ -149,17 +151,18 @@ def _essence(meta: Meta) -> Any:
 def _method(meta: Meta) -> str:
     settings = Settings.from_config(meta.algorithm)
     over = f" over {settings.base}" if meta.estimator in ESTIMATORS and settings.base != meta.estimator else ""
-    epo = " with EPO" if (meta.algorithm.get("epo") or {}).get("enable") else ""
-    return f"{meta.estimator}{over}{epo}"
+    terms = [name.upper() for name in LOSS_TERMS if (meta.algorithm.get(name) or {}).get("enable")]
+    return f"{meta.estimator}{over}{''.join(f' with {term}' for term in terms)}"
 
 
 def _guess(metrics: Metrics | None) -> str | None:
     """What the metrics tell of the method where no dump says it."""
     names = metrics.names() if metrics else set()
-    for prefix, method in (("aem/alpha/", "aem"), ("empg/scale/", "empg"), ("gigpo/", "gigpo")):
-        if any(name.startswith(prefix) for name in names):
-            return method + (" with EPO" if "epo/entropy" in names else "")
-    return "EPO" if "epo/entropy" in names else None
+    terms = " with ".join(term.upper() for term in LOSS_TERMS if any(name.startswith(f"{term}/") for name in names))
+    for method, block in {**MODULATORS, **RESPONSE_BASES}.items():
+        if block.metric_prefix and any(name.startswith(block.metric_prefix) for name in names):
+            return f"{method} with {terms}" if terms else method
+    return terms or None
 
 
 def _about_metrics(run: Run, metrics: Metrics) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _correlations(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 
 def _changes_absent(runs: Sequence[Mapping[str, Any]]) -> str:
     if any(run["changes"] for run in runs):
-        return "No two consecutive steps were dumped (algorithm.aem.dump_every=1 dumps all): no change can be measured."
+        return "No two consecutive steps were dumped (algorithm.dump.every=1 dumps all): no change can be measured."
     return "No dumped steps with log-probabilities and entropies."
 
 

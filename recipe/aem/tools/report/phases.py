@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from recipe.aem.settings import ESTIMATORS
+from recipe.aem.methods.registry import ESTIMATORS, LOSS_TERMS
 from recipe.aem.tools.report.sources import Metrics
 
 PREFIX = "timing_s/"
@@ -26,10 +26,10 @@ PHASES = {
     "save_checkpoint": "checkpoints",
 }
 """verl's timers inside `step`, none inside another."""
-SEAM = (*ESTIMATORS, "epo")
+SEAM = (*ESTIMATORS, *LOSS_TERMS)
 """This package's timers of what it does to the training; `timing_s/NAME` of its estimators."""
 DUMP = "aem_dump"
-INSIDE = {**dict.fromkeys((*ESTIMATORS, DUMP), "adv"), "epo": "update_actor"}
+INSIDE = {**dict.fromkeys((*ESTIMATORS, DUMP), "adv"), **dict.fromkeys(LOSS_TERMS, "update_actor")}
 """This package's timers, and the timer of verl that they run inside of."""
 OTHER = "other"
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recipe.aem.settings import RENAMED
 from recipe.aem.tools.study.cells import SEEDS, Cell
 from recipe.aem.tools.study.code import code_of
 
@@ -30,9 +31,8 @@ _INDIFFERENT = (
     "trainer.logger",
     "trainer.resume_mode",
     "trainer.save_freq",
-    "algorithm.aem.dump_dir",
-    "algorithm.aem.dump_every",
-    "algorithm.aem.dump_rows",
+    *("algorithm.dump.dir", "algorithm.dump.every", "algorithm.dump.rows", "algorithm.untested_verl"),
+    *(f"algorithm.{name}" for name in RENAMED),  # in results of version 0.1.0
     *SEEDS,  # the cell's own
 )
 _INPUTS = ("model.path", "train_files", "val_files", "data_dir")
@@ -70,7 +70,7 @@ def differences(then: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping
     for part in now:
         old, new = then.get(part, {}), now[part]
         for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
+            if old.get(key) != new.get(key) and key not in _INDIFFERENT:
                 if part == "code":
                     found.append(f"code of {key}")
                 else:

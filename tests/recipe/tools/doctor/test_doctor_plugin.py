@@ -16,7 +16,7 @@ from tests.helpers.findings import GOOD, by_title, levels, marked, one
 
 verl_aem.load()
 
-from recipe.aem.settings import ESTIMATORS  # noqa: E402
+from recipe.aem.methods.registry import ESTIMATORS  # noqa: E402
 from recipe.aem.tools.doctor import (  # noqa: E402
     plugin,
 )

@@ -1,66 +1,51 @@
-"""Base advantages of a batch whose trajectories may span several rows.
+"""verl's own estimators, over batches whose trajectories may span several rows.
 
 verl treats a trajectory of several rows as one only for `grpo` (trainer/ppo/v1/utils.py:167); for every other outcome
 estimator each row would count as a member of the group. Here an outcome estimator sees one sequence a trajectory: its
-response tokens in order and its one reward at the end. `grpo_rows` and `gigpo` see every turn with its own reward.
+response tokens in order and its one reward at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aem_core import discounted_returns, gigpo, grpo_advantages
 from aem_core.errors import AEMValueError
-from recipe.aem.batch import Batch, first_tokens
-from recipe.aem.keys import number_labels, parse_key, rows_by_trajectory
-from recipe.aem.seam.metrics import gigpo_metrics
-from recipe.aem.settings import GAE, GIGPO, RESPONSE_BASES, GigpoSettings, Settings
+from recipe.aem.batch import Batch
+from recipe.aem.keys import parse_key, rows_by_trajectory
+from recipe.aem.methods.algorithm import BaseAdvantages
+
+GAE, GRPO, OPO = "gae", "grpo", "opo"
+OUTCOME_BASES = ("gpg", GRPO, "grpo_passk", OPO, "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo")
+"""Estimators of verl for one outcome a sequence."""
+OVER_TRAJECTORIES = "_trajectories"
+WHOLE_BATCH = (GAE, "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+"""Those that take a mean over the batch, beyond the prompt group."""
 
 Estimator = Callable[[Tensor, Tensor, list], Tensor]
 """(token_level_rewards, response_mask, group label of each row) -> advantages, all of one shape."""
 
 
-@dataclass(frozen=True)
-class BaseAdvantages:
-    """A base estimator's result.
-
-    Attributes:
-        advantage_BT: 0 off the mask.
-        return_BT: what verl calls returns; the advantages themselves for an outcome estimator.
-        metrics: for verl's tracking.
-    """
-
-    advantage_BT: Tensor
-    return_BT: Tensor
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-def base_advantages(settings: Settings, config: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
-    """The advantages of the base that the settings name.
+def of_verl(name: str, algorithm: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
+    """The advantages of an estimator of verl: once a trajectory, `gae` once a row.
 
     Args:
-        settings: of the run.
-        config: `config.algorithm`.
+        name: of verl's estimator.
+        algorithm: `config.algorithm`.
         batch: of rows that all take part, with `values` for `gae`.
         reward_BT: token-level rewards, KL where `kl_on_last_rows` puts it.
     """
-    if settings.base in RESPONSE_BASES:
-        return _of_turns(settings, config, batch, reward_BT)
-    if settings.base == GAE:
+    if name == GAE:
         if "values" not in batch.tokens:
-            raise AEMValueError(
-                f"algorithm.{settings.estimator}.base_estimator=gae: no `values`; set critic.enable=True"
-            )
+            raise AEMValueError("the base gae finds no `values` in the batch; set critic.enable=True")
         value_BT = batch.padded("values").float()
-        return BaseAdvantages(*verl_advantages(GAE, config, reward_BT, batch.mask_BT, batch.groups, value_BT))
+        return BaseAdvantages(*verl_advantages(GAE, algorithm, reward_BT, batch.mask_BT, batch.groups, value_BT))
 
     def estimator(reward: Tensor, mask: Tensor, groups: list) -> Tensor:
-        return verl_advantages(settings.base, config, reward, mask, groups)[0]
+        return verl_advantages(name, algorithm, reward, mask, groups)[0]
 
     advantage_BT = once_a_trajectory(batch, reward_BT, estimator)
     return BaseAdvantages(advantage_BT, advantage_BT)
@@ -185,111 +170,3 @@ def of_some_rows(compute: Callable[..., Any], data: Any, keys: Sequence[str], ke
         value = part.batch[name]
         data.batch[name] = value.new_zeros((len(keys), *value.shape[1:])).index_copy_(0, torch.tensor(kept), value)
     return data
-
-
-@dataclass(frozen=True)
-class _Turn:
-    row: int
-    span: int
-    start: int
-
-
-def _of_turns(settings: Settings, config: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
-    """`grpo_rows` and `gigpo`. A turn's reward is its trajectory's outcome plus what is due to that turn alone."""
-    responses, extra = batch.responses, batch.extra_fields
-    turns = _all_turns(batch)
-    row_U = torch.tensor([turn.row for turn in turns], dtype=torch.int64)
-    group_U = batch.group_B[row_U]
-    trajectory_U = batch.trajectory_B[row_U]
-    outcome_U = _outcomes(batch, reward_BT)[row_U]
-    penalty_U = torch.tensor([_penalty(extra[turn.row], turn) for turn in turns], dtype=torch.float32)
-    metrics: Mapping[str, float] = {}
-    if settings.base == GIGPO:
-        of = settings.gigpo
-        # at 0 they are not read: the environment's scale is then no matter
-        step_U = torch.tensor(
-            [_step_reward(extra[turn.row], turn) if of.step_rewards else 0.0 for turn in turns], dtype=torch.float32
-        )
-        return_U = _returns(outcome_U, step_U, trajectory_U, turns, batch, of) + penalty_U
-        anchor_U = number_labels(_anchor(extra[turn.row], turn) for turn in turns)
-        advantage_U, stats = gigpo(
-            outcome_U + penalty_U,
-            return_U,
-            group_U,
-            anchor_U,
-            weight=of.weight,
-            by_std=of.by_std,
-            over=of.over,
-            trajectory_N=trajectory_U,
-        )
-        metrics = gigpo_metrics(stats, len(responses))
-    else:
-        by_std = config.get("norm_adv_by_std_in_grpo", True)
-        advantage_U = grpo_advantages(outcome_U + penalty_U, group_U, by_std=by_std)
-    advantage_BT = torch.zeros(reward_BT.shape, dtype=advantage_U.dtype)
-    advantage_BT.view(-1)[responses.token_M] = advantage_U[responses.response_M]
-    return BaseAdvantages(advantage_BT, advantage_BT, metrics)
-
-
-def _all_turns(batch: Batch) -> list[_Turn]:
-    """The responses in their order; then the turns that are masked whole, whose rewards stay in the baseline."""
-    start_N = first_tokens(batch.responses) % max(batch.width, 1)
-    turns = [_Turn(row, span, start) for (row, span), start in zip(batch.places, start_N.tolist(), strict=True)]
-    found = set(batch.places)
-    rows_found = {row for row, _ in found}
-    for row, extra in enumerate(batch.extra_fields):
-        if "response_spans" in extra:
-            spans = enumerate(extra["response_spans"])
-            turns += [_Turn(row, span, int(start)) for span, (start, _) in spans if (row, span) not in found]
-        elif row not in rows_found:
-            turns.append(_Turn(row, 0, 0))
-    return turns
-
-
-def _outcomes(batch: Batch, reward_BT: Tensor) -> Tensor:
-    """The outcome of each row's trajectory: the summed reward of its last row."""
-    outcome_B = reward_BT.new_zeros(len(reward_BT))
-    for rows in batch.trajectories.values():
-        outcome_B[rows] = reward_BT[rows[-1]].sum()
-    return outcome_B
-
-
-def _returns(
-    outcome_U: Tensor,
-    step_U: Tensor,
-    trajectory_U: Tensor,
-    turns: Sequence[_Turn],
-    batch: Batch,
-    settings: GigpoSettings,
-) -> Tensor:
-    """Discounted returns, of the environment's own rewards before the last turn, and of the outcome with that.
-
-    What the environment gave for the last turn is left out: it is how it rewards the end, and the outcome is that.
-    """
-    # within a trajectory by row and within a row by place, wherever verl's balancing has put the rows
-    turn_U = torch.tensor(
-        [batch.row_keys[turn.row].index * (batch.width + 1) + turn.start for turn in turns], dtype=torch.int64
-    )
-    last_U = torch.full_like(turn_U, -1).scatter_reduce_(0, trajectory_U, turn_U, "amax")[trajectory_U]
-    reward_U = torch.where(turn_U == last_U, outcome_U, settings.step_rewards * step_U)
-    return discounted_returns(reward_U, trajectory_U, turn_U, settings.gamma)
-
-
-def _penalty(extra: Mapping[str, Any], turn: _Turn) -> float:
-    """`turn_penalties` of a turn, 0 where the loop recorded none."""
-    return float(extra["turn_penalties"][turn.span]) if extra.get("turn_penalties") else 0.0
-
-
-def _step_reward(extra: Mapping[str, Any], turn: _Turn) -> float:
-    """What the environment gave for a turn, 0 where the loop recorded nothing."""
-    return float(extra["turn_rewards"][turn.span]) if extra.get("turn_rewards") else 0.0
-
-
-def _anchor(extra: Mapping[str, Any], turn: _Turn) -> str:
-    """The raw observation that the turn answered."""
-    if "anchors" not in extra:
-        raise AEMValueError(
-            "gigpo compares turns that answered the same observation, and the agent loop left no "
-            "extra_fields['anchors']: use the agent loop `environment`, or another estimator"
-        )
-    return extra["anchors"][turn.span]

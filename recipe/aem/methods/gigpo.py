@@ -1,0 +1,113 @@
+"""GiGPO (arXiv 2505.10978): its settings, its advantages from a `Batch`, its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor
+
+from aem_core import GigpoStats, Over, discounted_returns, gigpo
+from aem_core.errors import AEMValueError
+from recipe.aem.batch import Batch
+from recipe.aem.columns import number_labels
+from recipe.aem.methods.algorithm import Base, BaseAdvantages
+from recipe.aem.methods.turns import Turn, all_turns, on_tokens, outcomes, penalties, rows_of, step_rewards
+
+
+@dataclass(frozen=True)
+class GigpoSettings(Base):
+    """`algorithm.gigpo` (arXiv 2505.10978), read where gigpo is the estimator or the base.
+
+    Attributes:
+        weight: w, of the step advantage.
+        gamma: discount of the step returns.
+        by_std: divide the episode and the step advantage by σ.
+        over: the statistics of the episode advantage, over responses (verl-agent's) or trajectories.
+        step_rewards: factor of the environment's own rewards in the step returns, those of the turns before the last; 0
+            leaves the outcome alone.
+    """
+
+    name: ClassVar = "gigpo"
+    metric_prefix: ClassVar = "gigpo/"
+    numbers: ClassVar = ("weight", "gamma", "step_rewards")
+    choices: ClassVar = {"over": get_args(Over)}
+    switches: ClassVar = ("by_std",)
+
+    weight: float = 1.0
+    gamma: float = 0.95
+    by_std: bool = True
+    over: Over = "responses"
+    step_rewards: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gamma > 1:
+            self.refuse("gamma", "a number in [0, 1]")
+
+    def advantages(self, algorithm: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
+        turns = all_turns(batch)
+        row_U = rows_of(turns)
+        trajectory_U = batch.trajectory_B[row_U]
+        outcome_U = outcomes(batch, reward_BT)[row_U]
+        penalty_U = penalties(batch, turns)
+        # at 0 they are not read: the environment's scale is then no matter
+        step_U = step_rewards(batch, turns) if self.step_rewards else torch.zeros(len(turns))
+        return_U = self._returns(outcome_U, step_U, trajectory_U, turns, batch) + penalty_U
+        advantage_U, stats = gigpo(
+            outcome_U + penalty_U,
+            return_U,
+            batch.group_B[row_U],
+            number_labels(_anchor(batch.extra_fields[turn.row], turn) for turn in turns),
+            weight=self.weight,
+            by_std=self.by_std,
+            over=self.over,
+            trajectory_N=trajectory_U,
+        )
+        advantage_BT = on_tokens(batch, advantage_U)
+        return BaseAdvantages(advantage_BT, advantage_BT, gigpo_metrics(stats, len(batch.responses)))
+
+    def _returns(
+        self, outcome_U: Tensor, step_U: Tensor, trajectory_U: Tensor, turns: Sequence[Turn], batch: Batch
+    ) -> Tensor:
+        """Discounted returns, of the environment's own rewards before the last turn, and of the outcome with that.
+
+        What the environment gave for the last turn is left out: it is how it rewards the end, and the outcome is that.
+        """
+        # within a trajectory by row and within a row by place, wherever verl's balancing has put the rows
+        turn_U = torch.tensor(
+            [batch.row_keys[turn.row].index * (batch.width + 1) + turn.start for turn in turns], dtype=torch.int64
+        )
+        last_U = torch.full_like(turn_U, -1).scatter_reduce_(0, trajectory_U, turn_U, "amax")[trajectory_U]
+        reward_U = torch.where(turn_U == last_U, outcome_U, self.step_rewards * step_U)
+        return discounted_returns(reward_U, trajectory_U, turn_U, self.gamma)
+
+
+def _anchor(extra: Mapping[str, Any], turn: Turn) -> str:
+    """The raw observation that the turn answered."""
+    if "anchors" not in extra:
+        raise AEMValueError(
+            "gigpo compares turns that answered the same observation, and the agent loop left no "
+            "extra_fields['anchors']: use the agent loop `environment`, or another estimator"
+        )
+    return extra["anchors"][turn.span]
+
+
+def gigpo_metrics(stats: GigpoStats, responses: int) -> dict[str, float]:
+    """How much GiGPO's step term had to work with.
+
+    Args:
+        stats: of `aem_core.gigpo`, the responses first; what follows are turns that are masked whole.
+        responses: how many responses there are; empty without any.
+    """
+    if not responses:
+        return {}
+    return {
+        "gigpo/step/alone": float(stats.alone_N[:responses].float().mean()),
+        "gigpo/step/set_size_mean": float(stats.size_N[:responses].float().mean()),
+        "gigpo/step/zero": float((stats.step_N[:responses] == 0).float().mean()),
+        "gigpo/step/abs_mean": float(stats.step_N[:responses].abs().mean()),
+        "gigpo/episode/abs_mean": float(stats.episode_N[:responses].abs().mean()),
+    }

@@ -1,0 +1,72 @@
+"""The turns of a batch with what each is due: shared by the bases that see every turn with its own reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipe.aem.batch import Batch, first_tokens
+
+
+@dataclass(frozen=True)
+class Turn:
+    row: int
+    span: int
+    start: int
+
+
+def all_turns(batch: Batch) -> list[Turn]:
+    """The responses in their order; then the turns that are masked whole, whose rewards stay in the baseline."""
+    start_N = first_tokens(batch.responses) % max(batch.width, 1)
+    turns = [Turn(row, span, start) for (row, span), start in zip(batch.places, start_N.tolist(), strict=True)]
+    found = set(batch.places)
+    rows_found = {row for row, _ in found}
+    for row, extra in enumerate(batch.extra_fields):
+        if "response_spans" in extra:
+            spans = enumerate(extra["response_spans"])
+            turns += [Turn(row, span, int(start)) for span, (start, _) in spans if (row, span) not in found]
+        elif row not in rows_found:
+            turns.append(Turn(row, 0, 0))
+    return turns
+
+
+def rows_of(turns: Sequence[Turn]) -> Tensor:
+    """The row of each turn, (U,)."""
+    return torch.tensor([turn.row for turn in turns], dtype=torch.int64)
+
+
+def penalties(batch: Batch, turns: Sequence[Turn]) -> Tensor:
+    """`turn_penalties` of each turn, (U,), 0 where the loop recorded none."""
+    return _recorded(batch, turns, "turn_penalties")
+
+
+def step_rewards(batch: Batch, turns: Sequence[Turn]) -> Tensor:
+    """What the environment gave for each turn, (U,), 0 where the loop recorded nothing."""
+    return _recorded(batch, turns, "turn_rewards")
+
+
+def _recorded(batch: Batch, turns: Sequence[Turn], name: str) -> Tensor:
+    def value(extra: Mapping[str, Any], turn: Turn) -> float:
+        return float(extra[name][turn.span]) if extra.get(name) else 0.0
+
+    return torch.tensor([value(batch.extra_fields[turn.row], turn) for turn in turns], dtype=torch.float32)
+
+
+def on_tokens(batch: Batch, advantage_U: Tensor) -> Tensor:
+    """(B, T) of one value a turn: on the tokens of the responses, 0 elsewhere."""
+    responses = batch.responses
+    advantage_BT = torch.zeros(responses.shape, dtype=advantage_U.dtype)
+    advantage_BT.view(-1)[responses.token_M] = advantage_U[responses.response_M]
+    return advantage_BT
+
+
+def outcomes(batch: Batch, reward_BT: Tensor) -> Tensor:
+    """The outcome of each row's trajectory: the summed reward of its last row."""
+    outcome_B = reward_BT.new_zeros(len(reward_BT))
+    for rows in batch.trajectories.values():
+        outcome_B[rows] = reward_BT[rows[-1]].sum()
+    return outcome_B
