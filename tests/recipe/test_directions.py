@@ -27,15 +27,10 @@ PARTS = (
 )
 ENVIRONMENTS = ("webshop", "alfworld", "scienceworld", "textworld_express", "swe", "adapters")
 
-# modules, or none: what other work removes; each has to be there still
-KNOWN_CIRCLES = {
-    frozenset({"agent_loops.webshop.catalogue", "agent_loops.webshop.prepared"}),
-    frozenset({"agent_loops.alfworld.environment", "agent_loops.alfworld.tasks"}),
-}
 # who may import the distribution's entry points: the commands load the plugin, a forked server of the CPU support too
 IMPORT_VERL_AEM = {
     "recipe.aem.cpu.remedies",
-    "recipe.aem.tools.cli.shared",
+    "recipe.aem.tools.hydra_config",
     "recipe.aem.tools.doctor.run",
     "recipe.aem.tools.evaluate.plan",
 }
@@ -45,6 +40,8 @@ def modules() -> dict[str, ast.Module]:
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
+            if "swe/recorder" in path.as_posix():
+                continue  # sent into a sandbox under another name, so its imports are relative
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             found[name] = ast.parse(path.read_text(encoding="utf-8"))
     return found
@@ -108,7 +105,7 @@ def circles() -> set[frozenset[str]]:
 
 
 def test_no_circle():
-    assert circles() == KNOWN_CIRCLES, "a new circle; or one that is gone: take it off the list"
+    assert not circles()
 
 
 def test_imports_go_downwards():
