@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -36,6 +39,28 @@ def test_the_readmes_python_runs():
         assert printed and names["advantages"][:, 0].tolist() == pytest.approx(
             [float(number) for number in printed.group(1).split(",")], abs=1e-4
         )
+
+
+def test_the_method_of_the_page_modulates(monkeypatch):
+    """docs/add_method.md: strength 0 gives the base back, 1 nat of entropy divides by e, and a wrong key is refused."""
+    from recipe.aem.batch import Batch
+    from recipe.aem.settings import SettingsError
+
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "add_method.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    module = ModuleType("certainty")
+    monkeypatch.setitem(sys.modules, "certainty", module)  # where a dataclass looks up its annotations
+    exec(code, vars(module))
+    batch = Batch.from_columns(["u_0_0", "u_1_0"], {"response_mask": torch.ones(2, 3, dtype=torch.int64)})
+    ones_BT = torch.ones(2, 3)
+    for k, factor in ((0.0, 1.0), (1.0, math.exp(-1.0))):
+        settings = module.CertaintySettings.from_config({"certainty": {"k": k}})
+        advantage_BT, stats, metrics = settings.modulate(batch, ones_BT, ones_BT, 1)
+        assert torch.allclose(advantage_BT, factor * ones_BT) and len(stats.scale_N) == 2
+        assert metrics["certainty/scale/mean"] == pytest.approx(factor)
+    with pytest.raises(SettingsError, match=r"algorithm\.certainty\.kk is not a setting"):
+        module.CertaintySettings.from_config({"certainty": {"kk": 1.0}})
 
 
 def documented_metrics(prefix):
