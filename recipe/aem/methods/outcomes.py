@@ -68,24 +68,24 @@ def once_a_trajectory(batch: Batch, reward_BT: Tensor, estimator: Estimator) -> 
     """
     mask_BT = batch.mask_BT.bool()
     trajectories = list(batch.trajectories.values())
-    # the tokens under the mask, trajectory after trajectory and row after row
+    # rows in the order of the sequences: their tokens under the mask, row after row, are the sequences' tokens
     order = torch.tensor([row for rows in trajectories for row in rows], dtype=torch.int64)
-    place_M = torch.arange(mask_BT.numel()).view(mask_BT.shape)[order][mask_BT[order]]
-    length_K = torch.stack([mask_BT[rows].sum() for rows in trajectories])
     number_K = torch.arange(len(trajectories))
-    trajectory_M = number_K.repeat_interleave(length_K)
-    column_M = torch.arange(len(place_M)) - (length_K.cumsum(0) - length_K)[trajectory_M]
+    sequence_B = number_K.repeat_interleave(torch.tensor([len(rows) for rows in trajectories]))
+    ordered_BT = mask_BT[order]
+    length_K = torch.zeros(len(trajectories), dtype=torch.int64).index_add_(0, sequence_B, ordered_BT.sum(1))
 
     kept_K = length_K.clamp(min=1)
-    sequence_mask = (torch.arange(int(kept_K.max())) < kept_K[:, None]).long()
+    column = torch.arange(int(kept_K.max()))
+    sequence_mask = (column < kept_K[:, None]).long()
     sequence_reward = reward_BT.new_zeros(sequence_mask.shape)
     sequence_reward[number_K, kept_K - 1] = torch.stack([reward_BT[rows[-1]].sum() for rows in trajectories])
     groups = [batch.groups[rows[0]] for rows in trajectories]
     sequence_advantage = estimator(sequence_reward, sequence_mask, groups)
 
     advantage_BT = torch.zeros(mask_BT.shape, dtype=sequence_advantage.dtype)
-    advantage_BT.view(-1)[place_M] = sequence_advantage[trajectory_M, column_M]
-    return advantage_BT
+    advantage_BT[ordered_BT] = sequence_advantage[column < length_K[:, None]]
+    return torch.empty_like(advantage_BT).index_copy_(0, order, advantage_BT)
 
 
 def kl_on_last_rows(reward_BT: Tensor, score_BT: Tensor, keys: Sequence[str]) -> Tensor:
