@@ -457,12 +457,12 @@ def test_gigpo_divides_by_std_where_the_benchmark_says_so(name, method, by_std):
 
     config = compose(name, f"method={method}")
     registered = set(core_algos.ADV_ESTIMATOR_REGISTRY)
-    assert check_config(config, registered, verl.__version__).gigpo.by_std is by_std
+    assert check_config(config, registered, verl.__version__).blocks["gigpo"].by_std is by_std
     # ScienceWorld's points before the end of a task sum to 100, TextWorldExpress's to 1, where the outcome is 10
     scaled = {"scienceworld_7b": 0.1, "textworld_express_7b": 10.0}
     assert config.algorithm.gigpo.step_rewards == scaled.get(name, 1.0)
     other = compose(name, f"method={method}", f"algorithm.gigpo.by_std={not by_std}")  # it needs no plus
-    assert check_config(other, registered, verl.__version__).gigpo.by_std is not by_std
+    assert check_config(other, registered, verl.__version__).blocks["gigpo"].by_std is not by_std
 
 
 BENCHMARKS = {

@@ -16,7 +16,7 @@ from mechanism_parts.exact import (
 from mechanism_parts.quadrants import CLAIMED, sign_quadrants
 
 from aem_core import aem, find_responses
-from recipe.aem.seam.metrics import aem_metrics
+from recipe.aem.methods.aem import aem_metrics
 
 check = settings(deadline=None)
 F64 = torch.float64
