@@ -356,7 +356,7 @@ def doctor(model: Any, tokenizer: Any, model_type: str) -> list[Any]:
     }
     rollout = {"prompt_length": 4000, "response_length": 8000, "max_model_len": None, "custom": custom}
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout, "model": model}, "data": {}})
-    words = mask.Words(tokenizer, model_type)
+    words = mask.LoadedTokenizer(tokenizer, model_type)
     assert mask.template_problem(config, words) == ""
     limits, template = mask.limits_of(config, words), mask.template_for(config, words)
     played = mask.play(config, words, limits, [0])

@@ -64,21 +64,21 @@ def doctor(
     from recipe.aem.tools.doctor import run
 
     began = time.monotonic()
-    patient = run.Patient(config, tuple(overrides or ()), data, not no_ray)
+    setup = run.RunSetup(config, tuple(overrides or ()), data, not no_ray)
     found: list[tuple[str, list[Finding]]] = []
     with _quiet() as screen:
         status = Console(stderr=True, file=screen[1]).status("looking …") if err.is_terminal else None
         with status or contextlib.nullcontext():
-            for section, findings in run.examine(patient):
+            for section, findings in run.examine(setup):
                 found.append((section, findings))
                 if not json:
                     with contextlib.redirect_stdout(screen[0]):
                         _print_section(section, findings)
                         if section == "Mask":
-                            print_rows(patient.shown)
+                            print_rows(setup.shown)
         seconds = time.monotonic() - began
     if json:
-        print(run.as_json(patient, found, seconds))
+        print(run.as_json(setup, found, seconds))
     else:
         _print_verdict([finding for _, findings in found for finding in findings], seconds)
     if run.worst([finding for _, findings in found for finding in findings]) == "failure":

@@ -17,7 +17,7 @@ from recipe.aem.tools.needs import data_setting
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenBenchmark:
     """What the checks need to know of a configuration.
 
     Attributes:
@@ -37,7 +37,7 @@ class Chosen:
     model: str | None
 
 
-def read(config: DictConfig) -> Chosen:
+def read(config: DictConfig) -> ChosenBenchmark:
     """What a composed configuration names."""
     target = target_of(config)
     entry = entry_of(target)
@@ -47,7 +47,7 @@ def read(config: DictConfig) -> Chosen:
         named = select(config, setting)
         named = named[0] if isinstance(named, list) and named else named
         parquet[setting] = Path(os.path.expanduser(str(named))) if named else None
-    return Chosen(
+    return ChosenBenchmark(
         entry,
         target,
         Path(os.path.expanduser(str(data))) if data else None,
@@ -58,7 +58,7 @@ def read(config: DictConfig) -> Chosen:
 
 
 def check_settings(config: DictConfig) -> Iterator[Finding]:
-    """What our part of the trainer checks before it starts (`startup.check_run`), in its words.
+    """What our part of the trainer checks before it starts (`checks.check_run`), in its words.
 
     The plug-in has to be loaded in this process.
     """

@@ -76,7 +76,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Words:
+class LoadedTokenizer:
     """A tokenizer, verl's family of its model, and why it is not the model's own."""
 
     tokenizer: Any
@@ -84,40 +84,42 @@ class Words:
     missing: str = ""
 
 
-def load_words(config: DictConfig) -> Words:
+def load_configured_tokenizer(config: DictConfig) -> LoadedTokenizer:
     """The configured model's tokenizer if it is on disk, else one of bytes. Fetches nothing."""
     model = config.actor_rollout_ref.model
     try:
         path = str(model.get("tokenizer_path") or model.path)
     except Exception as error:  # omegaconf's, for a variable that is not set
-        return Words(ByteTokenizer(), None, str(error).splitlines()[0])
+        return LoadedTokenizer(ByteTokenizer(), None, str(error).splitlines()[0])
     try:
-        return Words(*load_tokenizer(model))
+        return LoadedTokenizer(*load_tokenizer(model))
     except Exception as error:  # transformers raises OSError, ValueError and its hub's own
         reason = "it is not on this disk" if not Path(path).is_dir() else " ".join(str(error).split())[:200]
-        return Words(ByteTokenizer(), None, f"{path}: {reason}")
+        return LoadedTokenizer(ByteTokenizer(), None, f"{path}: {reason}")
 
 
-def check_words(words: Words, model: str | None) -> Finding:
+def check_loaded(loaded: LoadedTokenizer, model: str | None) -> Finding:
     """Was the model's own tokenizer there?"""
-    if not words.missing:
-        return Finding("ok", "Tokenizer", f"{model} ({words.model_type})")
+    if not loaded.missing:
+        return Finding("ok", "Tokenizer", f"{model} ({loaded.model_type})")
     return Finding(
         "warning",
         "Tokenizer",
-        f"{words.missing}; what follows is played with one of bytes, whose lengths say nothing",
+        f"{loaded.missing}; what follows is played with one of bytes, whose lengths say nothing",
         "set AEM_MODEL to the model's folder, or fetch it first (hf download NAME), and run this again",
     )
 
 
-def limits_of(config: DictConfig, words: Words) -> Limits:
+def limits_of(config: DictConfig, loaded: LoadedTokenizer) -> Limits:
     """The configured lengths, longer for the tokenizer of bytes."""
-    rollout, times = config.actor_rollout_ref.rollout, BYTES_A_TOKEN if words.missing else 1
+    rollout, times = config.actor_rollout_ref.rollout, BYTES_A_TOKEN if loaded.missing else 1
     prompt, response = int(rollout.prompt_length) * times, int(rollout.response_length) * times
     return Limits(prompt, response, int(rollout.get("max_model_len") or 0) * times or prompt + response)
 
 
-def play(config: DictConfig, words: Words, limits: Limits, tasks: Sequence[Task], seed: int = 0) -> list[Played]:
+def play(
+    config: DictConfig, loaded: LoadedTokenizer, limits: Limits, tasks: Sequence[Task], seed: int = 0
+) -> list[Played]:
     """Play tasks through the agent loop as it is configured, but for compact filtering, which would mask all away."""
     config = config.copy()
     rollout = config.actor_rollout_ref.rollout
@@ -125,13 +127,13 @@ def play(config: DictConfig, words: Words, limits: Limits, tasks: Sequence[Task]
     OmegaConf.update(config, "actor_rollout_ref.rollout.prompt_length", limits.prompt)
     OmegaConf.update(config, "actor_rollout_ref.rollout.response_length", limits.response)
     OmegaConf.update(config, "actor_rollout_ref.rollout.max_model_len", limits.context)
-    if words.missing:  # a path that names no model here says nothing about the tokenizer of bytes
+    if loaded.missing:  # a path that names no model here says nothing about the tokenizer of bytes
         OmegaConf.update(config, "actor_rollout_ref.model.path", None)
     log_probs = bool(rollout.get("calculate_log_probs", False))
 
     async def scenario() -> list[Played]:
         return [
-            await _play(config, words, task, number, log_probs, random.Random(seed + number))
+            await _play(config, loaded, task, number, log_probs, random.Random(seed + number))
             for number, task in enumerate(tasks)
         ]
 
@@ -139,14 +141,14 @@ def play(config: DictConfig, words: Words, limits: Limits, tasks: Sequence[Task]
 
 
 async def _play(
-    config: DictConfig, words: Words, task: Task, number: int, log_probs: bool, choose: random.Random
+    config: DictConfig, loaded: LoadedTokenizer, task: Task, number: int, log_probs: bool, choose: random.Random
 ) -> Played:
-    policy = ScriptedPolicy(words.tokenizer, choose)
+    policy = ScriptedPolicy(loaded.tokenizer, choose)
     wrapped: Any = SimpleNamespace(config=config)
     data: Any = SimpleNamespace(config=config.data)
     server: Any = policy
     no_processor: Any = None
-    loop = WatchedLoop(wrapped, server, words.tokenizer, no_processor, object, data, hf_model_type=words.model_type)  # type: ignore[arg-type]
+    loop = WatchedLoop(wrapped, server, loaded.tokenizer, no_processor, object, data, hf_model_type=loaded.model_type)  # type: ignore[arg-type]
     outputs: Any = await loop.run(
         {"temperature": 1.0, "logprobs": log_probs},
         raw_prompt=[{"role": "user", "content": ""}],
@@ -176,19 +178,19 @@ async def _play(
     return Played(rows, policy.requests)
 
 
-def template_for(config: DictConfig, words: Words) -> ChatTemplate:
+def template_for(config: DictConfig, loaded: LoadedTokenizer) -> ChatTemplate:
     """The chat template as the agent loop reads it."""
-    model = None if words.missing else config.actor_rollout_ref.model
-    return template_of(words.tokenizer, config.data.get("apply_chat_template_kwargs"), model)
+    model = None if loaded.missing else config.actor_rollout_ref.model
+    return template_of(loaded.tokenizer, config.data.get("apply_chat_template_kwargs"), model)
 
 
-def template_problem(config: DictConfig, words: Words) -> str:
+def template_problem(config: DictConfig, loaded: LoadedTokenizer) -> str:
     """Why the configured layout cannot be played with the model's chat template; empty where it can."""
-    if words.missing:
+    if loaded.missing:
         return ""
     layout = str((config.actor_rollout_ref.rollout.custom.get("episode") or {}).get("layout", "turns"))
     kwargs = config.data.get("apply_chat_template_kwargs")
-    return why_not(layout, words.tokenizer, words.model_type, kwargs, config.actor_rollout_ref.model)
+    return why_not(layout, loaded.tokenizer, loaded.model_type, kwargs, config.actor_rollout_ref.model)
 
 
 def check_template(played: Sequence[Played], template: ChatTemplate, tokenizer: Any) -> Iterator[Finding]:

@@ -11,17 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from agent_loops.environment import Task
 from agent_loops.finding import Finding
-from recipe.aem.tools.doctor.mask import Limits, Words
+from recipe.aem.tools.doctor.mask import Limits, LoadedTokenizer
 
 TITLE = "Length of tasks"
 
 
-def first_lengths(config: DictConfig, words: Words, tasks: Sequence[Task]) -> list[int]:
+def first_lengths(config: DictConfig, loaded: LoadedTokenizer, tasks: Sequence[Task]) -> list[int]:
     """Tokens of the first message of each task, uncut; a task whose episode does not begin is left out.
 
     Args:
         config: of the run.
-        words: the model's tokenizer.
+        loaded: the model's tokenizer.
         tasks: of the configured benchmark.
     """
     from agent_loops.episode import Episode
@@ -44,7 +44,7 @@ def first_lengths(config: DictConfig, words: Words, tasks: Sequence[Task]) -> li
                 await asyncio.to_thread(episode.environment.close)
         options = {"add_generation_prompt": True, "tokenize": False, **kwargs}
         return len(
-            words.tokenizer.encode(words.tokenizer.apply_chat_template(messages, **options), add_special_tokens=False)
+            loaded.tokenizer.encode(loaded.tokenizer.apply_chat_template(messages, **options), add_special_tokens=False)
         )
 
     async def lengths() -> list[int | None]:

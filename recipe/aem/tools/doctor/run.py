@@ -24,14 +24,14 @@ from recipe.aem.tools.needs import check_named, check_requirements, data_setting
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from recipe.aem.tools.doctor.mask import Limits, Segment, Words
+    from recipe.aem.tools.doctor.mask import Limits, LoadedTokenizer, Segment
 
 _MEASURED_TASKS = 5
 _READ_TASKS = 32
 
 
 @dataclass
-class Patient:
+class RunSetup:
     """What is asked for, and what one check leaves for the next.
 
     Attributes:
@@ -50,30 +50,30 @@ class Patient:
     made_up: bool = False
 
 
-def examine(patient: Patient) -> Iterator[tuple[str, list[Finding]]]:
+def examine(setup: RunSetup) -> Iterator[tuple[str, list[Finding]]]:
     """Yield each section with its findings, as they are found. What a later section lacks, it leaves out."""
     installed = versions.installed_versions()
     with contextlib.ExitStack() as stack:
         # the longest check goes on beside the others
-        probe = stack.enter_context(plugin.probing(patient.ray)) if "verl" in installed else None
-        composed = guarded("Configuration", lambda: _compose(patient)) if patient.name and probe else []
-        yield "Versions", guarded("Versions", lambda: _versions(installed, patient.config))
-        yield "Machine", guarded("Machine", lambda: _machine(patient.config))
+        probe = stack.enter_context(plugin.probing(setup.ray)) if "verl" in installed else None
+        composed = guarded("Configuration", lambda: _compose(setup)) if setup.name and probe else []
+        yield "Versions", guarded("Versions", lambda: _versions(installed, setup.config))
+        yield "Machine", guarded("Machine", lambda: _machine(setup.config))
         if probe is None:
             return
-        if patient.name:
-            checked = guarded("Configuration", lambda: _configuration(patient)) if patient.config is not None else []
+        if setup.name:
+            checked = guarded("Configuration", lambda: _configuration(setup)) if setup.config is not None else []
             yield "Configuration", [*composed, *checked]
-        found = guarded("Data", lambda: _data(patient, stack))
+        found = guarded("Data", lambda: _data(setup, stack))
         benchmark: list[Any] = []
-        if patient.config is not None:
-            found += guarded("Benchmark", lambda: _open(patient, benchmark))
+        if setup.config is not None:
+            found += guarded("Benchmark", lambda: _open(setup, benchmark))
         if found:
             yield "Data", found
         if benchmark:
-            yield "Mask", guarded("Mask", lambda: _mask(patient, benchmark[0]))
-            yield "Memory", guarded("Memory", lambda: _memory(patient, benchmark[0]))
-        yield "Plug-in", guarded("Plug-in", lambda: _plugin(probe(), patient.ray))
+            yield "Mask", guarded("Mask", lambda: _mask(setup, benchmark[0]))
+            yield "Memory", guarded("Memory", lambda: _memory(setup, benchmark[0]))
+        yield "Plug-in", guarded("Plug-in", lambda: _plugin(probe(), setup.ray))
 
 
 def _versions(installed: dict[str, str], config: DictConfig | None) -> Iterator[Finding]:
@@ -96,7 +96,7 @@ def _machine(config: DictConfig | None) -> Iterator[Finding]:
     return machine.check_machine(str(trainer.device), int(trainer.n_gpus_per_node), checkpoints)
 
 
-def _compose(patient: Patient) -> Iterator[Finding]:
+def _compose(setup: RunSetup) -> Iterator[Finding]:
     import verl_aem
 
     verl_aem.load()
@@ -104,54 +104,54 @@ def _compose(patient: Patient) -> Iterator[Finding]:
 
     from recipe.aem.tools.doctor import configuration
 
-    assert patient.name is not None
+    assert setup.name is not None
     try:
-        config = compose(patient.name, patient.overrides)
+        config = compose(setup.name, setup.overrides)
     except ConfigurationError as error:
         yield Finding("failure", "Composition", str(error), error.remedy)
         return
-    if patient.data is not None:
+    if setup.data is not None:
         chosen = configuration.read(config)
         if chosen.entry is None or not chosen.entry.data:
             yield Finding(
                 "failure",
                 "Composition",
-                f"--data names a directory, and {patient.name} reads none",
+                f"--data names a directory, and {setup.name} reads none",
                 "leave out --data",
             )
             return
-        OmegaConf.update(config, data_setting(chosen.entry), str(patient.data))
-    patient.config = config
-    yield Finding("ok", "Composition", " ".join([patient.name, *patient.overrides]))
+        OmegaConf.update(config, data_setting(chosen.entry), str(setup.data))
+    setup.config = config
+    yield Finding("ok", "Composition", " ".join([setup.name, *setup.overrides]))
 
 
-def _configuration(patient: Patient) -> Iterator[Finding]:
+def _configuration(setup: RunSetup) -> Iterator[Finding]:
     from recipe.aem.tools.doctor import configuration
 
-    assert patient.config is not None
-    yield from guarded("Settings", lambda: configuration.check_settings(_config(patient)))
-    yield from guarded("Precision of entropies", lambda: configuration.check_precision(_config(patient)))
-    yield from guarded("Order of rows", lambda: configuration.check_row_order(_config(patient)))
-    yield from guarded("verl's own checks", lambda: configuration.check_verl(_config(patient)))
+    assert setup.config is not None
+    yield from guarded("Settings", lambda: configuration.check_settings(_config(setup)))
+    yield from guarded("Precision of entropies", lambda: configuration.check_precision(_config(setup)))
+    yield from guarded("Order of rows", lambda: configuration.check_row_order(_config(setup)))
+    yield from guarded("verl's own checks", lambda: configuration.check_verl(_config(setup)))
 
 
-def _config(patient: Patient) -> DictConfig:
-    assert patient.config is not None
-    return patient.config
+def _config(setup: RunSetup) -> DictConfig:
+    assert setup.config is not None
+    return setup.config
 
 
-def _data(patient: Patient, stack: contextlib.ExitStack) -> Iterator[Finding]:
+def _data(setup: RunSetup, stack: contextlib.ExitStack) -> Iterator[Finding]:
     from recipe.aem.tools.doctor import configuration
 
-    if patient.config is None:
+    if setup.config is None:
         yield from _data_of_variables()
         return
     from omegaconf import OmegaConf
 
-    chosen = configuration.read(patient.config)
+    chosen = configuration.read(setup.config)
     if (entry := chosen.entry) is None:
         return
-    yield from check_requirements(patient.config, entry)
+    yield from check_requirements(setup.config, entry)
     if chosen.data is not None:
         yield from resolve(entry.check_data)(chosen.data)
     elif chosen.unset and entry.generated_at_once:
@@ -163,8 +163,8 @@ def _data(patient: Patient, stack: contextlib.ExitStack) -> Iterator[Finding]:
         )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aem-doctor-"))) / entry.name
         resolve(entry.generate)(folder)
-        OmegaConf.update(patient.config, data_setting(entry), str(folder))
-        patient.made_up = True
+        OmegaConf.update(setup.config, data_setting(entry), str(folder))
+        setup.made_up = True
     elif chosen.unset and entry.generate:
         yield Finding(
             "warning",
@@ -173,7 +173,7 @@ def _data(patient: Patient, stack: contextlib.ExitStack) -> Iterator[Finding]:
             f"{entry.fetch_remedy}; or name them with --data",
         )
     elif chosen.unset:
-        yield from check_named(patient.config, entry, "name them with --data")
+        yield from check_named(setup.config, entry, "name them with --data")
 
 
 def _data_of_variables() -> Iterator[Finding]:
@@ -191,12 +191,12 @@ def _data_of_variables() -> Iterator[Finding]:
         yield Finding("ok", "Benchmarks", f"none asked for: name a configuration, or set {variables}")
 
 
-def _open(patient: Patient, opened: list[Any]) -> Iterator[Finding]:
+def _open(setup: RunSetup, opened: list[Any]) -> Iterator[Finding]:
     """Opens the benchmark as the trainer does, and looks at its parquet files."""
     from agent_loops.loop import open_benchmark
     from recipe.aem.tools.doctor import configuration, data
 
-    config = _config(patient)
+    config = _config(setup)
     chosen = configuration.read(config)
     if not chosen.target:
         yield Finding(
@@ -206,7 +206,7 @@ def _open(patient: Patient, opened: list[Any]) -> Iterator[Finding]:
             "to have it looked at: rollout.agent.default_agent_loop=environment, rollout.custom.benchmark.target=…",
         )
         return
-    if chosen.unset and not patient.made_up:
+    if chosen.unset and not setup.made_up:
         return  # said under Data
     try:
         benchmark, _, _ = open_benchmark(config.actor_rollout_ref.rollout.custom)
@@ -216,7 +216,7 @@ def _open(patient: Patient, opened: list[Any]) -> Iterator[Finding]:
         return
     opened.append(benchmark)
     for setting, path in chosen.parquet.items():
-        if path is None or patient.made_up:
+        if path is None or setup.made_up:
             where = chosen.entry.parquet_variable if chosen.entry else setting
             yield Finding("ok", f"Tasks in {setting}", f"{where} is not set: `aem train` writes them before a run")
         else:
@@ -235,45 +235,45 @@ def _tasks(benchmark: Any, count: int) -> list[Any]:
     return [tasks[place] for place in places]
 
 
-def _mask(patient: Patient, benchmark: Any) -> Iterator[Finding]:
+def _mask(setup: RunSetup, benchmark: Any) -> Iterator[Finding]:
     from recipe.aem.tools.doctor import mask, prompts
 
-    config = _config(patient)
-    words = mask.load_words(config)
-    model = None if words.missing else str(config.actor_rollout_ref.model.path)
-    yield mask.check_words(words, model)
-    if problem := mask.template_problem(config, words):
+    config = _config(setup)
+    loaded = mask.load_configured_tokenizer(config)
+    model = None if loaded.missing else str(config.actor_rollout_ref.model.path)
+    yield mask.check_loaded(loaded, model)
+    if problem := mask.template_problem(config, loaded):
         yield Finding("failure", "Chat template", problem, "set what is named: every session would fail")
         return
-    limits = mask.limits_of(config, words)
-    template = mask.template_for(config, words)
+    limits = mask.limits_of(config, loaded)
+    template = mask.template_for(config, loaded)
     try:
-        played = mask.play(config, words, limits, _tasks(benchmark, mask.EPISODES))
+        played = mask.play(config, loaded, limits, _tasks(benchmark, mask.EPISODES))
     except ValueError as error:
         yield Finding("failure", "Episodes", str(error), "the first rollout would stop here too")
         return
-    yield from mask.check_played(played, limits, words.tokenizer, bool(words.missing), template.end.tokens)
-    if not words.missing:  # lengths in bytes say nothing
-        yield from mask.check_template(played, template, words.tokenizer)
-        yield from guarded(prompts.TITLE, lambda: _lengths(patient, benchmark, words, limits))
-    patient.shown = [mask.segments(row, words.tokenizer) for row in played[0].rows]
+    yield from mask.check_played(played, limits, loaded.tokenizer, bool(loaded.missing), template.end.tokens)
+    if not loaded.missing:  # lengths in bytes say nothing
+        yield from mask.check_template(played, template, loaded.tokenizer)
+        yield from guarded(prompts.TITLE, lambda: _lengths(setup, benchmark, loaded, limits))
+    setup.shown = [mask.segments(row, loaded.tokenizer) for row in played[0].rows]
 
 
-def _lengths(patient: Patient, benchmark: Any, words: Words, limits: Limits) -> Iterator[Finding]:
+def _lengths(setup: RunSetup, benchmark: Any, loaded: LoadedTokenizer, limits: Limits) -> Iterator[Finding]:
     from recipe.aem.tools.doctor import prompts
 
     safe = bool(type(benchmark.make()).thread_safe)
     # a simulator's process takes a second an episode
     tasks = _tasks(benchmark, _READ_TASKS if safe else _READ_TASKS // 8)
-    return prompts.check_lengths(prompts.first_lengths(_config(patient), words, tasks), limits)
+    return prompts.check_lengths(prompts.first_lengths(_config(setup), loaded, tasks), limits)
 
 
-def _memory(patient: Patient, benchmark: Any) -> Iterator[Finding]:
+def _memory(setup: RunSetup, benchmark: Any) -> Iterator[Finding]:
     from omegaconf import OmegaConf
 
     from recipe.aem.tools.doctor import memory
 
-    config = _config(patient)
+    config = _config(setup)
     custom: Any = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom, resolve=True)
     load = memory.load_of(config)
     safe = bool(type(benchmark.make()).thread_safe)
@@ -304,15 +304,15 @@ def _root() -> Path:
     return Path(verl_aem.__file__).resolve().parents[1]
 
 
-def as_json(patient: Patient, found: Sequence[tuple[str, Sequence[Finding]]], seconds: float) -> str:
+def as_json(setup: RunSetup, found: Sequence[tuple[str, Sequence[Finding]]], seconds: float) -> str:
     """What `--json` prints: `schema` grows when a key changes its meaning or goes; new keys may come."""
     every = [(section, finding) for section, findings in found for finding in findings]
     return json.dumps(
         {
             "schema": 1,
             "level": worst([finding for _, finding in every]),
-            "config": patient.name,
-            "overrides": list(patient.overrides),
+            "config": setup.name,
+            "overrides": list(setup.overrides),
             "seconds": round(seconds, 1),
             "findings": [
                 {
@@ -326,7 +326,7 @@ def as_json(patient: Patient, found: Sequence[tuple[str, Sequence[Finding]]], se
             ],
             "rows": [
                 [{"response": one.response, "tokens": one.n_tokens, "text": one.text} for one in row]
-                for row in patient.shown
+                for row in setup.shown
             ],
         },
         indent=1,

@@ -79,16 +79,16 @@ def build(
             raise ReportError(f"{run.metrics[0]} holds no complete line yet: the run has not logged a step")
     found = [collect(run, dump, of_run, tick) for run, dump, of_run in zip(runs, dumps, metrics, strict=True)]
     for one in found:
-        one.told["stands_out"] = stands_out(one.told)
+        one.content["stands_out"] = stands_out(one.content)
     shown = None
     if options.trajectories and any(one.dump for one in found):
         shown = [_trajectories(one, options) for one in found if one.dump]
-    warnings = differences([one.told for one in found])
+    warnings = differences([one.content for one in found])
     numbers = strict(
         {
             "schema": SCHEMA,
             "warnings": warnings,
-            "runs": [one.told for one in found],
+            "runs": [one.content for one in found],
             "trajectories": None if shown is None else [_chosen(one) for one in shown],
         }
     )
@@ -121,7 +121,7 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _trajectories(one: Numbers, options: Options) -> dict[str, Any]:
     """A run's trajectories as the page shows them."""
     assert one.dump is not None, "a run without dumped steps has no trajectories"
-    about, notes = one.told["about"], []
+    about, notes = one.content["about"], []
     decode, note = _decoder(options.tokenizer or about["tokenizer"])
     notes += [note] if note else []
     chosen = choose(one.dump.last(), options.trajectories, decode)
@@ -132,7 +132,7 @@ def _trajectories(one: Numbers, options: Options) -> dict[str, Any]:
         if not some:
             what = "solved" if title == "Best" else "unsolved"
             notes.append(f"No {what} trajectory with a response that counts in the last dumped step.")
-    return {"name": one.told["name"], "weight_name": about["weight_name"], "notes": notes, "lists": lists}
+    return {"name": one.content["name"], "weight_name": about["weight_name"], "notes": notes, "lists": lists}
 
 
 def _decoder(place: str | None) -> tuple[Decode | None, str]:

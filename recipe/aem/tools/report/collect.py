@@ -55,11 +55,11 @@ class Numbers:
     """A run's numbers, and what the page needs beside them.
 
     Attributes:
-        told: the run's part of report.json.
+        content: the run's part of report.json.
         dump: for the trajectories; None without one.
     """
 
-    told: dict[str, Any]
+    content: dict[str, Any]
     dump: Dump | None
 
 
@@ -85,7 +85,7 @@ def collect(run: Run, dump: Dump | None, metrics: Metrics | None, tick: Callable
             one["unmodulated"] = None
     found = series.curves(metrics, by_step)
     time = phases.phases(metrics) if metrics else None
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "name": run.name,
         "path": str(run.path),
         "metrics": None if metrics is None else _about_metrics(run, metrics),
@@ -99,14 +99,14 @@ def collect(run: Run, dump: Dump | None, metrics: Metrics | None, tick: Callable
         "time": time,
     }
     if dump and len(columns):
-        told["turns"] = {
+        content["turns"] = {
             "by_turn": turns.by_turn(columns),
             "by_kind": turns.by_kind(columns),
             "explained": turns.explained(columns),
         }
-        told["surprise"] = drift.surprise(columns)
-        told["changes"] = drift.changes(columns, by_step)
-    return Numbers(told, dump)
+        content["surprise"] = drift.surprise(columns)
+        content["changes"] = drift.changes(columns, by_step)
+    return Numbers(content, dump)
 
 
 def read_run_metrics(run: Run) -> Metrics | None:

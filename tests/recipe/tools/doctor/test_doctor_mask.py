@@ -35,7 +35,7 @@ def play(shop, layout, model=None, overrides=(), tasks=(120, 130)):
         given.append(f"actor_rollout_ref.model.path={model}")
     config = compose("webshop_7b", given)
     OmegaConf.update(config, "actor_rollout_ref.rollout.custom.benchmark.data_dir", str(shop))
-    words = mask.load_words(config)
+    words = mask.load_configured_tokenizer(config)
     limits = mask.limits_of(config, words)
     return mask.play(config, words, limits, tasks), limits, words
 
@@ -60,7 +60,7 @@ def test_a_real_batch_is_sane(layout, own, shop, model_dir):
     overrides = ROOM if layout == "transcript" else ()
     played, limits, words = play(shop, layout, model_dir if own else None, overrides)
     assert bool(words.missing) != own
-    assert mask.check_words(words, "m").level == ("ok" if own else "warning")
+    assert mask.check_loaded(words, "m").level == ("ok" if own else "warning")
     found = list(mask.check_played(played, limits, words.tokenizer, not own))
     assert [finding.title for finding in found] == TITLES
     assert levels(found) == ["ok"] * 6, found
@@ -158,8 +158,8 @@ def test_rows_that_are_too_long(trajectories):
 
 def test_limits_are_stretched_for_bytes_alone(model_dir):
     config = compose("webshop_7b", [])
-    assert mask.limits_of(config, mask.Words(None, None)) == mask.Limits(4096, 512, 4608)
-    assert mask.limits_of(config, mask.Words(None, None, "missing")) == mask.Limits(32768, 4096, 36864)
+    assert mask.limits_of(config, mask.LoadedTokenizer(None, None)) == mask.Limits(4096, 512, 4608)
+    assert mask.limits_of(config, mask.LoadedTokenizer(None, None, "missing")) == mask.Limits(32768, 4096, 36864)
 
 
 def test_too_little_room_for_a_transcript(shop):
@@ -265,9 +265,9 @@ def test_actions_are_admissible_and_slots_are_filled():
 
 
 def test_the_model_s_tokenizer_is_not_fetched():
-    words = mask.load_words(compose("webshop_7b", ["actor_rollout_ref.model.path=no/such-model"]))
+    words = mask.load_configured_tokenizer(compose("webshop_7b", ["actor_rollout_ref.model.path=no/such-model"]))
     assert isinstance(words.tokenizer, scripted.ByteTokenizer) and "not on this disk" in words.missing
-    assert mask.load_words(compose("webshop_demo", [])).missing
+    assert mask.load_configured_tokenizer(compose("webshop_demo", [])).missing
 
 
 def test_a_software_engineer_calls_a_tool_before_it_finishes(shop, tmp_path, model_dir):
@@ -278,7 +278,7 @@ def test_a_software_engineer_calls_a_tool_before_it_finishes(shop, tmp_path, mod
     OmegaConf.set_struct(config, False)
     custom.benchmark = {"target": "tests.helpers.host_tree.HostSwe", "directory": str(tmp_path)}
     custom.episode = {"prompt": "swe/full", "layout": "transcript", "action_format": "function_calls"}
-    words = mask.load_words(config)
+    words = mask.load_configured_tokenizer(config)
     (played,) = mask.play(config, words, mask.limits_of(config, words), [{"task": "sums-1"}])
     first, second = played.requests
     assert "<function=execute_bash>" in first.text and "<function=finish>" in second.text
@@ -318,8 +318,8 @@ def test_a_template_that_cannot_render_the_layout_is_a_failure(layout, shop, mod
          f"actor_rollout_ref.rollout.custom.episode.layout={layout}"],
     )  # fmt: skip
     config.actor_rollout_ref.model.custom_chat_template = refuses
-    words = mask.load_words(config)
+    words = mask.load_configured_tokenizer(config)
     problem = mask.template_problem(config, words)
     assert ("episode.layout=turns" in problem) == (layout == "transcript")
     config.actor_rollout_ref.model.path = "no/such-model"
-    assert mask.template_problem(config, mask.load_words(config)) == ""
+    assert mask.template_problem(config, mask.load_configured_tokenizer(config)) == ""

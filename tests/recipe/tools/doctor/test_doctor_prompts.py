@@ -48,7 +48,7 @@ def test_the_first_message_is_measured_as_the_loop_would_send_it(monkeypatch, sh
     monkeypatch.setenv("AEM_MODEL", "unread")
     config = compose("webshop_7b", ["machine=cpu"])
     OmegaConf.update(config, "actor_rollout_ref.rollout.custom.benchmark.data_dir", str(shop))
-    words, tasks = mask.Words(ByteTokenizer(), None), WebShop(shop).task_set.tasks("train")[:3]
+    words, tasks = mask.LoadedTokenizer(ByteTokenizer(), None), WebShop(shop).task_set.tasks("train")[:3]
     found = prompts.first_lengths(config, words, tasks)
     played = mask.play(config, words, limits(100_000, 200_000), tasks)
     assert found == [len(trajectory.requests[0].prompt_ids) for trajectory in played]

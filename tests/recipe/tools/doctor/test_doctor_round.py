@@ -33,11 +33,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:Disabled critic")
 
 
 def test_json_is_stable():
-    patient = run.Patient(
+    setup = run.RunSetup(
         "webshop_7b", ("machine=cpu",), shown=[[mask.Segment(False, "p", 3), mask.Segment(True, "r", 1)]]
     )
     found = [("Versions", [Finding("ok", "verl", "0.9.1")]), ("Machine", [Finding("warning", "Device", "d", "do")])]
-    assert json.loads(run.as_json(patient, found, 1.26)) == {
+    assert json.loads(run.as_json(setup, found, 1.26)) == {
         "schema": 1,
         "level": "warning",
         "config": "webshop_7b",
@@ -59,8 +59,8 @@ def without_probe(monkeypatch):
 
 
 def examined(*arguments, **settings):
-    patient = run.Patient(*arguments, **settings)
-    return {section: by_title(findings) for section, findings in run.examine(patient)}, patient
+    setup = run.RunSetup(*arguments, **settings)
+    return {section: by_title(findings) for section, findings in run.examine(setup)}, setup
 
 
 def test_a_crash_in_one_check_hides_no_other(without_probe, monkeypatch):
@@ -113,11 +113,11 @@ def test_settings_of_the_benchmark_that_are_wrong(without_probe, shop):
 
 def test_the_generated_shop_stands_in_and_goes(without_probe, monkeypatch, model_dir):
     monkeypatch.setenv("AEM_MODEL", str(model_dir))
-    found, patient = examined("webshop_7b", ("machine=cpu",))
+    found, setup = examined("webshop_7b", ("machine=cpu",))
     assert found["Data"]["WebShop's data"].level == "warning"
-    assert {finding.level for finding in found["Mask"].values()} == {"ok"} and patient.shown
-    assert patient.config is not None
-    assert not Path(OmegaConf.select(patient.config, f"{configuration.CUSTOM}.benchmark.data_dir")).exists()
+    assert {finding.level for finding in found["Mask"].values()} == {"ok"} and setup.shown
+    assert setup.config is not None
+    assert not Path(OmegaConf.select(setup.config, f"{configuration.CUSTOM}.benchmark.data_dir")).exists()
 
 
 def test_an_agent_loop_that_is_not_ours(without_probe, model_dir):
