@@ -1,5 +1,8 @@
-"""Collecting a step for the dump in verl's trainer. `wraps.py` calls `take` after computing the advantages, and wraps
-verl's `fit` in `around_fit`. Nothing here may stop a training: an error ends the dump, with one warning."""
+"""Collecting a step for the dump in verl's trainer.
+
+`wraps.py` calls `take` after computing the advantages, and wraps verl's `fit` in `around_fit`. Nothing here may stop a
+training: an error ends the dump, with one warning.
+"""
 
 from __future__ import annotations
 

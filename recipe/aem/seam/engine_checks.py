@@ -91,8 +91,9 @@ def check_critic(config: Mapping[str, Any]) -> None:
 
 
 def check_executor(config: Mapping[str, Any]) -> None:
-    """Reject vLLM's single-process executor (used by `machine=cpu`) if an engine has several ranks: it starts the first
-    and waits forever for the others.
+    """Reject vLLM's single-process executor (used by `machine=cpu`) if an engine has several ranks.
+
+    It starts the first rank and waits forever for the others.
 
     Raises:
         SettingsError: names the executor and the sizes.
@@ -110,8 +111,9 @@ def check_executor(config: Mapping[str, Any]) -> None:
 
 
 def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
-    """Reject Ulysses without flash attention: verl patches no other attention function, so each rank would silently
-    attend only to its part of the sequence.
+    """Reject Ulysses without flash attention.
+
+    verl patches no other attention function, so each rank would silently attend only to its part of the sequence.
 
     Raises:
         SettingsError: names the two settings.

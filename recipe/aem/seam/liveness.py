@@ -1,5 +1,4 @@
-"""Liveness checks of the processes that generate for the trainer: verl's agent loop workers, and its inference servers
-with their engines.
+"""Liveness checks of the processes that generate for the trainer: agent loop workers, inference servers and engines.
 
 verl sends out prompts and then waits for them (trainer/ppo/v1/replay_buffer.py:412); it never checks the processes that
 work on them. If a worker is killed, its prompts are lost, and the trainer waits for them forever; a weight update to a

@@ -12,8 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_template(config: Mapping[str, Any], layout: str) -> None:
-    """Reject a layout that the model's chat template cannot render: otherwise every session fails, and only after the
-    engine has started. A tokenizer that is not on this disk is not checked.
+    """Reject a layout that the model's chat template cannot render.
+
+    Otherwise every session fails, and only after the engine has started. A tokenizer that is not on this disk is not
+    checked.
 
     Args:
         config: verl's whole configuration.
