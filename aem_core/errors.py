@@ -12,7 +12,7 @@ __all__ = ["AEMError", "AEMRuntimeError", "AEMValueError"]
 class AEMError(Exception):
     """Base class of every error that aem_core and recipe.aem raise on purpose.
 
-    Subclasses can be made from their message alone, so that they survive pickling between processes.
+    Subclasses can be created from just their message, so that they survive pickling between processes.
 
     Examples:
         >>> try:

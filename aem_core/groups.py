@@ -44,7 +44,7 @@ class GigpoStats:
     Attributes:
         episode_N: the episode term, `grpo_advantages` of the outcomes.
         step_N: the step term before its weight.
-        alone_N: bool, whether the step set holds only this response, which makes the step term 0.
+        alone_N: bool, whether the step set contains only this response, which makes the step term 0.
         size_N: int64, the number of responses in its step set.
 
     Examples:
@@ -82,11 +82,11 @@ def grpo_advantages(
         baseline="mean":            μ = mean of v over the group
         baseline="leave_one_out":   μ = mean of v over the group's other units
 
-    A unit alone in its group has μ = 0 and σ = 1, so that A = r up to the 1e-6.
+    A group's only unit has μ = 0 and σ = 1, so that A = r up to the 1e-6.
 
     Source: GRPO, arXiv 2402.03300; without σ, Dr. GRPO, arXiv 2503.20783; "leave_one_out" without σ is RLOO,
     arXiv 2402.14740, for rewards constant on a trajectory n/(n−1) · (R − mean) of its n trajectories. The 1e-6 and the
-    rule for a unit alone are verl's. "responses" is verl-agent's choice of units, on which its published results rest;
+    rule for a group's only unit are verl's. "responses" is verl-agent's choice of units, on which its published results rest;
     "trajectories" equals verl's `grpo` and `rloo` on one row per trajectory. Ours: a trajectory's mean where its
     rewards differ, and, with "leave_one_out", σ over all units, including the response's unit.
 
@@ -94,8 +94,8 @@ def grpo_advantages(
         reward_N: (N,), r, in units of the environment's reward.
         group_N: (N,), integer label of each response's prompt group.
         over: the units of the statistics.
-        trajectory_N: (N,), integer label of each response's trajectory, read with over="trajectories" alone. Labels
-            need to be unique only within a group.
+        trajectory_N: (N,), integer label of each response's trajectory, read only with over="trajectories". Labels need
+            to be unique only within a group.
         baseline: whether μ counts the unit itself.
         by_std: divide by σ.
         validate: check that the rewards are finite.
@@ -219,8 +219,8 @@ def gigpo(
         weight: w, the weight of the step term; 0 gives the episode term.
         by_std: divide each term by its σ: the paper's choice for ALFWorld; False is its choice for WebShop.
         over: the units of the episode term's statistics.
-        trajectory_N: (N,), integer label of each response's trajectory, read with over="trajectories" alone. Labels
-            need to be unique only within a group.
+        trajectory_N: (N,), integer label of each response's trajectory, read only with over="trajectories". Labels need
+            to be unique only within a group.
         validate: check that outcomes and returns are finite.
 
     Returns:

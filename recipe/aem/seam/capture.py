@@ -108,7 +108,7 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
     algorithm = _plain(config.algorithm)
     settings = Settings.from_config(algorithm)
     stats = None if computed is None else computed.stats
-    centre = getattr(stats, "centre", None)  # EMPG's re-centring
+    centre = getattr(stats, "centre", None)  # the centre of EMPG's re-centring
     about = Meta(
         step=int(trainer.global_steps),
         part=int(getattr(trainer, "local_trigger_step", 0)),

@@ -22,7 +22,7 @@ _WAITING = "aem_waiting"
 
 
 def wrap_tracking(tracking: Any) -> None:
-    """Post-import hook of `verl.utils.tracking`."""
+    """Wrap verl's file logger (post-import hook of `verl.utils.tracking`)."""
     import wrapt
 
     wrapt.wrap_function_wrapper(tracking, "FileLogger.log", around_log)

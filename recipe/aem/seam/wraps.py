@@ -49,7 +49,7 @@ _ADVANCE: contextvars.ContextVar[Advance | None] = contextvars.ContextVar("verl_
 
 
 def register_estimators(core_algos: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.core_algos`."""
+    """Register the estimators (post-import hook of `verl.trainer.ppo.core_algos`)."""
     for name in ESTIMATORS:
         core_algos.register_adv_est(name)(functools.partial(_estimate, name))
 
@@ -77,7 +77,7 @@ def _estimate(
 
 
 def wrap_trainer(trainer_base: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
+    """Wrap the trainer's methods (post-import hook of `verl.trainer.ppo.v1.trainer_base`)."""
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", trajectory_wraps.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_batch)
@@ -95,7 +95,7 @@ def wrap_trainer(trainer_base: Any) -> None:
 
 
 def wrap_replay_buffer(replay_buffer: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.v1.replay_buffer`."""
+    """Wrap the replay buffer's methods (post-import hook of `verl.trainer.ppo.v1.replay_buffer`)."""
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._dapo_filtered_keys", filters.without_faults)
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._evict_terminal_groups", trajectory_wraps.before_evict)
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._select_prompt_uids", trajectory_wraps.after_select)
@@ -103,17 +103,17 @@ def wrap_replay_buffer(replay_buffer: Any) -> None:
 
 
 def wrap_metrics(utils: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.v1.utils`."""
+    """Wrap the aggregation of metrics (post-import hook of `verl.trainer.ppo.v1.utils`)."""
     wrapt.wrap_function_wrapper(utils, "MetricsAggregator._init_aggregation_rules", trajectory_wraps.add_sums)
 
 
 def wrap_engine(base: Any) -> None:
-    """Post-import hook of `verl.workers.engine.base`."""
+    """Wrap the engine's training step (post-import hook of `verl.workers.engine.base`)."""
     wrapt.wrap_function_wrapper(base, "BaseEngine.train_batch", empty_updates.around_mini_batch)
 
 
 def refuse_legacy_trainer(ray_trainer: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.ray_trainer`: its trainers drop the entropy before the advantage."""
+    """Make trainers of `verl.trainer.ppo.ray_trainer` reject our methods: they drop entropies before the advantage."""
     wrapt.wrap_function_wrapper(ray_trainer, "RayPPOTrainer.__init__", _refuse_before_init)
 
 
