@@ -86,8 +86,8 @@ def grpo_advantages(
 
     Source: GRPO, arXiv 2402.03300; without σ, Dr. GRPO, arXiv 2503.20783; "leave_one_out" without σ is RLOO,
     arXiv 2402.14740, for rewards constant on a trajectory n/(n−1) · (R − mean) of its n trajectories. The 1e-6 and the
-    rule for a group's only unit are verl's. "responses" is verl-agent's choice of units, on which its published results rest;
-    "trajectories" equals verl's `grpo` and `rloo` on one row per trajectory. Ours: a trajectory's mean where its
+    rule for a group's only unit are verl's. "responses" is verl-agent's choice of units, on which its published results
+    rest; "trajectories" equals verl's `grpo` and `rloo` on one row per trajectory. Ours: a trajectory's mean where its
     rewards differ, and, with "leave_one_out", σ over all units, including the response's unit.
 
     Args:

@@ -32,7 +32,7 @@ class CpuDeviceModule:
 
 
 class _DeviceFallback:
-    """Names of `torch.cuda`: "allocated" is the process's resident memory; calls that a CPU does not need do nothing."""
+    """Names of `torch.cuda`: "allocated" is the process's resident memory; unneeded calls do nothing."""
 
     @staticmethod
     def memory_allocated(*_: Any) -> int:
