@@ -2,15 +2,15 @@
 
 A tensor's name ends in the letters of its axes, each with one meaning:
 
-    B  rows of the batch                       G  sets of responses: prompt groups, or what else a statistic runs over
+    B  rows of the batch                       G  sets of responses that a statistic runs over, such as prompt groups
     T  response tokens of a row                U  units of `grpo_advantages`: responses or trajectories
-    N  responses of the batch                  S  recorded spans, before the mask is taken off (`Responses.from_spans`)
+    N  responses of the batch                  S  recorded spans, before the mask is applied (`Responses.from_spans`)
     M  response tokens of the batch
 
-`recipe.aem` adds L, the live rows of a batch: those that are no padding. Entropies and log-probabilities are in nats.
+`recipe.aem` adds L, the live rows of a batch: those that are not padding. Entropies and log-probabilities are in nats.
 
-Every function returns new, detached tensors in float32 or wider, changes none of its inputs, and works on whatever
-device they are on. What stands off a response (padding, NaN) never matters. Errors are `AEMError`s.
+Every function returns new, detached tensors in float32 or wider, does not modify its inputs, and runs on the device of
+its inputs. Values outside of responses (padding, NaN) never matter. Errors are subclasses of `AEMError`.
 
 Examples:
     >>> import torch

@@ -1,8 +1,8 @@
 """Validation shared by the public functions.
 
-What the host knows (types, shapes, dtypes, devices, settings) is always checked: it costs nothing. What only the device
-knows (the values inside a tensor) is checked by the `*_values` functions, which wait for the device; the public
-functions skip those under `validate=False`.
+Properties known on the host (types, shapes, dtypes, devices, settings) are always checked, because that costs nothing.
+The `*_values` functions check the values inside a tensor, which requires waiting for the device; the public functions
+skip them under `validate=False`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def require_setting(name: str, value: object, fix: str) -> None:
-    """A finite number that is not negative. A tensor is refused: reading it would wait for the device."""
+    """Require a finite, non-negative number; reject a tensor, because reading it would wait for the device."""
     number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
     if not math.isfinite(number) or number < 0:
         raise invalid(name, describe(value), "a finite number that is not negative", fix)
@@ -104,7 +104,7 @@ def check_response_values(name: str, value_N: Tensor, fix: str, lowest: float) -
 
 
 def all_within(value: Tensor, lowest: float, highest: float) -> bool:
-    """Whether all values are finite and within the bounds, in one pass; which one is not is asked only afterwards."""
+    """Return whether all values are finite and within the bounds, in one pass; callers locate bad values afterwards."""
     if value.numel() == 0:
         return True
     low, high = (float(extreme) for extreme in value.aminmax())  # both NaN if any value is

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 for half precision, else the dtype itself: what a computation on `dtype` runs in."""
+    """Return the dtype in which to compute on `dtype`: float32 for half precision, else `dtype` itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -19,27 +19,27 @@ def segment_sum(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
 
 
 def run_sum(value_M: Tensor, length_N: Tensor) -> Tensor:
-    """The sums of consecutive runs of `length_N` values, which together must be all of them.
+    """Sum consecutive runs of `length_N` values; the runs together must cover all values.
 
-    Several times as fast as `segment_sum` for long runs, and on a GPU, where that one adds in any order, always the
-    same.
+    For long runs it is several times as fast as `segment_sum`. On a GPU its result is always the same, whereas
+    `segment_sum` adds in any order.
     """
-    # unsafe=True skips the comparison of the lengths with the number of values, for which the host would have to wait.
+    # unsafe=True skips comparing the lengths with the number of values, for which the host would have to wait.
     return torch.segment_reduce(value_M, "sum", lengths=length_N, unsafe=True)
 
 
 def segment_min(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
-    """+inf in a segment without elements."""
+    """Return the minimum of each segment; +inf in a segment without elements."""
     return value_M.new_full((count,), torch.inf).scatter_reduce_(0, segment_M, value_M, "amin")
 
 
 def segment_max(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
-    """−inf in a segment without elements."""
+    """Return the maximum of each segment; −inf in a segment without elements."""
     return value_M.new_full((count,), -torch.inf).scatter_reduce_(0, segment_M, value_M, "amax")
 
 
 def dense_labels(label_N: Tensor) -> Tensor:
-    """Renumbers labels 0 … G−1 in ascending order; unlike torch.unique it never has to learn G on the host."""
+    """Renumber labels as 0 … G−1 in ascending order; unlike torch.unique, this never needs G on the host."""
     sorted_N, order_N = torch.sort(label_N.to(torch.int64), stable=True)
     number_N = torch.zeros_like(sorted_N)
     number_N[1:] = sorted_N[1:] != sorted_N[:-1]
@@ -47,10 +47,10 @@ def dense_labels(label_N: Tensor) -> Tensor:
 
 
 def shuffle_within(value_N: Tensor, segment_N: Tensor, seed: int) -> Tensor:
-    """Permutes the values among the members of each segment; the global random state is neither read nor changed."""
+    """Permute the values within each segment; the global random state is neither read nor changed."""
     generator = torch.Generator(device=value_N.device).manual_seed(seed)
     random_N = torch.argsort(torch.rand(len(value_N), generator=generator, device=value_N.device))
-    # Two orders that agree on the segment at every place and disagree, at random, within it.
+    # Two orders with the same segment at every place; within a segment the second order is random.
     to_N = torch.argsort(segment_N, stable=True)
     from_N = random_N[torch.argsort(segment_N[random_N], stable=True)]
     return torch.empty_like(value_N).scatter_(0, to_N, value_N[from_N])

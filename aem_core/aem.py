@@ -1,6 +1,6 @@
 """AEM, Adaptive Entropy Modulation (arXiv 2605.00425): scale each response's advantage by how certain it was.
 
-Three steps, each a function of its own, and `aem`, which is the three in one call:
+The module has three steps, each a separate function, and `aem`, which runs all three in one call:
 
     response_entropies → modulation_coefficients → rescale_advantages
 """
@@ -43,15 +43,15 @@ _RANGE_FIX = "Set `min_range` in nats: 0.1 is the paper's, 0 switches the guard 
 
 @dataclass(frozen=True, eq=False)
 class AemStats:
-    """What `aem` computed on its way, one value a response.
+    """Intermediate results of `aem`, one value per response.
 
     "Its set" is the set of responses that `scope` puts a response in; G is the number of sets that hold a response.
 
     Attributes:
         alpha_N: α, the factor that the response's advantages were multiplied by (after a shuffle, if any).
-        entropy_N: H̄, the response's mean token entropy, nats a token.
+        entropy_N: H̄, the response's mean token entropy, nats per token.
         scope_N: int64, its set, numbered 0 … G−1 in ascending order of the labels given.
-        range_N: max H̄ − min H̄ of its set, nats a token; with `relative_to_N`, of what took H̄'s place.
+        range_N: max H̄ − min H̄ of its set, nats per token; with `relative_to_N`, the range of the value that replaces H̄.
         guarded_N: bool, whether that range is below `min_range`, which makes α exactly 1 in the whole set.
 
     Examples:
@@ -73,12 +73,12 @@ class AemStats:
 
     @property
     def range_G(self) -> Float[Tensor, " G"]:
-        """`range_N` with one value a set. Reading it waits for a GPU, since G has to be known on the host."""
+        """`range_N` with one value per set. Reading it waits for a GPU, since G has to be known on the host."""
         return self._per_set(self.range_N)
 
     @property
     def guarded_G(self) -> Bool[Tensor, " G"]:
-        """`guarded_N` with one value a set. Reading it waits for a GPU, since G has to be known on the host."""
+        """`guarded_N` with one value per set. Reading it waits for a GPU, since G has to be known on the host."""
         return self._per_set(self.guarded_N)
 
     def _per_set(self, value_N: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def modulation_coefficients(
     weight_N: Real[Tensor, " N"] | None = None,
     validate: bool = True,
 ) -> Float[Tensor, " N"]:
-    """The factor of each response's advantage: above 1 where the policy was more certain than elsewhere in its group.
+    """Compute each response's advantage factor: above 1 where the policy was more certain than elsewhere in its group.
 
         H̃ = (H̄ − min_G H̄) / (max_G H̄ − min_G H̄)
         α = exp(−λ H̃) / mean_G exp(−λ H̃)          (direction="reversed": exp(+λ H̃))
@@ -104,18 +104,18 @@ def modulation_coefficients(
 
     Hence α > 0, mean_G α = 1 and e^−λ ≤ α ≤ e^λ; above λ ≈ 100 the smallest α is 0 in float32.
 
-    Source: arXiv 2605.00425, method; λ = 1 and the guard at 0.1 are the paper's, "reversed" is an ablation of it. The
-    paper does not say whether mean_G runs over responses or tokens: here each response counts once, whatever its
-    length, unless `weight_N` says otherwise; then it is the weighted mean that is 1. With `min_range=0` a group whose
-    entropies are all equal, for which H̃ is 0/0, has α = 1.
+    Source: arXiv 2605.00425, method; λ = 1 and the guard at 0.1 are the paper's, "reversed" is one of its ablations.
+    The paper does not say whether mean_G runs over responses or tokens: here each response counts once, whatever its
+    length, unless `weight_N` is given; then the weighted mean is 1. With `min_range=0`, a group whose entropies are
+    all equal, for which H̃ is 0/0, has α = 1.
 
     Args:
-        entropy_N: (N,), mean token entropy of each response, nats a token.
+        entropy_N: (N,), mean token entropy of each response, nats per token.
         group_N: (N,), integer labels; responses with the same label form a group.
         lam: λ, strength; 0 gives α = 1 exactly.
         min_range: the smallest range of entropies, in nats, that is modulated.
         direction: "forward" raises the certain responses, "reversed" the uncertain ones.
-        weight_N: (N,), what a response counts in mean_G, above 0; its number of tokens makes mean_G one over tokens.
+        weight_N: (N,), weight of each response in mean_G, above 0; token counts turn mean_G into a mean over tokens.
         validate: check the values: entropies finite, not below 0 by more than 0.5 nats of rounding; weights finite and
             above 0.
 
@@ -148,9 +148,9 @@ def modulation_coefficients(
 def rescale_advantages(
     advantage_BT: Float[Tensor, "B T"], alpha_N: Float[Tensor, " N"], responses: Responses, *, validate: bool = True
 ) -> Float[Tensor, "B T"]:
-    """Multiplies the advantages on each response's tokens by the response's factor.
+    """Multiply the advantages on each response's tokens by the response's factor.
 
-        A'_t = α(r) · A_t on the tokens t of response r,    A'_t = A_t off a response
+        A'_t = α(r) · A_t on the tokens t of response r,    A'_t = A_t outside of responses
 
     Source: arXiv 2605.00425, method: after the base estimator, on every token of the response, without centring or
     scaling the result again.
@@ -162,8 +162,8 @@ def rescale_advantages(
         validate: check that advantages on responses are finite, and that factors are finite and not negative.
 
     Returns:
-        (B, T), a new tensor; float32, or float64 for float64 advantages. Off a response it holds the very bits it was
-        given (widened where they were half precision).
+        (B, T), a new tensor; float32, or float64 for float64 advantages. Outside of responses it equals the input bit
+        for bit (widened from half precision).
 
     Raises:
         AEMValueError: shapes, dtypes or devices do not fit; bad values.
@@ -184,7 +184,7 @@ def rescale_advantages(
     dtype = working_dtype(advantage_BT.dtype)
     rescaled_BT = advantage_BT.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
     alpha_M = alpha_N.detach().to(dtype).index_select(0, responses.response_M)
-    # In place, where α belongs and nowhere else: a factor of 1 elsewhere could change the bits of a NaN.
+    # Write response tokens only: multiplying the other tokens by 1 could change the bits of a NaN.
     rescaled_BT.view(-1).scatter_reduce_(0, responses.token_M, alpha_M, "prod")
     return rescaled_BT
 
@@ -205,7 +205,7 @@ def aem(
     relative_to_N: Integer[Tensor, " N"] | None = None,
     validate: bool = True,
 ) -> tuple[Float[Tensor, "B T"], AemStats]:
-    """Modulates the advantages of a base estimator by response-level entropy, in one call.
+    """Modulate the advantages of a base estimator by response-level entropy, in one call.
 
         A' = α · A,    α = exp(−λ H̃) / mean exp(−λ H̃),    H̃ = (H̄ − min H̄) / (max H̄ − min H̄)
 
@@ -215,11 +215,11 @@ def aem(
     Source: arXiv 2605.00425, method. The defaults are the paper's; scopes "trajectory" and "batch", direction
     "reversed" and `shuffle` are its ablations. The paper does not say how coefficients are shuffled: here they are
     permuted at random within each set, so that every set keeps its coefficients and only their places change. Nor does
-    it say what the mean runs over: `mean="token"` is the other reading. With data that hold no entropies,
-    `entropy_BT=-log_prob_BT` puts the length-normalised surprisal in their place: its expectation is the entropy, but
-    it carries each token's own sampling noise. That proxy is ours. So is `relative_to_N`, an experiment: H̄ less its
-    mean over the set's responses of the same kind then takes H̄'s place, in the guard too, so that α no longer tells
-    kinds of turn apart (a page with many choices from one with few) but a response from others of its kind.
+    it say what the mean runs over: `mean="token"` is the other reading. For data without entropies,
+    `entropy_BT=-log_prob_BT` substitutes the length-normalised surprisal: its expectation is the entropy, but it
+    carries each token's sampling noise. That proxy is ours. `relative_to_N` is also ours, and experimental: it replaces
+    H̄, in the guard too, by H̄ minus its mean over the set's responses of the same kind. α then no longer separates
+    kinds of turn (a page with many choices from a page with few), but each response from others of its kind.
 
     Args:
         advantage_BT: (B, T), the base estimator's advantages.
@@ -230,16 +230,16 @@ def aem(
         min_range: the smallest range of entropies, in nats, that is modulated.
         scope: the set of responses over which min, max and mean are taken: those of a prompt group, of a trajectory, or
             of the whole batch.
-        trajectory_B: (B,), integer label of each row's trajectory, read with scope "trajectory" alone. A trajectory may
+        trajectory_B: (B,), integer label of each row's trajectory, read only with scope "trajectory". A trajectory may
             span several rows; labels need to be unique only within a prompt group.
         direction: "forward" raises the certain responses, "reversed" the uncertain ones.
         mean: "response": mean α is 1 over a set's responses; "token": over its response tokens.
         shuffle: None, or a seed for the shuffled coefficients. The same seed gives the same permutation on the same
-            kind of device; pass another one at each step.
+            kind of device; pass a different seed at each step.
         relative_to_N: None, or (N,), integer label of each response's kind; labels need to be unique only within a set.
-            A response that is alone of its kind in its set counts as average.
-        validate: check values too, which waits for a GPU. Without it nothing here does; shapes, dtypes, devices and
-            settings are checked always.
+            A response that is the only member of its kind in its set counts as average.
+        validate: check values too, which waits for a GPU. Without it, nothing here waits; shapes, dtypes, devices and
+            settings are always checked.
 
     Returns:
         The modulated advantages, (B, T), a new tensor, float32, or float64 for float64 advantages; and `AemStats`.
@@ -297,7 +297,7 @@ def _checked_weights(weight_N: Tensor, entropy_N: Tensor, validate: bool) -> Ten
 
 
 def _scope_labels(responses: Responses, group_B: Tensor, scope: str, trajectory_B: Tensor | None) -> Tensor:
-    """The set of each response, numbered densely."""
+    """Return the set of each response, numbered densely."""
     checks.require_choice("scope", scope, _SCOPES)
     if trajectory_B is not None:
         checks.require_labels("trajectory_B", trajectory_B, responses.shape[0], responses.device, "row")
@@ -316,7 +316,7 @@ def _scope_labels(responses: Responses, group_B: Tensor, scope: str, trajectory_
 def _less_the_mean_of_its_kind(entropy_N: Tensor, scope_N: Tensor, kind_N: Tensor) -> Tensor:
     slots = len(entropy_N)
     stratum_N = dense_labels(scope_N * slots + kind_N)
-    # Counted from the smallest: where all are equal the result is 0 to the bit, and not rounding for α to make much of.
+    # Relative to the smallest: where all are equal the result is exactly 0, not rounding noise that α would amplify.
     rise_N = entropy_N - segment_min(entropy_N, stratum_N, slots)[stratum_N]
     size_N = segment_sum(torch.ones_like(rise_N), stratum_N, slots)
     return rise_N - (segment_sum(rise_N, stratum_N, slots) / size_N)[stratum_N]
@@ -325,16 +325,16 @@ def _less_the_mean_of_its_kind(entropy_N: Tensor, scope_N: Tensor, kind_N: Tenso
 def _modulate(
     entropy_N: Tensor, scope_N: Tensor, lam: float, min_range: float, direction: str, count_N: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """α, and of each response's set the range of entropies and whether it is below `min_range`."""
-    # There are at most N sets; using N slots spares asking the device how many there are.
+    """Return α, and for each response's set its range of entropies and whether that is below `min_range`."""
+    # There are at most N sets; using N slots avoids asking the device for their number.
     slots = len(entropy_N)
     low_N = segment_min(entropy_N, scope_N, slots)[scope_N]
     high_N = segment_max(entropy_N, scope_N, slots)[scope_N]
     range_N = high_N - low_N
-    # Counted from the end that gets the largest weight: the exponents are then −λ … 0 and cannot overflow.
+    # Relative to the end with the largest weight: the exponents are then −λ … 0 and cannot overflow.
     rise_N = entropy_N - low_N if direction == "forward" else high_N - entropy_N
     unit_N = rise_N / torch.where(range_N > 0, range_N, 1.0)
-    # A λ beyond the dtype would become inf, and inf · 0 is not a number.
+    # A λ beyond the dtype's range would become inf, and inf · 0 is NaN.
     weight_N = torch.exp(-min(float(lam), torch.finfo(entropy_N.dtype).max) * unit_N)
     count_N = torch.ones_like(weight_N) if count_N is None else count_N
     size_N = segment_sum(count_N, scope_N, slots)[scope_N]

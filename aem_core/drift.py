@@ -1,4 +1,4 @@
-"""Which way a response's update moves the policy's entropy: the drift law of AEM's theory.
+"""The direction in which a response's update moves the policy's entropy: the drift law of AEM's theory.
 
 docs/theory.md has the proof, and tests/studies/test_theory.py checks it on policies small enough to enumerate.
 """
@@ -28,17 +28,17 @@ def entropy_drift(
     *,
     validate: bool = True,
 ) -> Float[Tensor, " N"]:
-    """How fast the policy's response entropy changes along the natural gradient of each response.
+    """Compute how fast the policy's response entropy changes along the natural gradient of each response.
 
         D H_resp(s) = A(a, s) · (S(a|s) − H_resp(s))
 
     Source: arXiv 2605.00425, theory: the derivative along the Fisher–Rao direction of A log π(a|s), at the state s of
-    the response, with the distribution of states held fixed. Other directions, the Euclidean gradient of the logits
-    among them, can have the other sign. Σ_j h_j of the response may stand in for H_resp(s), of which one sample shows
-    nothing else; that estimate is ours.
+    the response, with the distribution of states held fixed. Other directions, including the Euclidean gradient of the
+    logits, can have the opposite sign. With a single sample, Σ_j h_j of the response may replace H_resp(s); that
+    estimate is ours.
 
     Args:
-        advantage_N: (N,), A, the advantage of each response: the base's, or α · A for that under AEM.
+        advantage_N: (N,), A, the advantage of each response: the base's, or α · A for the drift under AEM.
         surprisal_N: (N,), S, its surprisal −log π(a|s), nats.
         expected_surprisal_N: (N,), H_resp(s), the entropy of all responses in its state, nats.
         validate: check the values: finite, surprisals not below 0 by more than 0.5 nats of rounding.

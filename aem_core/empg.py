@@ -1,7 +1,7 @@
-"""EMPG, Entropy-Modulated Policy Gradients (arXiv 2509.09265): AEM's nearest neighbour, for comparison.
+"""EMPG, Entropy-Modulated Policy Gradients (arXiv 2509.09265): the method closest to AEM, for comparison.
 
 Both scale advantages by exp(−k·entropy) over its mean. EMPG takes its statistics over the whole batch, has no guard for
-a narrow range, adds a bonus for a certain next step, and centres the result, so that signs can turn.
+a narrow range, adds a bonus for a certain next step, and centres the result, so that signs can change.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ZETA_FIX = "Set `zeta` (ζ) to 0.1 for the project page's; `bonus=False` leaves
 
 @dataclass(frozen=True, eq=False)
 class EmpgStats:
-    """What `empg` computed on its way, one value a response but for the centre.
+    """Intermediate results of `empg`: one value per response, except for the centre.
 
     Attributes:
-        entropy_N: H̄, the response's mean token entropy, nats a token.
+        entropy_N: H̄, the response's mean token entropy, nats per token.
         unit_N: H̃, that entropy on the batch's scale from 0 to 1.
         scale_N: g, the factor of the response's advantages; 1 where scaling is off.
-        bonus_N: ζ · f, what was added for the step after; 0 after a trajectory's last step and where the bonus is off.
-        centre: 0-dim, c, what was subtracted from every token; 0 where centring is off.
+        bonus_N: ζ · f, the bonus for the next step; 0 at a trajectory's last step and where the bonus is off.
+        centre: 0-dim, c, the value subtracted from every token; 0 where centring is off.
 
     Examples:
         >>> from aem_core import find_responses
@@ -67,7 +67,7 @@ def empg(
     recentre: bool = True,
     validate: bool = True,
 ) -> tuple[Float[Tensor, "B T"], EmpgStats]:
-    """Scales advantages down where the policy was uncertain, and rewards steps that lead to certain ones.
+    """Scale advantages down where the policy was uncertain, and reward steps that lead to certain steps.
 
         A'_t = g · A_t + ζ · f − c          on the tokens t of a step (a response)
 
@@ -76,19 +76,19 @@ def empg(
         f = exp(−k′ H̃ of the trajectory's next step), 0 after its last
         c = mean over all steps of the step's g · A + ζ · f, with A the mean over the step's tokens
 
-    The next step is the one with the smallest larger turn index in the trajectory, wherever it stands in the batch.
+    The next step has the smallest larger turn index in the trajectory, wherever it is in the batch.
 
-    Source: arXiv 2509.09265, with k = k′ = 1; ζ = 0.1 is its project page's. `scaling` and `bonus` are its ablations.
-    There is no division by a standard deviation. Ours: the bonus goes on each token of the step, and c takes the mean
-    over a step's tokens where the base gives them different advantages.
+    Source: arXiv 2509.09265, with k = k′ = 1; ζ = 0.1 is from its project page. `scaling` and `bonus` are its
+    ablations. There is no division by a standard deviation. Ours: every token of the step receives the bonus, and c
+    uses the mean over a step's tokens where the base gives them different advantages.
 
     Args:
         advantage_BT: (B, T), the base estimator's advantages.
         entropy_BT: (B, T), entropy of the full next-token distribution at each token, nats.
-        responses: which tokens belong to which response. Rows that were only copied to fill up the batch must not hold
-            any, for they would count in every statistic.
-        trajectory_N: (N,), integer label of each response's trajectory, unique in the whole batch. From labels a row:
-            `trajectory_B[responses.row_N]`.
+        responses: which tokens belong to which response. Padding rows (copies that fill up the batch) must not hold
+            any, because they would count in every statistic.
+        trajectory_N: (N,), integer label of each response's trajectory, unique in the whole batch. From one label per
+            row: `trajectory_B[responses.row_N]`.
         turn_N: (N,), integer index of each response's turn, in any numbering that grows with time.
         k: strength of the scaling.
         k_future: k′, strength of the next step's entropy in the bonus.
@@ -96,12 +96,12 @@ def empg(
         scaling: multiply by g.
         bonus: add ζ · f.
         recentre: subtract c. With all three off the result is the base advantages bit for bit.
-        validate: check the values on responses, and that no turn occurs twice; waits for a GPU. Without it nothing here
-            does, and of two turns with the same index the one that stands first counts as the earlier.
+        validate: check the values on responses, and that no turn occurs twice; waits for a GPU. Without it, nothing
+            here waits, and of two turns with the same index the first in the batch counts as the earlier.
 
     Returns:
-        The modulated advantages, (B, T), a new tensor, float32, or float64 for float64 advantages, with the very bits
-        given off a response; and `EmpgStats`.
+        The modulated advantages, (B, T), a new tensor, float32, or float64 for float64 advantages, equal to the input
+        bit for bit outside of responses; and `EmpgStats`.
 
     Raises:
         AEMValueError: shapes, dtypes or devices do not fit; a setting negative or not finite; entropies on a response
@@ -140,7 +140,7 @@ def empg(
     scale_N, bonus_N = torch.ones_like(unit_N), torch.zeros_like(unit_N)
     centre = advantage_M.new_zeros((), dtype=dtype)
     modulated_M = advantage_M.to(dtype)
-    # A part that is off is left out, not made neutral: adding 0 would turn −0.0 into 0.0.
+    # A part that is off is skipped rather than made neutral: adding 0 would turn −0.0 into 0.0.
     if scaling:
         weight_N = _falling(k, unit_N)
         scale_N = weight_N / (weight_N.mean() + _EPSILON)
@@ -149,7 +149,7 @@ def empg(
         bonus_N = float(zeta) * _next_in_trajectory(_falling(k_future, unit_N), trajectory_N, order_N)
         modulated_M = modulated_M + bonus_N.to(dtype)[responses.response_M]
     if recentre:
-        # In float64, for a long response is a long sum.
+        # In float64, because a long response is a long sum.
         step_N = run_sum(modulated_M.double(), responses.length_N) / responses.length_N
         centre = (step_N.sum() / max(len(responses), 1)).to(dtype)
         modulated_M = modulated_M - centre
@@ -159,7 +159,7 @@ def empg(
 
 
 def _unit_entropies(entropy_N: Tensor) -> Tensor:
-    """H̃; nothing for a batch without responses, which has no extrema."""
+    """Compute H̃; empty for a batch without responses, which has no extrema."""
     if not len(entropy_N):
         return entropy_N
     low, high = entropy_N.aminmax()
@@ -167,12 +167,12 @@ def _unit_entropies(entropy_N: Tensor) -> Tensor:
 
 
 def _falling(k: float, unit_N: Tensor) -> Tensor:
-    """exp(−k H̃). A k beyond the dtype would become inf, and inf · 0 is not a number."""
+    """Compute exp(−k H̃); k is limited to the dtype's range, since it would become inf, and inf · 0 is NaN."""
     return torch.exp(-min(float(k), torch.finfo(unit_N.dtype).max) * unit_N)
 
 
 def _next_in_trajectory(value_N: Tensor, trajectory_N: Tensor, order_N: Tensor) -> Tensor:
-    """The value of each response's next in `order_N`; 0 where that belongs to another trajectory, or there is none."""
+    """Return the value of each response's successor in `order_N`; 0 without a successor in the same trajectory."""
     trajectory_N = trajectory_N.to(torch.int64)[order_N]
     next_N = torch.where(trajectory_N[1:] == trajectory_N[:-1], value_N[order_N[1:]], 0.0)
     return torch.zeros_like(value_N).scatter_(0, order_N[:-1], next_N)

@@ -1,11 +1,11 @@
-"""EPO, Entropy-regularised Policy Optimisation (arXiv 2509.22576): an entropy loss with a band round its own history.
+"""EPO, Entropy-regularised Policy Optimisation (arXiv 2509.22576): an entropy loss with a band around its history.
 
     L = L_policy − λ [ L_H − β_k L_smooth ]
 
 L_H is the mean token entropy (`epo_entropy`), L_smooth the penalty of tokens outside the band (`epo_smoothing`), β_k
-its schedule over the steps (`epo_beta`), λ = 0.001. Both sums take the weights of `epo_token_weights`, which belong to
-the whole batch: a worker computes them once and adds up the losses of its micro-batches. `EntropyHistory` carries the
-band's centre from step to step. Unlike the rest of aem_core, the two losses are differentiable.
+its schedule over the steps (`epo_beta`), λ = 0.001. Both sums use the weights of `epo_token_weights`, which belong to
+the whole batch: they are computed once, and a worker adds up the losses of its micro-batches. `EntropyHistory` carries
+the band's centre from step to step. Unlike the rest of aem_core, the two losses are differentiable.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _HISTORY_FIX = "Start with `EntropyHistory()`, or restore what `to_dict` returne
 
 
 def epo_beta(step: int, total_steps: int, gamma: float = 3.0) -> float:
-    """The weight of the smoothing term at one training step: 2 at the first, falling towards 1.
+    """Compute the weight of the smoothing term at a training step: 2 at the first step, falling towards 1.
 
         β_k = 1 + exp(−γ k / ⌊K/2⌋)
 
-    Source: arXiv 2509.22576; γ = 3 is the paper's. A step beyond the K that were planned goes on along the same curve,
-    which is our choice.
+    Source: arXiv 2509.22576; γ = 3 is the paper's. Steps beyond the planned K follow the same curve, which is our
+    choice.
 
     Args:
         step: k, training steps already done, from 0.
@@ -70,21 +70,21 @@ def epo_beta(step: int, total_steps: int, gamma: float = 3.0) -> float:
 def epo_token_weights(
     responses: Responses, trajectory_N: Integer[Tensor, " N"], *, validate: bool = True
 ) -> Float[Tensor, "B T"]:
-    """The weight of each token in a mean over tokens, then turns, then trajectories.
+    """Compute the weight of each token in a mean over tokens, then turns, then trajectories.
 
         w = 1/(trajectories of the batch) · 1/(responses of the trajectory) · 1/(tokens of the response)
 
-    Source: arXiv 2509.22576, entropy loss: every trajectory counts once, however many turns it has, and every turn of
-    it once, however long it is.
+    Source: arXiv 2509.22576, entropy loss: every trajectory counts once, however many turns it has, and each of its
+    turns counts once, however long it is.
 
     Args:
-        responses: which tokens belong to which response, a response a turn.
+        responses: which tokens belong to which response, one response per turn.
         trajectory_N: (N,), integer label of each response's trajectory, unique in the batch. A trajectory may span
             several rows.
-        validate: check that the responses of a row carry one label.
+        validate: check that all responses of a row have the same label.
 
     Returns:
-        (B, T), float32; they sum to 1 (to 0 without responses), and are 0 off a response.
+        (B, T), float32; they sum to 1 (to 0 without responses), and are 0 outside of responses.
 
     Raises:
         AEMValueError: shape, dtype or device do not fit `responses`; two trajectories in one row.
@@ -103,7 +103,7 @@ def epo_token_weights(
     if validate:
         _check_one_trajectory_a_row(number_N, trajectory_N, responses)
     one_N = torch.ones(count, dtype=torch.float32, device=responses.device)
-    # There are at most N trajectories; N slots, most of them perhaps empty, spare asking the device how many.
+    # There are at most N trajectories; using N slots, some of them empty, avoids asking the device for their number.
     turns_N = segment_sum(one_N, number_N, count)
     trajectories = (turns_N > 0).sum()
     weight_N = one_N / (trajectories * turns_N[number_N] * responses.length_N)
@@ -115,11 +115,11 @@ def epo_token_weights(
 def epo_entropy(
     entropy_BT: Float[Tensor, "B T"], weight_BT: Float[Tensor, "B T"], *, validate: bool = True
 ) -> Float[Tensor, ""]:
-    """The weighted sum of token entropies: over a whole batch, its mean entropy.
+    """Compute the weighted sum of token entropies: over a whole batch, its mean entropy.
 
         L_H = Σ w h
 
-    Source: arXiv 2509.22576, entropy loss. What enters `EntropyHistory` after a step is this number too.
+    Source: arXiv 2509.22576, entropy loss. This is also the number that enters `EntropyHistory` after a step.
 
     Args:
         entropy_BT: (B, T), entropy of the current policy's full next-token distribution at each token, nats.
@@ -128,8 +128,8 @@ def epo_entropy(
             than 0.5 nats of rounding.
 
     Returns:
-        A scalar, nats, differentiable with respect to `entropy_BT` (there alone); float32, or float64 where an input
-        is float64. The sums of any split of a batch into parts add up to that of the batch.
+        A scalar, nats, differentiable with respect to `entropy_BT` only; float32, or float64 where an input is
+        float64. The sums of any split of a batch into parts add up to the sum of the batch.
 
     Raises:
         AEMValueError: shapes, dtypes or devices do not fit; bad values.
@@ -155,12 +155,12 @@ def epo_smoothing(
     *,
     validate: bool = True,
 ) -> Float[Tensor, ""]:
-    """The penalty of token entropies outside a band round the mean entropy of past steps.
+    """Compute the penalty of token entropies outside a band around the mean entropy of past steps.
 
         L_smooth = α Σ w P,    P = [κ_l H̄_W − h]₊ + [h − κ_r H̄_W]₊
         L_smooth = 0 without history
 
-    The hinges act on the entropy itself, so that ∂L_smooth/∂h is α w above the band, −α w below, and 0 inside and on
+    The hinges act on the entropy itself, so that ∂L_smooth/∂h is α w above the band, −α w below, and 0 inside it and on
     its edges.
 
     Source: arXiv 2509.22576, eq. 3; κ_l = 0, κ_r = 2 are the paper's, α = 0.1 is its value for ALFWorld (0.05 for
@@ -171,7 +171,7 @@ def epo_smoothing(
         entropy_BT: (B, T), entropy of the current policy's full next-token distribution at each token, nats.
         weight_BT: (B, T), weight of each token, from `epo_token_weights`; where it is 0 the entropy is never read.
         reference: H̄_W, the mean entropy of past steps, nats, a number or a 0-dimensional tensor;
-            `EntropyHistory.reference`. None in the first step, which has no past.
+            `EntropyHistory.reference`. None in the first step, which has no history.
         lower: κ_l, the band's lower edge as a multiple of the reference.
         upper: κ_r, its upper edge; not below `lower`.
         alpha: α, the strength of the penalty.
@@ -179,9 +179,9 @@ def epo_smoothing(
             than 0.5 nats of rounding, a reference that is a tensor finite and not negative.
 
     Returns:
-        A scalar, nats, differentiable with respect to `entropy_BT` (there alone), also where it is 0; float32, or
-        float64 where `entropy_BT` or `weight_BT` is. The penalties of any split of a batch into parts add up to that
-        of the batch.
+        A scalar, nats, differentiable with respect to `entropy_BT` only, also where it is 0; float32, or float64 where
+        `entropy_BT` or `weight_BT` is. The penalties of any split of a batch into parts add up to the penalty of the
+        batch.
 
     Raises:
         AEMValueError: shapes, dtypes or devices do not fit; a setting negative or not finite, `lower` above `upper`;
@@ -206,14 +206,14 @@ def epo_smoothing(
     if reference is None:
         return entropy_BT[:0].sum()  # an empty sum: exactly 0, and still part of the graph
     reference = _checked_reference(reference, entropy_BT, validate)
-    # relu rather than clamp: on an edge its gradient is 0, clamp's is not.
+    # relu rather than clamp: on an edge the gradient of relu is 0, that of clamp is not.
     penalty_BT = torch.relu(float(lower) * reference - entropy_BT) + torch.relu(entropy_BT - float(upper) * reference)
     return float(alpha) * (weight_BT * penalty_BT).sum()
 
 
 @dataclass(frozen=True)
 class EntropyHistory:
-    """The mean entropies of past training steps, as far as their cumulative mean needs them.
+    """The sum and number of the mean entropies of past training steps, from which their cumulative mean follows.
 
         H̄_W = (H̄_0 + … + H̄_{k−1}) / k
 
@@ -250,11 +250,11 @@ class EntropyHistory:
         return self.total / self.count if self.count else None
 
     def add(self, entropy: float) -> EntropyHistory:
-        """The history with one more step.
+        """Return the history with one more step.
 
         Args:
-            entropy: the step's mean entropy over the whole batch, nats, a number (`epo_entropy(…).item()`). Down to
-                −0.5 it counts as 0: the policy has collapsed and the entropy was rounded.
+            entropy: the step's mean entropy over the whole batch, nats, a number (`epo_entropy(…).item()`). Values from
+                −0.5 to 0 count as 0: the policy has collapsed and the entropy was rounded.
 
         Raises:
             AEMValueError: not a number, not finite, or below −0.5.
@@ -266,15 +266,15 @@ class EntropyHistory:
         return EntropyHistory(self.total + max(number, 0.0), self.count + 1)
 
     def to_dict(self) -> dict[str, int | float]:
-        """For a checkpoint; JSON carries it without loss."""
+        """Return the state for a checkpoint; JSON stores it without loss."""
         return {"version": _HISTORY_VERSION, "total": self.total, "count": self.count}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> EntropyHistory:
-        """The very history that `to_dict` was called on.
+        """Restore the history from the state that `to_dict` returned.
 
         Raises:
-            AEMValueError: of another version, with other keys, or with values that no history can have.
+            AEMValueError: the state has another version, other keys, or values that no history can have.
         """
         if not isinstance(state, Mapping):
             raise checks.invalid("state", checks.describe(state), "a mapping made by `to_dict`", _HISTORY_FIX)
@@ -308,13 +308,13 @@ def _check_one_trajectory_a_row(number_N: Tensor, trajectory_N: Tensor, response
 
 
 def _weighted_entropies(entropy_BT: Tensor, weight_BT: Tensor, validate: bool) -> tuple[Tensor, Tensor]:
-    """Both in the working dtype; the entropies 0 without a gradient where the weight is 0, the weights detached."""
+    """Return both in the working dtype: entropies 0 without a gradient where the weight is 0, weights detached."""
     checks.require_tensor("entropy_BT", entropy_BT, 2, checks.FLOAT_DTYPES, "Pass one entropy a response token.")
     checks.require_tensor("weight_BT", weight_BT, 2, checks.FLOAT_DTYPES, _WEIGHT_FIX)
     checks.require_shape("weight_BT", weight_BT, tuple(entropy_BT.shape), entropy_BT.device, _WEIGHT_FIX)
     dtype = working_dtype(torch.promote_types(entropy_BT.dtype, weight_BT.dtype))
     weight_BT = weight_BT.detach().to(dtype)
-    # A product with the weight would not do: 0 · NaN is NaN, forward and backward. The zeros are set before all else.
+    # Multiplying by the weight would not do: 0 · NaN is NaN, forward and backward. So the zeros are set first.
     entropy_BT = torch.where(weight_BT != 0, entropy_BT, 0.0).to(dtype)
     if validate:
         _check_matrix("weight_BT", weight_BT, 0.0, "finite values, at least 0", _WEIGHT_FIX)

@@ -1,9 +1,9 @@
-"""What aem_core and recipe.aem raise on purpose: an `AEMError`, and the standard type that it specialises.
+"""The errors that aem_core and recipe.aem raise on purpose: each is an `AEMError` and a standard error.
 
 To add an error: derive it from `AEMError` and from the standard error that callers may already catch, take one message
-(more arguments need defaults), and say what came, what was expected and which setting to change. A test
-(tests/recipe/test_errors.py) finds a class without the base, one that does not survive pickling, and a bare standard
-error.
+(more arguments need defaults), and state the value received, the value expected and the setting to change. A test
+(tests/recipe/test_errors.py) finds classes without the base, classes that do not survive pickling, and bare standard
+errors.
 """
 
 __all__ = ["AEMError", "AEMRuntimeError", "AEMValueError"]
@@ -12,7 +12,7 @@ __all__ = ["AEMError", "AEMRuntimeError", "AEMValueError"]
 class AEMError(Exception):
     """Base class of every error that aem_core and recipe.aem raise on purpose.
 
-    Subclasses can be made from their message alone, so that they survive pickling between processes.
+    Subclasses can be created from just their message, so that they survive pickling between processes.
 
     Examples:
         >>> try:
@@ -24,7 +24,7 @@ class AEMError(Exception):
 
 
 class AEMValueError(AEMError, ValueError):
-    """An argument has the wrong type, shape or value; the message says which, what came and what was expected.
+    """An argument has the wrong type, shape or value; the message names it, the value received and the value expected.
 
     Examples:
         >>> issubclass(AEMValueError, ValueError)
@@ -33,7 +33,7 @@ class AEMValueError(AEMError, ValueError):
 
 
 class AEMRuntimeError(AEMError, RuntimeError):
-    """Something that a run needs is not there; the message says what, why, and which setting brings it.
+    """Something that a run needs is missing; the message says what, why, and which setting provides it.
 
     Examples:
         >>> issubclass(AEMRuntimeError, RuntimeError)

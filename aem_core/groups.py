@@ -39,12 +39,12 @@ _WEIGHT_FIX = "Set `weight` to 1 for the paper's, 0 for the episode term alone."
 
 @dataclass(frozen=True, eq=False)
 class GigpoStats:
-    """What `gigpo` computed on its way, one value a response. A response's step set: same group, same observation.
+    """Intermediate results of `gigpo`, one value per response. A response's step set: same group, same observation.
 
     Attributes:
         episode_N: the episode term, `grpo_advantages` of the outcomes.
         step_N: the step term before its weight.
-        alone_N: bool, whether the step set is this response alone, which makes the step term 0.
+        alone_N: bool, whether the step set contains only this response, which makes the step term 0.
         size_N: int64, the number of responses in its step set.
 
     Examples:
@@ -70,11 +70,11 @@ def grpo_advantages(
     by_std: bool = True,
     validate: bool = True,
 ) -> Float[Tensor, " N"]:
-    """How much better each response was rewarded than its group.
+    """Compute how much better each response was rewarded than its group.
 
         A_n = (r_n − μ) / (σ + 1e-6)          (by_std=False: r_n − μ)
 
-    where r_n is the outcome of the response's trajectory plus what is due to the response alone, such as a penalty. μ
+    where r_n is the outcome of the response's trajectory plus any reward of the response alone, such as a penalty. μ
     and the unbiased σ are taken over the group's units u with values v:
 
         over="responses":     u = a response,    v = r         (a long trajectory weighs more)
@@ -82,20 +82,20 @@ def grpo_advantages(
         baseline="mean":            μ = mean of v over the group
         baseline="leave_one_out":   μ = mean of v over the group's other units
 
-    A unit alone in its group has μ = 0 and σ = 1, so that A = r up to the 1e-6.
+    A group's only unit has μ = 0 and σ = 1, so that A = r up to the 1e-6.
 
     Source: GRPO, arXiv 2402.03300; without σ, Dr. GRPO, arXiv 2503.20783; "leave_one_out" without σ is RLOO,
     arXiv 2402.14740, for rewards constant on a trajectory n/(n−1) · (R − mean) of its n trajectories. The 1e-6 and the
-    lone unit are verl's. "responses" is verl-agent's choice of units, and what published results with it rest on;
-    "trajectories" equals verl's `grpo` and `rloo` on one row a trajectory. Ours: a trajectory's mean where its rewards
-    differ, and σ over all units, the response's own too, with "leave_one_out".
+    rule for a group's only unit are verl's. "responses" is verl-agent's choice of units, on which its published results
+    rest; "trajectories" equals verl's `grpo` and `rloo` on one row per trajectory. Ours: a trajectory's mean where its
+    rewards differ, and, with "leave_one_out", σ over all units, including the response's unit.
 
     Args:
         reward_N: (N,), r, in units of the environment's reward.
         group_N: (N,), integer label of each response's prompt group.
         over: the units of the statistics.
-        trajectory_N: (N,), integer label of each response's trajectory, read with over="trajectories" alone. Labels
-            need to be unique only within a group.
+        trajectory_N: (N,), integer label of each response's trajectory, read only with over="trajectories". Labels need
+            to be unique only within a group.
         baseline: whether μ counts the unit itself.
         by_std: divide by σ.
         validate: check that the rewards are finite.
@@ -128,7 +128,7 @@ def discounted_returns(
     *,
     validate: bool = True,
 ) -> Float[Tensor, " N"]:
-    """What each response and those after it in its trajectory earned, later rewards counting less.
+    """Sum the rewards of each response and of those after it in its trajectory, discounting later rewards.
 
         R_t = Σ_{m ≥ t} γ^(m−t) r_m
 
@@ -138,13 +138,13 @@ def discounted_returns(
     Source: GiGPO, arXiv 2505.10978, with γ = 0.95. Ours: the treatment of gaps.
 
     Args:
-        reward_N: (N,), r, the reward of each turn by itself: what the environment gave for it, 0 for most. A penalty
-            for an invalid action is left out: GiGPO adds it to the return of its own turn afterwards (`gigpo`).
+        reward_N: (N,), r, the environment's reward for each turn, 0 for most. Leave out penalties for invalid actions:
+            GiGPO adds each to the return of its turn afterwards (`gigpo`).
         trajectory_N: (N,), integer label of each response's trajectory, unique in the whole batch.
         turn_N: (N,), integer index of each response's turn, in any numbering that grows with time.
         gamma: γ, in [0, 1]; 0 gives the rewards, 1 their sums.
-        validate: check that rewards are finite and no turn occurs twice. Of two turns with the same index the one that
-            stands first counts as the earlier.
+        validate: check that rewards are finite and no turn occurs twice. Of two turns with the same index, the first in
+            the batch counts as the earlier.
 
     Returns:
         R, (N,), in the order of the input; float32, or float64 for float64 input.
@@ -170,7 +170,7 @@ def discounted_returns(
         check_turns(trajectory_N, turn_N, order_N)
     trajectory_N = trajectory_N.to(torch.int64)[order_N]
     return_N = reward_N.double()[order_N]
-    # Doubling: after the pass with `reach` = 2^s, each place holds the discounted sum of its next 2^(s+1) turns.
+    # Doubling: after the pass with `reach` = 2^s, each position holds the discounted sum of its next 2^(s+1) turns.
     reach, factor = 1, float(gamma)
     while reach < len(return_N) and factor > 0:
         later_N = torch.where(trajectory_N[reach:] == trajectory_N[:-reach], return_N[reach:], 0.0)
@@ -192,35 +192,35 @@ def gigpo(
     trajectory_N: Integer[Tensor, " N"] | None = None,
     validate: bool = True,
 ) -> tuple[Float[Tensor, " N"], GigpoStats]:
-    """Group-in-group advantages: how the trajectory did in its group, and the response among those in its situation.
+    """Compute group-in-group advantages: the trajectory within its group, and the response among those in its state.
 
         A = A_episode + w · A_step
         A_step = (R − mean R) / (σ + 1e-6)          (by_std=False: R − mean R)
 
     with A_episode of `grpo_advantages`; mean and the unbiased σ of the returns R over the response's step set: all
-    responses with the same group and the same anchor. A set of one, and a set of equal returns, gives exactly 0.
+    responses with the same group and the same anchor. A set of one response, or of equal returns, gives exactly 0.
     `by_std` applies to both terms.
 
-    A turn's own penalty, such as that for an invalid action, is the caller's to add, to that turn alone: to `return_N`
-    after discounting, so that it does not reach the turns before, and, as verl-agent does, to `outcome_N`:
+    The caller adds a turn's penalty, such as that for an invalid action, to that turn alone: to `return_N` after
+    discounting, so that it does not reach the turns before, and, as verl-agent does, to `outcome_N`:
 
         returns = discounted_returns(reward_N, trajectory_N, turn_N)
         gigpo(outcome_N + penalty_N, returns + penalty_N, group_N, anchor_N)          (penalty_N ≤ 0)
 
-    Source: GiGPO, arXiv 2505.10978, w = 1. `over` is as in `grpo_advantages`; "responses" is verl-agent's, and so are
-    the 1e-6 and the unbiased σ of the step term.
+    Source: GiGPO, arXiv 2505.10978, w = 1. `over` is as in `grpo_advantages`; "responses", the 1e-6 and the unbiased σ
+    of the step term are verl-agent's.
 
     Args:
-        outcome_N: (N,), the outcome of each response's trajectory (plus its own penalty).
-        return_N: (N,), the discounted return of each response (plus its own penalty).
+        outcome_N: (N,), the outcome of each response's trajectory (plus the response's penalty).
+        return_N: (N,), the discounted return of each response (plus the response's penalty).
         group_N: (N,), integer label of each response's prompt group.
         anchor_N: (N,), integer label of the raw observation that the response answers: equal exactly where the
-            observations are identical, before any history or template is put around them.
+            observations are identical, before any history or template is added to them.
         weight: w, the weight of the step term; 0 gives the episode term.
-        by_std: divide each term by its σ: the paper's choice for ALFWorld; False is that for WebShop.
+        by_std: divide each term by its σ: the paper's choice for ALFWorld; False is its choice for WebShop.
         over: the units of the episode term's statistics.
-        trajectory_N: (N,), integer label of each response's trajectory, read with over="trajectories" alone. Labels
-            need to be unique only within a group.
+        trajectory_N: (N,), integer label of each response's trajectory, read only with over="trajectories". Labels need
+            to be unique only within a group.
         validate: check that outcomes and returns are finite.
 
     Returns:
@@ -249,13 +249,13 @@ def gigpo(
 
 
 def order_of_turns(trajectory_N: Tensor, turn_N: Tensor) -> Tensor:
-    """The responses' numbers by trajectory, and within a trajectory by turn index; equal ones stay as they stand."""
+    """Return the response numbers sorted by trajectory, then by turn index; ties keep their order."""
     by_turn_N = torch.argsort(turn_N.to(torch.int64), stable=True)
     return by_turn_N[torch.argsort(trajectory_N.to(torch.int64)[by_turn_N], stable=True)]
 
 
 def check_turns(trajectory_N: Tensor, turn_N: Tensor, order_N: Tensor) -> None:
-    """No turn of a trajectory twice; `order_N` is `order_of_turns` of the two. Waits for the device."""
+    """Require that no turn of a trajectory occurs twice; waits for the device. `order_N` is their `order_of_turns`."""
     trajectory_N, turn_N = trajectory_N.to(torch.int64)[order_N], turn_N.to(torch.int64)[order_N]
     twice_N = (trajectory_N[1:] == trajectory_N[:-1]) & (turn_N[1:] == turn_N[:-1])
     if twice_N.any():
@@ -281,7 +281,7 @@ def _episode_advantages(
     by_std: bool,
     validate: bool,
 ) -> Tensor:
-    """`grpo_advantages` of rewards that the caller knows as `name`."""
+    """Compute `grpo_advantages`; `name` is the caller's name for the rewards."""
     checks.require_tensor(name, reward_N, 1, checks.FLOAT_DTYPES, "Pass one reward a response.")
     slots, device = len(reward_N), reward_N.device
     checks.require_labels("group_N", group_N, slots, device, "response")
@@ -301,13 +301,13 @@ def _episode_advantages(
     else:
         unit_N = torch.arange(slots, device=device)
     value = reward_N.double()
-    # N slots for units, of which some may stay empty: those are gathered in a group of their own, number N.
+    # N slots for units, some of which may stay empty: the empty slots form a separate group, number N.
     value_U = _segment_means(value, unit_N, slots)
     group_U = torch.full_like(group_N, slots).scatter_(0, unit_N, group_N)
     size_G, mean_G, std_G = _statistics(value_U, group_U, slots + 1)
     size_N, mean_N, std_N = size_G[group_N], mean_G[group_N], std_G[group_N]
     if baseline == "leave_one_out":
-        # (n·μ − v) / (n − 1), written so that equal values leave μ as it is, to the bit
+        # (n·μ − v) / (n − 1), written so that equal values leave μ unchanged, bit for bit
         mean_N = mean_N - (value_U[unit_N] - mean_N) / (size_N - 1).clamp(min=1)
     alone_N = size_N == 1
     advantage_N = value - torch.where(alone_N, 0.0, mean_N)
@@ -319,7 +319,7 @@ def _episode_advantages(
 def _step_advantages(
     return_N: Tensor, group_N: Tensor, anchor_N: Tensor, by_std: bool, validate: bool
 ) -> tuple[Tensor, Tensor]:
-    """The step advantages, and the size of each response's step set."""
+    """Return the step advantages, and the size of each response's step set."""
     checks.require_tensor("return_N", return_N, 1, checks.FLOAT_DTYPES, "Pass one return a response.")
     slots, device = len(return_N), return_N.device
     checks.require_labels("group_N", group_N, slots, device, "response")
@@ -337,12 +337,12 @@ def _step_advantages(
 
 
 def _pair_labels(dense_N: Tensor, label_N: Tensor) -> Tensor:
-    """One dense label for each pair of a dense label and any label."""
+    """Return one dense label for each pair of a dense label and any label."""
     return dense_labels(dense_N * len(dense_N) + dense_labels(label_N))
 
 
 def _statistics(value_U: Tensor, segment_U: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Size, mean and unbiased σ of each segment; σ is 0 in a segment of one or none."""
+    """Return the size, mean and unbiased σ of each segment; σ is 0 in a segment with at most one element."""
     size = segment_sum(torch.ones_like(value_U), segment_U, count)
     mean = _segment_means(value_U, segment_U, count)
     square = segment_sum((value_U - mean[segment_U]) ** 2, segment_U, count)
@@ -350,9 +350,9 @@ def _statistics(value_U: Tensor, segment_U: Tensor, count: int) -> tuple[Tensor,
 
 
 def _segment_means(value_M: Tensor, segment_M: Tensor, count: int) -> Tensor:
-    """The mean of each segment, 0 in an empty one."""
+    """Return the mean of each segment, 0 in an empty segment."""
     size = segment_sum(torch.ones_like(value_M), segment_M, count)
-    # Counted from the least value, so that the mean of equal values is that value to the bit.
+    # Relative to the smallest value, so that the mean of equal values is exactly that value.
     low = segment_min(value_M, segment_M, count)
     rise = segment_sum(value_M - low[segment_M], segment_M, count) / size.clamp(min=1)
     return torch.where(size > 0, low + rise, 0.0)

@@ -1,7 +1,7 @@
 """Which tokens of a batch belong to which response.
 
-A response is the complete message of the model that triggers one transition of the environment. A row of the batch may
-hold one response (a row for each turn) or many (a whole conversation in one row, the environment's tokens masked out).
+A response is the complete message of the model that triggers one transition of the environment. A row of the batch
+holds one response (one row per turn) or many (a whole conversation in one row, the environment's tokens masked out).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Responses:
     Responses are numbered 0 … N−1 by row, and within a row by their start. M is the number of response tokens.
 
     Attributes:
-        index_BT: int64, the number of the response that a token belongs to; −1 off a response.
-        row_N: int64, the row that a response stands in.
+        index_BT: int64, the number of the response that a token belongs to; −1 outside of responses.
+        row_N: int64, the row that holds the response.
         length_N: int64, the number of a response's tokens; at least 1.
         span_N: int64, which of its row's spans (in the order given) a response came from; with `find_responses`, which
-            of its row's runs. A caller maps what it knows about a turn through `(row_N, span_N)`.
-        token_M: int64, where each response token stands: row · T + column. Ascending from response to response.
+            of its row's runs. A caller maps its data about a turn through `(row_N, span_N)`.
+        token_M: int64, the position of each response token: row · T + column. Ascending from response to response.
         response_M: int64, the number of the response that each of these tokens belongs to.
 
     Examples:
@@ -60,26 +60,26 @@ class Responses:
         *,
         validate: bool = True,
     ) -> Responses:
-        """Responses from recorded spans, each cut down to the tokens that a mask keeps.
+        """Build responses from recorded spans, each restricted to the tokens that a mask keeps.
 
             response = [start, stop) ∩ {t : mask_t = 1}
 
-        Source: ours. arXiv 2605.00425 does not say what becomes of a masked token inside a response: here it takes no
-        part, and a span of which nothing is left is no response. Tokens of the mask outside every span are off a
-        response too.
+        Source: ours. arXiv 2605.00425 does not say how to treat a masked token inside a response: here it is left out,
+        and a span without remaining tokens is not a response. Tokens of the mask outside every span do not belong to a
+        response either.
 
         Args:
             spans: for each of the B rows its spans (start, stop), half-open, counted in response tokens, in any order.
             shape: (B, T).
             mask_BT: (B, T), 0 or 1, of any dtype; None keeps every token of the spans.
-            validate: check the mask's values. The spans are checked always.
+            validate: check the mask's values. The spans are always checked.
 
         Returns:
             The responses, on the mask's device, or on the CPU without a mask. Building them waits for a GPU.
 
         Raises:
-            AEMValueError: spans that overlap, are empty, reversed, out of range or not pairs of integers, their number
-                of rows; a mask of another shape or with values other than 0 and 1.
+            AEMValueError: spans that overlap, are empty, reversed, out of range or not pairs of integers; a wrong
+                number of rows; a mask of another shape or with values other than 0 and 1.
 
         Examples:
             >>> mask = torch.tensor([[1, 1, 1, 0, 1, 1], [0, 0, 0, 1, 1, 1]])
@@ -97,7 +97,7 @@ class Responses:
             device = mask_BT.device
             if validate:
                 checks.check_mask_values(mask_BT)
-        # One host tensor, so that one copy carries all spans to the device.
+        # A single host tensor, so that one copy transfers all spans to the device.
         row_S, ordinal_S, start_S, stop_S = torch.tensor([row, ordinal, start, stop], dtype=torch.int64).to(device)
         length_S = stop_S - start_S
         token_M = _expand_spans(row_S * shape[1] + start_S, length_S, size=sum(stop) - sum(start))
@@ -117,11 +117,11 @@ class Responses:
 
     @property
     def device(self) -> torch.device:
-        """The device that all of its tensors are on."""
+        """The device of all its tensors."""
         return self.index_BT.device
 
     def to(self, device: torch.device | str) -> Responses:
-        """The same responses on another device."""
+        """Return the same responses on another device."""
         return Responses(
             index_BT=self.index_BT.to(device),
             row_N=self.row_N.to(device),
@@ -140,16 +140,16 @@ class Responses:
 
 
 def find_responses(response_mask_BT: Shaped[Tensor, "B T"], *, validate: bool = True) -> Responses:
-    """Takes every maximal run of ones in a row for one response.
+    """Find the responses of a mask: every maximal run of ones in a row is one response.
 
         responses of a row = maximal [start, stop) with mask_t = 1 for all start ≤ t < stop
 
-    Source: ours, for data without recorded spans. Two messages of the model with nothing in between, or with a masked
-    token inside, cannot be told from their mask: where the spans are known, use `Responses.from_spans`.
+    Source: ours, for data without recorded spans. The mask cannot separate two adjacent messages of the model, and it
+    splits a message with a masked token inside: where the spans are known, use `Responses.from_spans`.
 
     Args:
         response_mask_BT: (B, T), 0 or 1, bool, integer or floating point.
-        validate: check that the mask is binary; without it everything but 0 counts as 1.
+        validate: check that the mask is binary; without it, everything but 0 counts as 1.
 
     Returns:
         The responses, on the mask's device. Building them waits for a GPU.
@@ -179,7 +179,7 @@ def find_responses(response_mask_BT: Shaped[Tensor, "B T"], *, validate: bool = 
 
 
 def select_tokens(value_BT: Tensor, responses: Responses) -> Tensor:
-    """The values on response tokens alone, so that nothing computed from them can depend on the others."""
+    """Return the values on response tokens only, so that nothing computed from them can depend on other tokens."""
     return value_BT.detach().reshape(-1).index_select(0, responses.token_M)
 
 
@@ -193,7 +193,7 @@ def require_responses(responses: object) -> None:
 
 
 def require_tokens(name: str, value_BT: Tensor, responses: Responses) -> None:
-    """One floating-point value a token, in the batch that `responses` describes."""
+    """Require one floating-point value per token, in the batch that `responses` describes."""
     require_responses(responses)
     checks.require_tensor(name, value_BT, 2, checks.FLOAT_DTYPES, "Pass one value a response token.")
     fix = "It must have the shape of the mask or of the `shape` from which `responses` was built."
@@ -214,7 +214,7 @@ def check_token_values(
     lowest: float = -math.inf,
     highest: float = math.inf,
 ) -> None:
-    """Finite and within [lowest, highest] on every token of a response; `value_M` holds those tokens only."""
+    """Require finite values within [lowest, highest] on every response token; `value_M` holds only those tokens."""
     if not checks.all_within(value_M, lowest, highest):
         bad_M = ~value_M.isfinite() | (value_M < lowest) | (value_M > highest)
         first = int(bad_M.nonzero()[0])
@@ -240,7 +240,7 @@ def _rank_in_row(row_N: Tensor, rows: int) -> Tensor:
 
 
 def _expand_spans(start_S: Tensor, length_S: Tensor, size: int) -> Tensor:
-    """Every position of every span; `size` is their number."""
+    """Return every position of every span; `size` is their number."""
     before_S = length_S.cumsum(0) - length_S
     jump_M = (start_S - before_S).repeat_interleave(length_S, output_size=size)
     return torch.arange(size, device=start_S.device) + jump_M
@@ -259,7 +259,7 @@ def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
 def _flat_spans(
     spans: Sequence[Sequence[tuple[int, int]]], shape: tuple[int, int]
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Row, ordinal, start and stop of every span, by row and start; in plain Python, for the spans arrive as lists."""
+    """List row, ordinal, start and stop of every span, by row and start; in plain Python, since spans come as lists."""
     rows, tokens = shape
     try:
         count = len(spans)
@@ -285,7 +285,7 @@ def _flat_spans(
 
 
 def _row_spans(row: int, row_spans: Sequence[tuple[int, int]], tokens: int) -> list[tuple[int, int, int]]:
-    """(start, stop, ordinal) of a row's spans, each checked on its own."""
+    """List (start, stop, ordinal) of a row's spans, checking each separately."""
     try:
         pairs = list(row_spans)
     except TypeError:

@@ -1,4 +1,4 @@
-"""From tokens to responses: log-probability and mean entropy, in nats."""
+"""Log-probability and mean entropy of responses, computed from tokens, in nats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG_PROB_FIX = (
 def response_log_probs(
     log_prob_BT: Float[Tensor, "B T"], responses: Responses, *, validate: bool = True
 ) -> Float[Tensor, " N"]:
-    """The log-probability of each response as a whole.
+    """Compute the log-probability of each whole response.
 
         log π(a|s) = Σ_j log π(a_j | s, a_<j)
 
@@ -54,7 +54,7 @@ def response_log_probs(
 def response_entropies(
     entropy_BT: Float[Tensor, "B T"], responses: Responses, *, validate: bool = True
 ) -> Float[Tensor, " N"]:
-    """The mean token entropy of each response.
+    """Compute the mean token entropy of each response.
 
         H̄ = (1/n) Σ_j h_j,    h_j = −Σ_v π(v | s, a_<j) log π(v | s, a_<j)
 
@@ -63,11 +63,11 @@ def response_entropies(
     Args:
         entropy_BT: (B, T), entropy of the full next-token distribution at each token, nats.
         responses: which tokens belong to which response.
-        validate: check the values on responses. They must be finite and not negative; down to −0.5 nats passes, since
-            an entropy computed in half precision may be off by that much, and is used as it is.
+        validate: check the values on responses. They must be finite and not negative; values down to −0.5 nats are
+            accepted and used unchanged, since an entropy computed in half precision may be off by that much.
 
     Returns:
-        (N,), nats a token; float32, or float64 for float64 input.
+        (N,), nats per token; float32, or float64 for float64 input.
 
     Raises:
         AEMValueError: shape, dtype or device do not fit `responses`; bad values on a response.
@@ -84,7 +84,7 @@ def response_entropies(
 
 
 def _sum_tokens(name: str, value_BT: Tensor, responses: Responses, validate: bool, fix: str, **bounds: float) -> Tensor:
-    """The sum of each response's tokens, once the values have been checked."""
+    """Sum each response's tokens after checking the values."""
     require_tokens(name, value_BT, responses)
     value_M = select_tokens(value_BT, responses)
     if validate:

@@ -1,4 +1,4 @@
-"""The entry point `verl.plugins`: verl imports the module that an entry point names and calls nothing in it."""
+"""The entry point `verl.plugins`: verl only imports the module that an entry point names, and calls nothing in it."""
 
 from verl_aem import load
 

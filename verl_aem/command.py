@@ -1,4 +1,4 @@
-"""The command `aem`. It starts here, outside `recipe`, for the reason that `verl_aem` gives."""
+"""The command `aem`, which starts outside `recipe` for the reason given in `verl_aem`."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Workers of Ray that are forked from a process which has imported verl, instead of importing it each for itself.
+"""Ray workers that are forked from a process that has already imported verl, instead of each importing it.
 
-verl's trainer starts some eight workers, one after another, and each spends most of its start on the same imports
-(torch, transformers, tensordict, vLLM). Ray lets a run name the command that its workers are started with
-(`runtime_env.py_executable`). Here that command is this file: it hands the worker's command line, environment and
-standard streams to a server that has everything imported, the server forks, and the child runs Ray's own worker
-script. Where no server answers, the command becomes the Python that Ray would have started.
+verl's trainer starts about eight workers, one after another, and each spends most of its start on the same imports
+(torch, transformers, tensordict, vLLM). Ray lets a run choose the command that starts its workers
+(`runtime_env.py_executable`). Here that command is this file: it sends the worker's command line, environment and
+standard streams to a server that has imported everything, the server forks, and the child runs Ray's own worker script.
+If no server answers, the command executes the Python that Ray would have started.
 
-Only for processes without an accelerator: CUDA does not survive a fork. The standard library alone is used, for the
-command runs without site-packages; it costs a worker some 30 ms.
+Only for processes without an accelerator: CUDA does not survive a fork. The file uses only the standard library,
+because the command runs without site-packages; the command costs a worker about 30 ms.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_RUNS = b"\1"  # the child's answer: it has what it needs, and runs
+_RUNS = b"\1"  # the child's answer: it has received everything, and runs
 
 
 def start(early: Sequence[str], late: Sequence[str], environment: Mapping[str, str]) -> tuple[subprocess.Popen, str]:
@@ -36,32 +36,32 @@ def start(early: Sequence[str], late: Sequence[str], environment: Mapping[str, s
 
     Args:
         early: the modules to import at once.
-        late: those to import when the first worker asks, in its environment: Ray's library reads the job's number and
-            the cluster's settings when it is loaded, and never again.
-        environment: of the server, for what the early modules read while they are imported.
+        late: the modules to import when the first worker asks, in its environment: Ray's library reads the job's number
+            and the cluster's settings when it is loaded, and never again.
+        environment: the server's environment variables, which the early modules read while they are imported.
 
     Returns:
-        The server, whose object is to be kept, and the command for `py_executable`.
+        The server, to which the caller must keep a reference, and the command for `py_executable`.
     """
     folder = tempfile.mkdtemp(prefix="aem-fork-")  # the server removes it
     address = os.path.join(folder, "s")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
-        listener.listen(64)  # who comes during the imports waits
+        listener.listen(64)  # workers that connect during the imports wait
         server = subprocess.Popen(
-            # unbuffered: the workers' sys.stdout is the server's
+            # unbuffered, because the workers inherit the server's sys.stdout
             [sys.executable, "-u", "-m", __spec__.name, str(listener.fileno()), ",".join(early), ",".join(late)],
             env=dict(environment),
-            stdin=subprocess.PIPE,  # its end says that this process is over
+            stdin=subprocess.PIPE,  # its end tells the server that this process has ended
             pass_fds=[listener.fileno()],
-            start_new_session=True,  # as Ray's own: Ctrl-C is for the trainer, which ends the workers
+            start_new_session=True,  # like Ray's workers: Ctrl-C goes to the trainer, which ends the workers
         )
     return server, shlex.join([sys.executable, "-I", "-S", __file__, address])
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What a worker is started with. The connection stays open as long as it lives."""
+    """The arguments of a worker; the connection stays open as long as the worker lives."""
 
     command: list[str]
     environment: dict[str, str]
@@ -71,8 +71,10 @@ class _Request:
 
 
 def serve(listener: socket.socket, early: Sequence[str], late: Sequence[str]) -> None:
-    """Import the modules and fork a worker for each connection until standard input ends. In a worker it returns when
-    the worker is done."""
+    """Import the modules and fork a worker for each connection until standard input ends.
+
+    In a worker, this returns when the worker is done.
+    """
     address = listener.getsockname()
     signal.signal(signal.SIGTERM, _end)
     try:
@@ -83,7 +85,7 @@ def serve(listener: socket.socket, early: Sequence[str], late: Sequence[str]) ->
     listener.close()
     if request is None:
         _remove(address)
-        os._exit(0)  # as Ray's own workers; a library that counts what it leaks at the end has nothing to say here
+        os._exit(0)  # like Ray's workers; skips libraries that report leaks at exit
     else:
         _work(request, before)
 
@@ -91,8 +93,11 @@ def serve(listener: socket.socket, early: Sequence[str], late: Sequence[str]) ->
 def _fork(
     listener: socket.socket, early: Sequence[str], late: Sequence[str]
 ) -> tuple[_Request | None, Mapping[str, str]]:
-    """Import, and fork for each connection: its request in a child, None in the server at its end; and the environment
-    before the imports."""
+    """Import the modules, and fork for each connection.
+
+    Returns:
+        In a child, its request; in the server, None at its end. With it, the environment before the imports.
+    """
     before, is_first = dict(os.environ), True
     _import(early)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers
@@ -108,9 +113,9 @@ def _fork(
                 before, is_first = request.environment, False
                 _import(late)
                 gc.collect()
-                gc.freeze()  # a worker's collections leave the shared pages alone
+                gc.freeze()  # a worker's garbage collections then leave the shared pages alone
             with warnings.catch_warnings():
-                # Python 3.12 counts threads; the only other one is pyarrow's (jemalloc), which takes care of forks
+                # Python 3.12 warns about threads; the only other thread is pyarrow's (jemalloc), which handles forks
                 warnings.simplefilter("ignore", DeprecationWarning)
                 if os.fork() == 0:
                     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -127,7 +132,7 @@ def _import(modules: Sequence[str]) -> None:
 
 
 def _read(connection: socket.socket) -> _Request | None:
-    """The request; None from a command that was killed while it asked."""
+    """Read a request; return None if the command was killed while sending it."""
     streams: list[int] = []
     try:
         message, streams, _, _ = socket.recv_fds(connection, 1 << 16, 3)
@@ -151,7 +156,7 @@ def _remove(address: str) -> None:
 
 
 def _work(request: _Request, before: Mapping[str, str]) -> None:
-    """Become the worker."""
+    """Turn this process into the worker."""
     os.setpgid(0, 0)  # Ray ends a worker's whole group, which must not be the server's
     for target, stream in enumerate(request.streams):
         os.dup2(stream, target)
@@ -167,8 +172,7 @@ def _work(request: _Request, before: Mapping[str, str]) -> None:
 
 
 def _enter(environment: Mapping[str, str], before: Mapping[str, str]) -> None:
-    """Take on a worker's environment, with what the imports changed since `before` where the worker asks for nothing
-    else."""
+    """Adopt a worker's environment; keep the imports' changes since `before` where the worker's value is as before."""
     changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
     for name in set(os.environ) - set(environment):
         del os.environ[name]
@@ -177,7 +181,7 @@ def _enter(environment: Mapping[str, str], before: Mapping[str, str]) -> None:
 
 
 def _seed() -> None:
-    """Fresh generators, as a new process has them: else all workers draw the same. `random` sees to itself."""
+    """Reseed the generators, since otherwise all workers draw the same numbers; `random` reseeds itself."""
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     if torch := sys.modules.get("torch"):
@@ -185,7 +189,7 @@ def _seed() -> None:
 
 
 def launch(address: str, command: Sequence[str]) -> None:
-    """Have the server at `address` run `command`, a script and its arguments, and return when it is over."""
+    """Let the server at `address` run `command`, a script and its arguments, and return when it has ended."""
     request = {"command": list(command), "environment": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX) as connection:
         try:
@@ -200,7 +204,7 @@ def launch(address: str, command: Sequence[str]) -> None:
         else:
             reason = "it ended"
         if answer == _RUNS:
-            connection.recv(1)  # nothing comes: the end of the worker
+            connection.recv(1)  # receives nothing; returns when the worker ends
             return
     print(f"verl-aem: no warm worker ({reason}: {address}); this one imports for itself", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, *command])

@@ -1,1 +1,1 @@
-"""AEM and its neighbours inside verl: the seam, the settings, the machine without a GPU, the demo."""
+"""AEM and related algorithms inside verl: the wraps of verl, the settings, support for CPU-only machines, the demo."""

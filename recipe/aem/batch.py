@@ -1,11 +1,11 @@
-"""One batch: what is known of a training step's rows, from verl's queue or from a dump, each thing computed once.
+"""The batch of a training step, from verl's queue or from a dump, with everything derived from its rows, computed once.
 
-The trainer's seam, the algorithms, the dump, the replay and the report read the same object. Axis suffixes beside those
-of `aem_core` (B rows, T response tokens of a row, N responses, M response tokens of the batch):
+The trainer's wraps, the algorithms, the dump, the replay and the report read the same object. Axis suffixes in addition
+to those of `aem_core` (B rows, T response tokens of a row, N responses, M response tokens of the batch):
 
-    B  rows of a batch, whichever that is: the whole one, or `live`, a batch of the rows that take part
-    L  rows of `batch.live`, where a tensor of the whole batch is named beside one of these
-    U  turns: the N responses, then the turns that are masked whole
+    B  rows of the batch at hand: the whole batch, or `live`, the batch of the rows that take part
+    L  rows of `batch.live`, where the same code also names tensors of the whole batch
+    U  turns: the N responses, then the turns that are entirely masked
     K  trajectories
 """
 
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """The rows of a batch, in verl's order, and what follows from them.
+    """The rows of a batch, in verl's order, and everything derived from them.
 
     Attributes:
         keys: `{uid}_{session}_{index}`, verl's name of a row.
         groups: the prompt group's label of each row.
-        is_padding: rows that verl added to fill a mini-batch; they copy another row's extra fields.
-        extra_fields: what the agent loop left with each row (see `agent_loops.loop`); empty where it left nothing.
-        tokens: columns of one value a token, under the names of `QUEUE_COLUMNS`; `response_mask` (int64) is among them.
-        width: T, of the longest row of the batch.
-        rows: the rows' numbers in `source`, of which this batch is a part; None: it is the whole one.
-        source: see `rows`.
+        is_padding: whether verl added the row to fill a mini-batch; such rows copy another row's extra fields.
+        extra_fields: what the agent loop recorded for each row (see `agent_loops.loop`); empty where nothing.
+        tokens: columns of one value per token, by their names in `QUEUE_COLUMNS`, including `response_mask` (int64).
+        width: T, the length of the longest row of the batch.
+        rows: the numbers of these rows in `source`.
+        source: the batch of which this batch is a part; None for a whole batch.
     """
 
     keys: Sequence[str]
@@ -54,7 +54,7 @@ class Batch:
     source: Batch | None = None
     _padded: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    # --- where it comes from
+    # --- constructors
 
     @classmethod
     def from_columns(
@@ -66,15 +66,15 @@ class Batch:
         is_padding: Sequence[bool] | None = None,
         width: int | None = None,
     ) -> Batch:
-        """Build a batch from its parts; what is not given follows from the keys, or is empty.
+        """Build a batch from its parts; missing parts are derived from the keys, or empty.
 
         Args:
             keys: verl's names of the rows.
             tokens: columns, padded (B, T) or ragged.
-            extra_fields: what the agent loop left with each row.
-            groups: labels; else the keys' uids.
-            is_padding: else no row is.
-            width: else the longest row's.
+            extra_fields: what the agent loop recorded for each row.
+            groups: labels; by default the uids in the keys.
+            is_padding: by default, no row is padding.
+            width: by default, the length of the longest row.
         """
         ragged = {
             name: column
@@ -95,11 +95,11 @@ class Batch:
 
     @classmethod
     def from_queue(cls, batch: Any, columns: Sequence[str] = ()) -> Batch:
-        """Fetch a batch from verl's TransferQueue, with one call.
+        """Fetch a batch from verl's TransferQueue in one call.
 
         Args:
             batch: verl's `KVBatchMeta`.
-            columns: names of `QUEUE_COLUMNS`, beside the response mask; what the queue lacks is missing in `tokens`.
+            columns: names from `QUEUE_COLUMNS` to fetch with the response mask; `tokens` omits those the queue lacks.
         """
         import transfer_queue as tq
 
@@ -118,7 +118,7 @@ class Batch:
 
     @classmethod
     def from_dump(cls, step: Step) -> Batch:
-        """The batch of a dumped step; `step.batch` keeps it."""
+        """Build the batch of a dumped step; `step.batch` caches it."""
         mask = step.tokens["response_mask"]
         tokens = {**step.tokens, "response_mask": Ragged(mask.values.long(), mask.length_B)}
         return cls.from_columns(
@@ -126,10 +126,10 @@ class Batch:
         )
 
     def with_mask(self, mask_BT: Tensor) -> Batch:
-        """The same batch with another response mask, (B, T); itself where that is its own.
+        """Return the batch with another response mask, (B, T), or the batch itself if the mask is unchanged.
 
         Raises:
-            ValueError: a mask of another shape.
+            AEMValueError: the mask has another shape.
         """
         if mask_BT.shape != (len(self.keys), self.width):
             raise AEMValueError(
@@ -141,10 +141,10 @@ class Batch:
         mask = Ragged.from_padded(mask_BT, self.tokens["response_mask"].length_B)
         return dataclasses.replace(self, tokens={**self.tokens, "response_mask": mask})
 
-    # --- parts of it
+    # --- parts of the batch
 
     def select(self, rows: Sequence[int]) -> Batch:
-        """A batch of some of the rows; itself for all."""
+        """Return a batch of some of the rows; for all rows, the batch itself."""
         if len(rows) == len(self.keys):
             return self
         return Batch(
@@ -160,12 +160,12 @@ class Batch:
 
     @cached_property
     def unpadded(self) -> Batch:
-        """Without verl's padding rows."""
+        """The batch without verl's padding rows."""
         return self.select([row for row, padding in enumerate(self.is_padding) if not padding])
 
     @cached_property
     def live(self) -> Batch:
-        """The rows that training may learn from and take statistics over: neither padding nor `dropped`."""
+        """The batch of the rows that training learns from and takes statistics over: neither padding nor `dropped`."""
         if not self.dropped:
             return self.unpadded
         padding = self.is_padding
@@ -173,11 +173,11 @@ class Batch:
 
     @cached_property
     def dropped(self) -> frozenset[int]:
-        """The rows that faults keep out of training.
+        """The rows that faults exclude from training.
 
-        A fault of the infrastructure is no lost episode: a trajectory with one is left out, whatever its mask says. So
-        is a trajectory that faults left alone in its prompt group, since nothing is there that it could be compared
-        with. A trajectory that was alone without any fault stays. A padding row's fields are copied, and say nothing.
+        An infrastructure fault is not a lost episode: a trajectory with a fault is left out, whatever its mask says. A
+        trajectory is also left out if faults leave no other trajectory in its prompt group to compare it with. A
+        trajectory that was alone without any fault stays. Padding rows are ignored, since their fields are copies.
         """
         rows = [row for row, padding in enumerate(self.is_padding) if not padding]
         name = [key.trajectory for key in self.row_keys]
@@ -189,7 +189,7 @@ class Batch:
         alone = {group for group, trajectories in sound.items() if len(trajectories) < 2}
         return frozenset(row for row in rows if name[row] in faulted or self.groups[row] in alone)
 
-    # --- of each row
+    # --- per row
 
     @cached_property
     def row_keys(self) -> list[RowKey]:
@@ -197,7 +197,7 @@ class Batch:
 
     @cached_property
     def trajectories(self) -> dict[str, list[int]]:
-        """The numbers of the rows of each trajectory by its name, in the order of its turns."""
+        """The row numbers of each trajectory, by its name, in the order of its turns."""
         return rows_by_trajectory(self.row_keys)
 
     @cached_property
@@ -212,16 +212,16 @@ class Batch:
 
     @cached_property
     def order_B(self) -> Tensor:
-        """Each row's place within its trajectory."""
+        """The position of each row within its trajectory."""
         return torch.tensor([key.index for key in self.row_keys], dtype=torch.int64)
 
-    # --- of each token
+    # --- per token
 
     def padded(self, name: str) -> Tensor:
-        """A column as (B, T), 0 behind the end of a row.
+        """Return a column as (B, T), 0 after the end of a row.
 
         Raises:
-            ValueError: its rows are not as long as the response mask's.
+            AEMValueError: the column's rows differ in length from those of the response mask.
         """
         if name not in self._padded:
             if self.source is not None:
@@ -235,18 +235,18 @@ class Batch:
 
     @property
     def mask_BT(self) -> Tensor:
-        """1 on tokens that are learned from."""
+        """The response mask: 1 on the tokens that training learns from."""
         return self.padded("response_mask")
 
     def ragged(self, value_BT: Tensor) -> Ragged:
-        """A rectangle's values as a column of this (whole) batch."""
+        """Convert a padded (B, T) tensor into a ragged column of this (whole) batch."""
         return Ragged.from_padded(value_BT, self.tokens["response_mask"].length_B)
 
     def require(self, columns: Iterable[str], needed_by: str) -> None:
-        """Refuse a batch that lacks columns.
+        """Reject a batch that lacks columns.
 
         Raises:
-            RuntimeError: one is missing, which happens where the old-policy pass was skipped.
+            AEMRuntimeError: a column is missing, which happens if the old-policy pass was skipped.
         """
         missing = [QUEUE_COLUMNS[name][0] for name in columns if name not in self.tokens]
         if missing:
@@ -255,11 +255,11 @@ class Batch:
                 "(algorithm.rollout_correction.bypass_mode=False)"
             )
 
-    # --- of each response
+    # --- per response
 
     @cached_property
     def spans(self) -> list[list[tuple[int, int]]]:
-        """For each row (start, stop) of its responses: the loop's own spans, else the maximal runs of the mask."""
+        """For each row, (start, stop) of its responses: the agent loop's spans, else the maximal runs of the mask."""
         spans = [[(int(a), int(b)) for a, b in extra.get("response_spans", ())] for extra in self.extra_fields]
         without = [row for row, extra in enumerate(self.extra_fields) if "response_spans" not in extra]
         if without:
@@ -271,18 +271,18 @@ class Batch:
 
     @cached_property
     def responses(self) -> Responses:
-        """The responses, never with a token off the mask."""
+        """The responses; masked tokens never belong to them."""
         if not any("response_spans" in extra for extra in self.extra_fields):
             return find_responses(self.mask_BT)
         return Responses.from_spans(self.spans, shape=(len(self.keys), self.width), mask_BT=self.mask_BT)
 
     @cached_property
     def places(self) -> list[tuple[int, int]]:
-        """Row and span of each response."""
+        """The row and span of each response."""
         return list(zip(self.responses.row_N.tolist(), self.responses.span_N.tolist(), strict=True))
 
     def entries(self, name: str) -> list[Any]:
-        """What a list of the extra fields (one value a span) has for each response; None where there is nothing."""
+        """Return each response's value in a list of the extra fields (one value per span); None where it is missing."""
         lists = [self.extra_fields[row].get(name) for row, _ in self.places]
         return [
             values[span] if values is not None and span < len(values) else None
@@ -291,7 +291,7 @@ class Batch:
 
     @cached_property
     def turn_N(self) -> Tensor:
-        """Turns of responses, 1 for a trajectory's first: the loop's own count, else by row and place."""
+        """The turn number of each response, from 1: as the agent loop counted it, else by row and span."""
         ordered: dict[str, list[tuple[int, int, int]]] = {}
         for number, (row, span) in enumerate(self.places):
             key = self.row_keys[row]
@@ -308,15 +308,15 @@ class Batch:
         return torch.tensor(counted, dtype=torch.int64) + 1
 
     def sums(self, value_BT: Tensor) -> Tensor:
-        """Sum over the tokens of each response, (N,), in float64."""
+        """Sum values over the tokens of each response, (N,), in float64."""
         value_M = value_BT.reshape(-1)[self.responses.token_M].double()
         return torch.zeros(len(self.responses), dtype=torch.float64).index_add_(0, self.responses.response_M, value_M)
 
     def means(self, value_BT: Tensor) -> Tensor:
-        """Mean over the tokens of each response, (N,), in float64; of equal values exactly that value."""
+        """Average values over the tokens of each response, (N,), in float64; the mean of equal values is that value."""
         return self.sums(value_BT) / self.responses.length_N
 
 
 def first_tokens(responses: Responses) -> Tensor:
-    """Where the first token of each response is: row · T + column."""
+    """Return the position of each response's first token: row · T + column."""
     return responses.token_M[responses.length_N.cumsum(0) - responses.length_N]

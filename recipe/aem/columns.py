@@ -1,4 +1,4 @@
-"""Columns of one value a token: ragged as they are stored, and how verl's TransferQueue has them."""
+"""Columns of one value per token: ragged in memory, and under verl's names in its TransferQueue."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ QUEUE_COLUMNS = {
     "prompt_ids": ("prompts",),
     "response_ids": ("responses",),
     "response_mask": ("response_mask",),
-    # the second exists where KL is taken off the rewards, and is then what the advantages are made from
+    # the second exists if KL is subtracted from the rewards; the advantages are then computed from it
     "rewards": ("rm_scores", "token_level_rewards"),
     "old_log_probs": ("old_log_probs",),
     "entropies": ("entropy",),
     "values": ("values",),
     "advantages": ("advantages",),
 }
-"""A batch's columns, and what verl calls them in its queue; of several the last that is there counts."""
+"""A batch's columns, and their names in verl's queue; of several names, the last that exists is used."""
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """A column with one row of tokens for each of B rows, each of its own length.
+    """A column of B rows of tokens, which may differ in length.
 
     Attributes:
-        values: the rows one after the other.
-        length_B: int64, how long each is.
+        values: the concatenated rows.
+        length_B: int64, the length of each row.
 
     Examples:
         >>> Ragged.from_rows([torch.tensor([1, 2]), torch.tensor([3])]).pad(3)
@@ -46,43 +46,43 @@ class Ragged:
 
     @classmethod
     def from_padded(cls, value_BT: Tensor, length_B: Tensor) -> Ragged:
-        """Of a rectangle, what is not behind the end of a row."""
+        """Build a column from a padded tensor, without the values after the end of each row."""
         return cls(value_BT[torch.arange(value_BT.shape[1]) < length_B[:, None]], length_B)
 
     def rows(self) -> list[Tensor]:
         return list(self.values.split(self.length_B.tolist()))
 
     def take(self, rows: Sequence[int]) -> Ragged:
-        """Some of the rows."""
+        """Return some of the rows."""
         if len(rows) == len(self.length_B):
             return self
         every = self.rows()
         return Ragged.from_rows([every[row] for row in rows])
 
     def pad(self, width: int) -> Tensor:
-        """A rectangle, 0 behind the end of a row."""
+        """Return a padded tensor, 0 after the end of a row."""
         padded = self.values.new_zeros(len(self.length_B), width)
         padded[torch.arange(width) < self.length_B[:, None]] = self.values
         return padded
 
     def nested(self) -> Tensor:
-        """As verl's queue stores columns."""
+        """Return the nested tensor in which verl's queue stores a column."""
         return torch.nested.as_nested_tensor(self.rows(), layout=torch.jagged)
 
 
 def number_labels(names: Iterable[Hashable]) -> Tensor:
-    """Integer labels in the order of first appearance."""
+    """Return integer labels in the order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)
 
 
 def queue_names(columns: Iterable[str]) -> list[str]:
-    """What to ask verl's queue for."""
+    """Return the names under which to request columns from verl's queue."""
     return [name for column in columns for name in QUEUE_COLUMNS[column]]
 
 
 def columns_of(data: Any, columns: Iterable[str]) -> dict[str, Ragged]:
-    """Of a TensorDict that was asked for them, the columns that it has."""
+    """Return those of the requested columns that a TensorDict holds."""
     there = set(data.keys())
     found = {}
     for column in columns:
@@ -93,14 +93,14 @@ def columns_of(data: Any, columns: Iterable[str]) -> dict[str, Ragged]:
 
 
 def extra_fields_of(data: Any, rows: int) -> list[Mapping[str, Any] | None]:
-    """What the agent loop left with each row, of a TensorDict that was asked for it; None where it left nothing."""
+    """Pop from a TensorDict what the agent loop recorded for each row; None where it recorded nothing."""
     if "extra_fields" not in data.keys():  # noqa: SIM118  (a TensorDict is not a mapping of its keys)
         return [None] * rows
     return data.pop("extra_fields").tolist()
 
 
 def put_columns(batch: Any, columns: Mapping[str, Tensor]) -> Any:
-    """Write nested columns of a batch (verl's `KVBatchMeta`); returns what TransferQueue returns."""
+    """Write nested columns of a batch (verl's `KVBatchMeta`); return what TransferQueue returns."""
     import transfer_queue as tq
     from tensordict import TensorDict
 
@@ -109,9 +109,9 @@ def put_columns(batch: Any, columns: Mapping[str, Tensor]) -> Any:
 
 
 def put_mask(batch: Any, mask: Ragged) -> None:
-    """Write the response mask of a batch; what masked tokens have is learned by nobody, in no term of the loss.
+    """Write the response mask of a batch; masked tokens then contribute to no term of the loss.
 
-    verl's engines count a mini-batch's tokens in `loss_mask`, which it stores as a copy.
+    It also writes `loss_mask`, a copy that verl stores and in which its engines count a mini-batch's tokens.
     """
     nested = mask.nested()
     put_columns(batch, {"response_mask": nested, "loss_mask": nested})

@@ -1,4 +1,4 @@
-"""The names that verl gives the rows of a batch, read here and nowhere else."""
+"""The names that verl gives the rows of a batch; only this module parses them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 KEY = re.compile(r".+_[0-9]+_[0-9]+", re.DOTALL)
-"""verl's name of a row."""
+"""The pattern of verl's row names."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class RowKey:
 
 
 def parse_key(key: str) -> RowKey:
-    """Take a row's name apart.
+    """Split a row's name into its parts.
 
     Raises:
-        ValueError: it is no such name.
+        ValueError: the key is not a row's name.
 
     Examples:
         >>> parse_key("u_x_0_1")
@@ -36,7 +36,7 @@ def parse_key(key: str) -> RowKey:
 
 
 def rows_by_trajectory(keys: Sequence[RowKey]) -> dict[str, list[int]]:
-    """The numbers of the rows of each trajectory, in the order of its turns.
+    """Return the row numbers of each trajectory, in the order of its turns.
 
     Examples:
         >>> rows_by_trajectory([parse_key(key) for key in ("u_0_1", "u_0_0", "v_2_0")])

@@ -1,7 +1,7 @@
 """Everything this package adds to verl, registered in every process that imports verl.
 
-Loaded through the entry point `verl.plugins` (see `verl_aem`) or `VERL_USE_EXTERNAL_MODULES=recipe.aem.plugin`. It
-imports nothing heavy: each part waits for the module of verl that it extends, so a process pays only for what it uses.
+It is loaded through the entry point `verl.plugins` (see `verl_aem`) or `VERL_USE_EXTERNAL_MODULES=recipe.aem.plugin`.
+It imports nothing heavy: each part is installed when the verl module that it extends is imported.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ if remedies.selected():
 
 
 def _register_agent_loop(_: Any) -> None:
-    """`agent_name: environment` in a dataset, or `rollout.agent.default_agent_loop=environment`."""
-    if (
-        "agent_loops.loop" not in sys.modules
-    ):  # else it is the one that is importing verl's module, and registers itself
+    """Register the loop for `agent_name: environment` in data, or `rollout.agent.default_agent_loop=environment`."""
+    if "agent_loops.loop" not in sys.modules:  # otherwise it is importing verl's module right now, and registers itself
         import agent_loops.loop  # noqa: F401
 
 

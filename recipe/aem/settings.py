@@ -1,4 +1,4 @@
-"""How `config.algorithm` is read, and the settings of it that belong to no method (those are in `methods/`)."""
+"""Reading `config.algorithm`, and its settings that belong to no method (the methods' settings are in `methods/`)."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ RENAMED = {
 
 
 class SettingsError(AEMError, ValueError):
-    """A setting that this package cannot train with; the message names it and what to write instead."""
+    """A setting that this package cannot train with; the message names it and the value to use instead."""
 
 
 class Block:
-    """A block of `config.algorithm` as a frozen dataclass, one field a key."""
+    """A block of `config.algorithm` as a frozen dataclass, one field per key."""
 
     name: ClassVar[str]
     numbers: ClassVar[tuple[str, ...]] = ()
-    """Fields that are finite numbers >= 0."""
+    """Fields that must be finite numbers >= 0."""
     choices: ClassVar[Mapping[str, tuple]] = {}
     switches: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_config(cls, algorithm: Mapping[str, Any]) -> Self:
-        """Read the block; one that is absent means the defaults, an unknown key is an error."""
+        """Read the block; an absent block means the defaults, an unknown key is an error."""
         given = dict(algorithm.get(cls.name) or {})
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         for key in given:
@@ -67,7 +67,7 @@ def is_integer(value: Any) -> bool:
 
 
 def renamed(algorithm: Mapping[str, Any]) -> dict[str, Any]:
-    """A recorded `config.algorithm` with the names that settings have now.
+    """Return a recorded `config.algorithm` with the current names of its settings.
 
     Examples:
         >>> renamed({"aem": {"lam": 1.0, "dump_dir": "d", "untested_verl": True}})
@@ -86,10 +86,10 @@ def renamed(algorithm: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def untested_verl(algorithm: Mapping[str, Any]) -> bool:
-    """`algorithm.untested_verl`: run although the installed verl is not one that this release was tested with.
+    """Read `algorithm.untested_verl`: whether to run on a verl version with which this release was not tested.
 
     Raises:
-        SettingsError: it is neither true nor false.
+        SettingsError: the value is neither true nor false.
     """
     value = algorithm.get("untested_verl", False)
     if not isinstance(value, bool):
@@ -99,12 +99,12 @@ def untested_verl(algorithm: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class DumpSettings(Block):
-    """`algorithm.dump`, which holds for every estimator, verl's own too.
+    """`algorithm.dump`, which applies to every estimator, including verl's.
 
     Attributes:
-        dir: a directory; every step's batch is written there (`recipe.aem.dump`).
-        every: of every n-th step only.
-        rows: at most so many rows of a step, in whole prompt groups; null for all.
+        dir: the directory to which each step's batch is written (`recipe.aem.dump`).
+        every: dump only every n-th step.
+        rows: the largest number of rows to dump per step, in whole prompt groups; null for all.
     """
 
     name: ClassVar = "dump"
@@ -125,13 +125,13 @@ class DumpSettings(Block):
 
 @dataclass(frozen=True)
 class TrajectorySettings(Block):
-    """`algorithm.trajectories`, which holds for every estimator.
+    """`algorithm.trajectories`, which applies to every estimator.
 
     Attributes:
         max_missing: the largest share of a step's trajectories that may be missing, from 0 to 1; a step that lacks more
-            is refused, which ends the run.
-        stall_seconds: how long the trainer waits with no trajectory arriving; null: what `stall_seconds` below makes of
-            the episode's own limits, and without such limits for ever.
+            is rejected, which ends the run.
+        stall_seconds: how long the trainer waits while no trajectory arrives; null derives it from the episode's limits
+            (`seam.trajectories.stall_seconds`), and waits forever without such limits.
     """
 
     name: ClassVar = "trajectories"

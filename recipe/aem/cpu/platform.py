@@ -1,4 +1,4 @@
-"""The processor as a platform of verl's, with the stand-ins for what verl calls on `torch.cuda`."""
+"""The CPU as one of verl's platforms, with stand-ins for what verl calls on `torch.cuda`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PLATFORM = "cpu"
 
 
 class CpuDeviceModule:
-    """`torch.cpu` where it has the name, else a stand-in for the part of `torch.cuda` that verl calls.
+    """The names of `torch.cpu`, and stand-ins for the other names of `torch.cuda` that verl calls.
 
     Needed by workers/engine_workers.py:219, utils/memory_utils.py:41, utils/checkpoint/checkpoint_manager.py:218 and
-    others. It compares equal to `torch.cpu`, which utils/profiler/performance.py:45 and utils/flops_counter.py:77 ask.
+    others. It equals `torch.cpu`, with which utils/profiler/performance.py:45 and utils/flops_counter.py:77 compare it.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -32,7 +32,7 @@ class CpuDeviceModule:
 
 
 class _DeviceFallback:
-    """torch.cuda's names with the process's resident memory for "allocated" and nothing to do for the rest."""
+    """Names of `torch.cuda`: "allocated" is the process's resident memory; unneeded calls do nothing."""
 
     @staticmethod
     def memory_allocated(*_: Any) -> int:
@@ -72,7 +72,7 @@ class _DeviceFallback:
 
 
 class PlatformCPU(PlatformBase):
-    """The processor as verl's accelerator: gloo for collectives, a logical Ray "GPU", shared memory for weights."""
+    """The CPU as verl's accelerator: gloo for collectives, a logical Ray "GPU", shared memory for weights."""
 
     _module = CpuDeviceModule()
 

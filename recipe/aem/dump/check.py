@@ -1,4 +1,4 @@
-"""Is a step what a training can have had? Every refusal names the file, the step, the row and the column."""
+"""Checks that a training can have produced a step; every error names the file, the step, the row and the column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recipe.aem.keys import KEY
 from recipe.aem.methods.registry import BLOCKS, LOSS_TERMS, MODULATORS, Settings
 
 MOST_TOKENS = 1 << 24
-"""Of a row: no model has such a context, and a batch is laid out as a rectangle of this width."""
+"""The largest width of a row: no model has a longer context, and a batch is padded to this width."""
 MOST_THREADS = 4096
 _COUNTS = ("step", "part", "parts", "width", "rows", "groups", "rows_left_out", "groups_left_out")
 _MAPPINGS = ("settings", "algorithm", "run", "data", "packages", "machine")
@@ -27,7 +27,7 @@ _FINITE_OF_SPANS = ("turn_rewards", "turn_penalties")
 
 
 def check_meta(meta: Meta, path: Any) -> None:
-    """Refuse metadata that no writer of ours leaves.
+    """Reject metadata that our writer never writes.
 
     Raises:
         DumpError: names the file and the entry.
@@ -73,11 +73,11 @@ def check_meta(meta: Meta, path: Any) -> None:
 
 
 def check_types(table: pa.Table, path: Any, expected: Mapping[str, Sequence[pa.DataType]]) -> None:
-    """Refuse a table whose columns are of other types than the format has.
+    """Reject a table whose column types are not those of the format.
 
     Args:
         table: the rows.
-        path: of the file, for the error.
+        path: the file's path, for the error.
         expected: the types that each column may have.
 
     Raises:
@@ -92,14 +92,14 @@ def check_types(table: pa.Table, path: Any, expected: Mapping[str, Sequence[pa.D
 
 
 def check_step(step: Step, path: Path | str) -> None:
-    """Refuse rows that do not fit each other, spans that are none, and numbers that are none.
+    """Reject rows that are inconsistent, invalid spans, and values that are not numbers.
 
     Raises:
         DumpError: names the file, the step, the first such row and its column.
     """
 
     def refuse(row: int, column: str, what: str) -> DumpError:
-        # a row is what a reader of the file counts, from 0
+        # rows are numbered from 0, as a reader of the file counts them
         return DumpError(f"{path}, step {step.meta.step}, row {row}, {column}: {what}")
 
     seen: dict[str, int] = {}
@@ -127,7 +127,7 @@ def check_step(step: Step, path: Path | str) -> None:
         raise refuse(row, "response_mask", f"{int(length_B[row])} tokens, and the batch was {step.meta.width} wide")
     for row, (extra, length) in enumerate(zip(step.extra_fields, length_B.tolist(), strict=True)):
         if step.is_padding[row]:
-            continue  # verl copies another row's fields there, and nobody reads them
+            continue  # verl copies another row's fields into padding rows, and nothing reads them
         _check_spans(row, extra, length, refuse)
         for name, values in (("weights", step.weights), ("bonuses", step.bonuses)):
             if values is not None:

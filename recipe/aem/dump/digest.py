@@ -1,8 +1,9 @@
-"""A digest over what a dump's file says: Parquet's own checksums cover the pages, and neither the footer nor the
-pages' headers, in which a flipped bit may make another number, another name or another length.
+"""A digest of the contents of a dump's file.
 
-Two parts, so that the metadata can be trusted without reading the rows: of the metadata's bytes, and of the table's
-values, column by column, whatever pages and dictionaries they are stored in.
+Parquet's own checksums cover the pages, but neither the footer nor the pages' headers, in which a flipped bit may
+change a number, a name or a length. The digest has two parts, so that the metadata can be trusted without reading the
+rows: one of the metadata's bytes, and one of the table's values, column by column, whatever pages and dictionaries they
+are stored in.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SIZE = 16
 
 
 def digest_of(table: pa.Table, meta: bytes) -> bytes:
-    """What stands under `METADATA_KEY`: JSON with the digests of the metadata and of the rows."""
+    """Return the value of `METADATA_KEY`: JSON with the digests of the metadata and of the rows."""
     return json.dumps({"metadata": of_bytes(meta), "rows": of_rows(table)}).encode()
 
 
@@ -29,7 +30,7 @@ def of_bytes(content: bytes) -> str:
 
 
 def of_rows(table: pa.Table) -> str:
-    """Of a table's names, types and values; NaN has its bits, and a null is none of the values."""
+    """Return the digest of a table's names, types and values; NaN counts by its bits, null differs from any value."""
     total = hashlib.blake2b(digest_size=_SIZE)
     for name in table.column_names:
         total.update(f"\0{name}\0".encode())
@@ -38,7 +39,7 @@ def of_rows(table: pa.Table) -> str:
 
 
 def _feed(total: Any, array: Any) -> None:
-    if isinstance(array, pa.ChunkedArray):  # an empty table's column, or one of several chunks
+    if isinstance(array, pa.ChunkedArray):  # the column is empty, or has several chunks
         array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()

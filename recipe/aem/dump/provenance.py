@@ -1,4 +1,4 @@
-"""What the numbers of a dump may depend on: versions of packages, and the machine."""
+"""The versions of packages and the properties of the machine on which the numbers of a dump may depend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("verl-aem", "verl", "torch", "transformers", "vllm", "pyarrow")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that an advantage or the tokens depend on, as far as they are installed."""
+    """Return the versions of the installed packages on which an advantage or the tokens depend."""
     found = {}
     for name in PACKAGES:
         try:
@@ -22,5 +22,5 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """On what the order of a sum depends."""
+    """Return the properties of the machine on which the order of a sum depends."""
     return {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}

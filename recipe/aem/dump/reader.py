@@ -1,4 +1,4 @@
-"""Finding and reading dumps; whatever is wrong with one is a `DumpError` that names the file."""
+"""Finding and reading dumps; any problem with a dump raises a `DumpError` that names the file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MAGIC = b"PAR1"
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The dump's files: those named, and those in the directories named, each once, directory by directory.
+    """List the dump files among the given paths and in the given directories, each once, directory by directory.
 
     Raises:
-        DumpError: a path that does not exist, a directory without a dump.
+        DumpError: a path does not exist, or a directory holds no dump.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -39,10 +39,10 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_metas(files: Sequence[Path]) -> list[Meta]:
-    """What each file says about itself, which takes no time.
+    """Read each file's metadata, which is fast.
 
     Raises:
-        DumpError: a file that is no dump; files of runs on different data.
+        DumpError: a file is not a dump, or the files are of runs on different data.
     """
     metas = []
     for path in files:
@@ -63,7 +63,7 @@ def read_step(path: Path) -> Step:
     """Read one file.
 
     Raises:
-        DumpError: it is not a dump, cut short, damaged, or of another version of the format.
+        DumpError: the file is not a dump, is cut short or damaged, or has another version of the format.
     """
     with _open(path) as file:
         _read_meta(file, path)
@@ -75,7 +75,7 @@ def read_step(path: Path) -> Step:
             raise DumpError(f"{path} is damaged: {_first_line(error)}") from None
 
 
-# what pyarrow and the conversions say of pages that do not fit their headers, and headers that do not fit the footer
+# the errors of pyarrow and the conversions if pages do not fit their headers, or headers do not fit the footer
 _DAMAGE = (
     *(pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError),
     *(AssertionError, MemoryError, RecursionError, RuntimeError),

@@ -1,4 +1,4 @@
-"""The format: a Parquet file a step, a row for each row of verl's batch. docs/dump.md explains it to readers."""
+"""The dump format: one Parquet file per step, one row per row of verl's batch; docs/dump.md explains it to readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recipe.aem.settings import renamed
 
 VERSION = 2
 READ = (1, 2)
-"""Versions that are read. 1 is 2 without a digest."""
+"""Versions that can be read; version 1 is version 2 without a digest."""
 METADATA_KEY = b"verl_aem_dump"
 NO_DIGEST = "none: version 1 of the format has no digest"
 
@@ -35,7 +35,7 @@ TOKENS = {
     "base_advantages": None,
     "advantages": None,
 }
-"""Columns of one value a token; None: floating point, as wide as the trainer had it."""
+"""Columns of one value per token; None: floating point, with the trainer's width."""
 OPTIONAL_TOKENS = ("prompt_ids", "response_ids", "old_log_probs", "entropies", "values")
 
 SPAN = pa.struct([("start", pa.int32()), ("stop", pa.int32())])
@@ -47,10 +47,10 @@ TURNS = {
     "turn_kinds": pa.string(),
     "anchors": pa.string(),
 }
-"""Columns of one value a span, under the names that they have in `extra_fields`."""
+"""Columns of one value per span, by their names in `extra_fields`."""
 WORDS = ("fault", "cut")
 OUTCOMES = {"success": "acc", "task_score": "task_score"}
-"""Columns, and where in `reward_extra_info` they come from."""
+"""Columns, and their keys in `reward_extra_info`."""
 KIND = "acc/"
 
 TYPES: Mapping[str, Sequence[pa.DataType]] = {
@@ -66,15 +66,14 @@ TYPES: Mapping[str, Sequence[pa.DataType]] = {
     "place": (pa.int32(),),
     "spans": (pa.list_(SPAN),),
 }
-"""The types that each column may have; names of lists' entries are of no account."""
+"""The types that each column may have; the names of list entries do not matter."""
 
 REPEATING = (*TURNS, "prompt_ids", "response_ids", "rewards", "base_advantages", "advantages", "weights")
-"""Columns that repeat few values: written as a dictionary of these, so that a text which many turns share is stored
-once."""
+"""Columns with few distinct values: written with a dictionary, so that a text shared by many turns is stored once."""
 
 
 def to_table(step: Step) -> pa.Table:
-    """The step in the format."""
+    """Convert a step into a table of the format."""
     columns: dict[str, pa.Array] = {
         "key": pa.array(step.keys, pa.string()),
         "group": pa.array(step.groups, pa.string()),
@@ -104,22 +103,22 @@ def to_table(step: Step) -> pa.Table:
     kinds = [next((key.removeprefix(KIND) for key in info if key.startswith(KIND)), None) for info in infos]
     columns["kind"] = pa.array(kinds, pa.string())
     about = dataclasses.asdict(step.meta)
-    del about["digest"]  # known when the file is there
+    del about["digest"]  # known only after the table is built
     meta = json.dumps({"schema": VERSION, **about}).encode()
     table = pa.table(columns)
     return table.replace_schema_metadata({METADATA_KEY: meta, digest.METADATA_KEY: digest.digest_of(table, meta)})
 
 
 def read_meta(metadata: Mapping[bytes, bytes] | None, path: Any) -> Meta:
-    """What a file says about itself.
+    """Read a file's metadata.
 
     Raises:
-        DumpError: it is no dump, or of another version of the format.
+        DumpError: the file is not a dump, or has another version of the format.
     """
     if not metadata or METADATA_KEY not in metadata:
         raise DumpError(f"{path} is a Parquet file but not a dump (algorithm.dump.dir writes those)")
     try:
-        # of a diverged run NaN may stand among the settings
+        # the metadata of a diverged run may contain NaN
         given = parse_json(metadata[METADATA_KEY], not_a_number=True)
     except ValueError as error:
         raise DumpError(f"{path} is a damaged dump: its metadata are no JSON ({error})") from None
@@ -196,7 +195,7 @@ def _token_column(column: Ragged | None, kind: pa.DataType | None, rows: int) ->
     offsets = np.concatenate([[0], column.length_B.numpy().cumsum()]).astype(np.int32)
     values = column.values.detach().cpu()
     if kind is None and values.dtype not in (torch.float32, torch.float64):
-        values = values.float()  # exact: bfloat16 and float16, which Parquet has no place for
+        values = values.float()  # exact for bfloat16 and float16, which Parquet cannot store
     array = pa.array((values != 0 if kind == pa.bool_() else values).numpy(), type=kind)
     return pa.ListArray.from_arrays(pa.array(offsets), array)
 

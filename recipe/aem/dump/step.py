@@ -1,4 +1,4 @@
-"""One step's batch in memory, as it is written and as it is read back."""
+"""A step's batch in memory, as it is written and as it is read back."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ class DumpError(AEMError, FileError):
 
 @dataclass(frozen=True)
 class Meta:
-    """What a file says about itself.
+    """The metadata of a file.
 
     Attributes:
         step: verl's global step.
         part, parts: which of the step's sub-batches (`parameter_sync_step` of separate_async); 0 of 1 elsewhere.
-        width: how many tokens wide the batch was for the estimator: its longest response part.
-        rows, groups: how many the batch had, padding rows not counted.
+        width: number of tokens to which the batch was padded for the estimator: its longest response part.
+        rows, groups: their numbers in the batch, without padding rows.
         rows_left_out, groups_left_out: how many of them `algorithm.dump.rows` left out.
         estimator: `algorithm.adv_estimator`.
-        settings: of every block that this package reads, defaults included.
+        settings: of every block that this package reads, including defaults.
         algorithm: verl's whole `config.algorithm`.
-        weights: what the column `weights` holds, `alpha` (AEM) or `scale` (EMPG); None without a modulation.
-        centre: what EMPG's re-centring took off every advantage.
+        weights: the content of the column `weights`, `alpha` (AEM) or `scale` (EMPG); None without a modulation.
+        centre: the value that EMPG's re-centring subtracted from every advantage.
         run: project, experiment, model, tokenizer.
-        data: what the run was trained on: files, benchmark.
+        data: the run's training data: files, benchmark.
         packages: versions.
         machine: threads and vector instructions, on which the last bit of a sum may depend.
-        written: when, ISO 8601.
-        digest: of the rows, which were compared with it when they were read; of a file of version 1 that it has none.
-            Not among what is written.
+        written: time of writing, ISO 8601.
+        digest: of the rows, compared with them when they were read; for a file of version 1, a text saying that it has
+            none. Not written to the file's metadata.
     """
 
     step: int
@@ -69,17 +69,17 @@ class Meta:
 
 @dataclass(frozen=True)
 class Step:
-    """A batch, one entry a row of verl's, padding rows included, in its order.
+    """A batch, one entry per row of verl's batch, including padding rows, in verl's order.
 
     Attributes:
-        meta: of the file.
+        meta: the file's metadata.
         keys: `{uid}_{session}_{index}`, verl's name of a row.
         groups: verl's uid.
-        is_padding: rows that verl added to fill a mini-batch.
-        extra_fields: what the agent loop left, as far as the format has a place for it.
-        tokens: columns by the names of the format (`schema.TOKENS`); some may be missing.
-        weights: for each row one factor a span, None where nothing of the span counts; see `Meta.weights`.
-        bonuses: the same of EMPG's bonus.
+        is_padding: whether verl added the row to fill a mini-batch.
+        extra_fields: what the agent loop recorded, as far as the format can store it.
+        tokens: columns by their names in the format (`schema.TOKENS`); some may be missing.
+        weights: for each row one factor per span, None where no token of the span counts; see `Meta.weights`.
+        bonuses: EMPG's bonus, in the same form.
     """
 
     meta: Meta
@@ -93,5 +93,5 @@ class Step:
 
     @cached_property
     def batch(self) -> Batch:
-        """The rows as everything that computes on them reads them."""
+        """The rows as a `Batch`, the form in which all computations read them."""
         return Batch.from_dump(self)

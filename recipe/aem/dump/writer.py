@@ -1,4 +1,4 @@
-"""Writing steps in the background, so that training waits for no disk, and no disk can stop training."""
+"""Writing steps in the background, so that training never waits for a disk, and a disk can never stop training."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from recipe.aem.settings import SettingsError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
+# a child of verl's logger, which has its own handler: in verl's trainer the root logger passes only errors
 logger = logging.getLogger(f"verl.{__name__}")
 
 WAITING = 2
-"""Steps that may wait beside the one that is being written; more memory than that is never held."""
+"""Steps that may wait while another step is being written; this limits the memory held."""
 PATIENCE = 300.0
-"""Seconds that the end of the training waits for the last steps."""
+"""Seconds to wait for the last steps at the end of training."""
 
 
 class Writer:
-    """A directory that steps are written to, by one thread.
+    """A directory to which a single thread writes steps.
 
-    A step that finds the queue full is dropped, and so is one that finds no room on the disk: the next is tried again.
-    Any other error ends the dump with one warning.
+    A step is dropped if the queue or the disk is full; the next step is tried again. Any other error ends the dump with
+    one warning.
 
     Args:
-        directory: made if it does not exist.
+        directory: created if it does not exist.
     """
 
     def __init__(self, directory: Path):
@@ -43,14 +43,14 @@ class Writer:
         self._steps: queue.Queue[Step | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._run, name="aem-dump", daemon=True)
         try:
-            # here and never again: a directory that vanishes was taken away on purpose
+            # only here: a directory that vanishes later was removed on purpose
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self.stop(error)
         self._thread.start()
 
     def put(self, step: Step) -> bool:
-        """Hand a step over; False where it was dropped, because the disk is slower than the training."""
+        """Queue a step; return False if it was dropped because the disk is slower than the training."""
         try:
             self._steps.put_nowait(step)
         except queue.Full:
@@ -75,12 +75,12 @@ class Writer:
                 "Fix the cause, or set algorithm.dump.dir to another directory or to null.",
                 self.directory,
                 f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error,
-                # what is the user's to mend needs no traceback
+                # no traceback for errors that the user has to fix
                 exc_info=None if isinstance(error, OSError | SettingsError) else error,
             )
 
     def close(self) -> None:
-        """Write what is waiting, and end the thread."""
+        """Write the waiting steps, and end the thread."""
         try:
             self._steps.put(None, timeout=PATIENCE)
             self._thread.join(PATIENCE)
@@ -106,14 +106,14 @@ class Writer:
                     )
                 except Exception as error:
                     self.stop(error)
-            del step  # or its memory would stay until the next one comes
+            del step  # otherwise its memory would be held until the next step arrives
 
 
 def write_step(step: Step, directory: Path) -> Path:
-    """Write a step's file: it has its name when it is complete, and replaces an older one of that name.
+    """Write a step's file; it gets its name only when it is complete, and replaces an older file of that name.
 
     Returns:
-        The file.
+        The file's path.
     """
     import pyarrow.parquet as pq
 
@@ -121,16 +121,16 @@ def write_step(step: Step, directory: Path) -> Path:
 
     table = to_table(step)
     path = directory / step.meta.file_name
-    with replacing(path, path.with_name(f"{path.name}.part")) as part:  # a name that the report counts
+    with replacing(path, path.with_name(f"{path.name}.part")) as part:  # the report counts files with this name
         pq.write_table(
             table,
             part,
             row_group_size=max(len(table), 1),
             compression="zstd",
-            use_dictionary=[  # type: ignore[arg-type]  # the stubs know of all or none only
+            use_dictionary=[  # type: ignore[arg-type]  # the stubs allow only all columns or none
                 name for name in _leaves(table) if name.partition(".")[0] in REPEATING
             ],
-            # the default would give up on the texts of a long step's observations
+            # with the default limit, pyarrow drops the dictionary for the observations of a long step
             dictionary_pagesize_limit=1 << 26,
             write_page_checksum=True,
         )
@@ -138,7 +138,7 @@ def write_step(step: Step, directory: Path) -> Path:
 
 
 def _leaves(table: pa.Table) -> list[str]:
-    """The columns as Parquet names them."""
+    """Return the columns' names in Parquet."""
     from pyarrow.types import is_list
 
     return [f"{field.name}.list.element" if is_list(field.type) else field.name for field in table.schema]

@@ -1,4 +1,4 @@
-"""AEM, adaptive entropy modulation (arXiv 2605.00425): its settings, its advantages from a `Batch`, its metrics."""
+"""AEM, adaptive entropy modulation (arXiv 2605.00425): settings, advantages from a `Batch`, metrics."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class AemSettings(Modulator):
-    """`algorithm.aem`; the defaults are the paper's (arXiv 2605.00425), but for `base_estimator`.
+    """`algorithm.aem`; the defaults are the paper's (arXiv 2605.00425), except for `base_estimator`.
 
     Attributes:
-        base_estimator: the advantage that is modulated: an estimator registered in verl, `grpo_rows` or `gigpo`.
-        lam: λ, the strength; 0 gives the base advantages back.
+        base_estimator: the advantage to modulate: an estimator registered in verl, `grpo_rows` or `gigpo`.
+        lam: λ, the strength; 0 returns the base advantages.
         min_range: nats; a group whose response entropies span less keeps α = 1. 0 switches the guard off.
-        scope: over which responses minimum, maximum and mean are taken.
+        scope: the set of responses over which minimum, maximum and mean are taken.
         direction: `reversed` rewards uncertain responses instead (the paper's ablation).
         mean: whether mean α is 1 over responses or over tokens.
         shuffle: a seed; α is then permuted among the responses of each group (the paper's ablation).
-        relative_to: null, or `turn_kind` or `anchor`: entropies less the mean of the set's responses on the same kind
-            of turn, or to the same observation (ours, exploratory).
-        proxy: `surprisal` puts the length-normalised −log π in the entropy's place (ours; needs no entropies).
+        relative_to: null, `turn_kind` or `anchor`: subtract from each entropy the mean over the set's responses on the
+            same kind of turn, or to the same observation (ours, exploratory).
+        proxy: `surprisal` uses the length-normalised −log π instead of the entropy (ours; needs no entropies).
     """
 
     name: ClassVar = "aem"
@@ -92,7 +92,7 @@ class AemSettings(Modulator):
             trajectory_B=batch.trajectory_B,
             direction=self.direction,
             mean=self.mean,
-            # another permutation at each step, the same one in a repeated run
+            # a different permutation at each step, the same in a repeated run
             shuffle=None if self.shuffle is None else self.shuffle + step,
             relative_to_N=None if self.relative_to is None else _kinds(self.relative_to, batch),
         )
@@ -102,7 +102,7 @@ class AemSettings(Modulator):
 
 
 def _kinds(relative_to: RelativeTo, batch: Batch) -> Tensor:
-    """What `algorithm.aem.relative_to` compares responses by, as integer labels."""
+    """Return each response's kind according to `algorithm.aem.relative_to`, as integer labels."""
     column = {"turn_kind": "turn_kinds", "anchor": "anchors"}[relative_to]
     if not all(column in batch.extra_fields[row] for row, _ in batch.places):
         raise AEMValueError(
@@ -113,13 +113,13 @@ def _kinds(relative_to: RelativeTo, batch: Batch) -> Tensor:
 
 
 def aem_metrics(stats: AemStats, advantage_N: Tensor, group_N: Tensor) -> dict[str, float]:
-    """Summaries over the responses of one batch; empty where the batch holds no response.
+    """Summarise the responses of one batch; empty for a batch without responses.
 
     verl averages metrics over the sub-batches of a step by substrings of their names (`max`, `min`, `sum`, `total`,
     `mean`), so the names here contain such a word only where that rule is right.
 
     Args:
-        stats: of `aem_core.aem`.
+        stats: from `aem_core.aem`.
         advantage_N: base advantage of each response.
         group_N: integer label of each response's prompt group.
     """
@@ -153,7 +153,7 @@ def aem_metrics(stats: AemStats, advantage_N: Tensor, group_N: Tensor) -> dict[s
 
 
 def _constant_groups(advantage_N: Tensor, group_N: Tensor) -> Tensor:
-    """The share of prompt groups whose responses all have the same base advantage: nothing to learn from."""
+    """Return the share of prompt groups whose responses all have the same base advantage: nothing to learn from."""
     group_N = torch.unique(group_N, return_inverse=True)[1]
     size = int(group_N.max()) + 1
     low = torch.full((size,), float("inf")).scatter_reduce(0, group_N, advantage_N, "amin")

@@ -1,4 +1,4 @@
-"""What an algorithm is to the rest of this package: a block of settings that computes advantages."""
+"""The interface of an algorithm to the rest of this package: a block of settings that computes advantages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Measure = Literal["entropies", "old_log_probs"]
 
 @dataclass(frozen=True)
 class BaseAdvantages:
-    """What a base estimator gives.
+    """The result of a base estimator.
 
     Attributes:
-        advantage_BT: 0 off the mask.
-        return_BT: what verl calls returns; the advantages themselves for an outcome estimator.
+        advantage_BT: 0 outside the mask.
+        return_BT: what verl calls returns; for an outcome estimator, the advantages themselves.
         metrics: for verl's tracking.
     """
 
@@ -31,43 +31,43 @@ class BaseAdvantages:
 
 
 class Base(Block):
-    """An estimator that sees every response with its own reward, and not a trajectory's one outcome."""
+    """An estimator that gives every response a separate reward, rather than only its trajectory's outcome."""
 
     metric_prefix: ClassVar[str] = ""
-    """Of its metrics, by which a run without a dump is known."""
+    """The prefix of its metrics, by which reports recognise a run without a dump."""
 
     @abstractmethod
     def advantages(self, algorithm: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
-        """The advantages of a batch of rows that all take part.
+        """Compute the advantages of a batch in which all rows take part.
 
         Args:
             algorithm: `config.algorithm`.
             batch: the rows.
-            reward_BT: token-level rewards, KL where `kl_on_last_rows` puts it.
+            reward_BT: token-level rewards, with the KL placed as by `kl_on_last_rows`.
         """
 
 
 class Modulator(Block):
-    """An estimator that modulates the advantages of another one, `base_estimator`, by a measure of uncertainty."""
+    """An estimator that modulates the advantages of `base_estimator` by a measure of uncertainty."""
 
     weight: ClassVar[str]
-    """Of the dump's column `weights`: the stats have it as `{weight}_N`."""
+    """The name of the values in the dump's column `weights`: the stats have them as `{weight}_N`."""
     symbol: ClassVar[str]
-    """How reports write it."""
+    """The symbol for the weight in reports."""
     metric_prefix: ClassVar[str]
     without_entropies: ClassVar[tuple[str, str] | None] = None
-    """The setting, and its value, with which it needs none."""
+    """The setting, and its value, with which the estimator needs no entropies."""
 
     base_estimator: str
 
     @property
     def measure(self) -> Measure:
-        """The column that the modulation is made from."""
+        """The column from which the modulation is computed."""
         return "entropies"
 
     @property
     def whole_batch(self) -> str:
-        """Why its statistics reach beyond the prompt group, in words; empty where they do not."""
+        """The reason, in words, why its statistics extend beyond the prompt group; empty if they do not."""
         return ""
 
     @abstractmethod
@@ -77,11 +77,11 @@ class Modulator(Block):
         """Modulate the base's advantages.
 
         Args:
-            batch: of rows that all take part.
+            batch: all its rows take part.
             base_BT: the base's advantages.
             measure_BT: entropies, or −log π of the sampled tokens, nats.
             step: verl's global step.
 
         Returns:
-            The advantages, `aem_core`'s stats of them, and the metrics.
+            The advantages, their stats from `aem_core`, and the metrics.
         """

@@ -1,4 +1,4 @@
-"""EMPG, entropy-modulated policy gradients (arXiv 2509.09265): its settings, advantages and metrics."""
+"""EMPG, entropy-modulated policy gradients (arXiv 2509.09265): settings, advantages, metrics."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from recipe.aem.methods.algorithm import Modulator
 
 @dataclass(frozen=True)
 class EmpgSettings(Modulator):
-    """`algorithm.empg`; the defaults are the project page's (arXiv 2509.09265), but for `base_estimator`.
+    """`algorithm.empg`; the defaults are the project page's (arXiv 2509.09265), except for `base_estimator`.
 
     Attributes:
         base_estimator: as in `algorithm.aem`.
         k: strength of the self-calibrating scaling.
-        k_future: strength of the future-clarity bonus's fall with the next step's entropy.
+        k_future: how fast the future-clarity bonus falls with the next step's entropy.
         zeta: ζ, the bonus's weight.
         scaling, bonus, recentre: the three parts, each switchable (the paper's ablation).
     """
@@ -49,7 +49,7 @@ class EmpgSettings(Modulator):
         self, batch: Batch, base_BT: Tensor, measure_BT: Tensor, step: int
     ) -> tuple[Tensor, EmpgStats, Mapping[str, float]]:
         responses = batch.responses
-        # responses are numbered by place within a row, so this grows with time within a trajectory
+        # responses are numbered by position within a row, so this grows with time within a trajectory
         turn_N = batch.order_B[responses.row_N] * len(responses) + torch.arange(len(responses))
         advantage_BT, stats = empg(
             base_BT,
@@ -68,10 +68,10 @@ class EmpgSettings(Modulator):
 
 
 def empg_metrics(stats: EmpgStats, advantage_N: Tensor) -> dict[str, float]:
-    """Summaries over the responses of one batch; empty where the batch holds no response.
+    """Summarise the responses of one batch; empty for a batch without responses.
 
     Args:
-        stats: of `aem_core.empg`.
+        stats: from `aem_core.empg`.
         advantage_N: base advantage of each response.
     """
     if not len(stats.entropy_N):
@@ -85,7 +85,7 @@ def empg_metrics(stats: EmpgStats, advantage_N: Tensor) -> dict[str, float]:
         "empg/centre": stats.centre,
         "empg/entropy/mean": stats.entropy_N.mean(),
         "empg/entropy/range": stats.entropy_N.max() - stats.entropy_N.min(),
-        # unlike AEM, EMPG can turn an advantage round
+        # unlike AEM, EMPG can reverse the sign of an advantage
         "empg/advantage/flipped": (final_N * advantage_N < 0).float().mean(),
         "empg/advantage/final_mean": final_N.mean(),
     }

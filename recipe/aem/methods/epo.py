@@ -1,6 +1,6 @@
-"""EPO (arXiv 2509.22576): its settings, what they need, and its loss terms' weights from a `Batch`.
+"""EPO (arXiv 2509.22576): settings, their requirements, and the weights of the loss terms from a `Batch`.
 
-The terms themselves are computed in the worker (`seam/epo_loss.py`); the trainer keeps the history (`seam/epo.py`).
+The worker computes the terms (`seam/epo_loss.py`); the trainer keeps the history (`seam/epo.py`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class EpoSettings(Block):
         enable: add EPO's two terms to the actor's loss.
         coef: λ, the strength of both terms.
         lower: κ_l, the band's lower edge as a multiple of the mean entropy of past steps.
-        upper: κ_r, its upper edge.
-        alpha: α, the strength of the penalty outside the band; 0.05 for ScienceWorld.
+        upper: κ_r, the band's upper edge as such a multiple.
+        alpha: α, the strength of the penalty outside the band; the paper's value for ScienceWorld is 0.05.
         gamma: γ, how fast the penalty's weight β falls from 2 towards 1.
-        total_steps: K, the steps that β's schedule is laid out for; null takes the trainer's.
-        allow_missing_history: resume from a checkpoint without EPO's history, which then starts anew.
+        total_steps: K, the number of steps of β's schedule; null uses the trainer's number.
+        allow_missing_history: resume from a checkpoint without EPO's history; the history then starts empty.
     """
 
     name: ClassVar = "epo"
@@ -54,13 +54,13 @@ class EpoSettings(Block):
             self.refuse("total_steps", "null (the trainer's total steps) or an integer >= 2")
 
     def check(self, config: Mapping[str, Any]) -> None:
-        """Refuse what EPO cannot work with.
+        """Reject a configuration that EPO cannot work with.
 
         Args:
             config: verl's whole configuration.
 
         Raises:
-            SettingsError: naming the setting.
+            SettingsError: names the setting.
         """
         if not self.enable:
             return
@@ -84,11 +84,11 @@ class EpoSettings(Block):
 
 
 def batch_weights(batch: Batch) -> tuple[Tensor, int]:
-    """The weight of each token in the batch's mean entropy, and the number of trajectories that hold a response.
+    """Return the weight of each token in the batch's mean entropy, and the number of trajectories with a response.
 
-    Responses are those of AEM: the loop's spans where it recorded them, else runs of the mask, never a token off the
-    mask. A trajectory without a response (filtered, or rejected by rollout correction) does not count, nor does one
-    with a fault, or one that faults left alone in its prompt group, nor a padding row.
+    Responses are the same as for AEM: the agent loop's spans where it recorded them, else runs of the mask, in both
+    cases without masked tokens. Padding rows do not count, nor do trajectories without a response (filtered, or
+    rejected by rollout correction), with a fault, or left alone in their prompt group by faults.
 
     Returns:
         (B, T) weights that sum to 1, or to 0 in a batch without responses; the number of trajectories.

@@ -1,4 +1,4 @@
-"""GiGPO (arXiv 2505.10978): its settings, its advantages from a `Batch`, its metrics."""
+"""GiGPO (arXiv 2505.10978): settings, advantages from a `Batch`, metrics."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from recipe.aem.methods.turns import Turn, all_turns, on_tokens, outcomes, penal
 
 @dataclass(frozen=True)
 class GigpoSettings(Base):
-    """`algorithm.gigpo` (arXiv 2505.10978), read where gigpo is the estimator or the base.
+    """`algorithm.gigpo` (arXiv 2505.10978), read if gigpo is the estimator or the base.
 
     Attributes:
-        weight: w, of the step advantage.
+        weight: w, the weight of the step advantage.
         gamma: discount of the step returns.
         by_std: divide the episode and the step advantage by σ.
-        over: the statistics of the episode advantage, over responses (verl-agent's) or trajectories.
-        step_rewards: factor of the environment's own rewards in the step returns, those of the turns before the last; 0
-            leaves the outcome alone.
+        over: whether the episode advantage's statistics run over responses (as in verl-agent) or trajectories.
+        step_rewards: factor of the environment's rewards for the turns before the last in the step returns; with 0,
+            only the outcome counts.
     """
 
     name: ClassVar = "gigpo"
@@ -53,7 +53,7 @@ class GigpoSettings(Base):
         trajectory_U = batch.trajectory_B[row_U]
         outcome_U = outcomes(batch, reward_BT)[row_U]
         penalty_U = penalties(batch, turns)
-        # at 0 they are not read: the environment's scale is then no matter
+        # at 0 they are not read, so the environment's reward scale does not matter
         step_U = step_rewards(batch, turns) if self.step_rewards else torch.zeros(len(turns))
         return_U = self._returns(outcome_U, step_U, trajectory_U, turns, batch) + penalty_U
         advantage_U, stats = gigpo(
@@ -72,11 +72,11 @@ class GigpoSettings(Base):
     def _returns(
         self, outcome_U: Tensor, step_U: Tensor, trajectory_U: Tensor, turns: Sequence[Turn], batch: Batch
     ) -> Tensor:
-        """Discounted returns, of the environment's own rewards before the last turn, and of the outcome with that.
+        """Compute discounted returns of the environment's rewards before the last turn and the outcome at that turn.
 
-        What the environment gave for the last turn is left out: it is how it rewards the end, and the outcome is that.
+        The environment's reward for the last turn is left out, because it rewards the end, as the outcome does.
         """
-        # within a trajectory by row and within a row by place, wherever verl's balancing has put the rows
+        # order by row within a trajectory and by position within a row, whatever order verl's balancing gave the rows
         turn_U = torch.tensor(
             [batch.row_keys[turn.row].index * (batch.width + 1) + turn.start for turn in turns], dtype=torch.int64
         )
@@ -86,7 +86,7 @@ class GigpoSettings(Base):
 
 
 def _anchor(extra: Mapping[str, Any], turn: Turn) -> str:
-    """The raw observation that the turn answered."""
+    """Return the raw observation that the turn answered."""
     if "anchors" not in extra:
         raise AEMValueError(
             "gigpo compares turns that answered the same observation, and the agent loop left no "
@@ -96,11 +96,11 @@ def _anchor(extra: Mapping[str, Any], turn: Turn) -> str:
 
 
 def gigpo_metrics(stats: GigpoStats, responses: int) -> dict[str, float]:
-    """How much GiGPO's step term had to work with.
+    """Summarise the step sets from which GiGPO computed its step term; empty without responses.
 
     Args:
-        stats: of `aem_core.gigpo`, the responses first; what follows are turns that are masked whole.
-        responses: how many responses there are; empty without any.
+        stats: from `aem_core.gigpo`: the responses first, then the turns that are entirely masked.
+        responses: the number of responses.
     """
     if not responses:
         return {}

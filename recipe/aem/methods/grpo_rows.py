@@ -16,9 +16,9 @@ from recipe.aem.methods.turns import all_turns, on_tokens, outcomes, penalties, 
 
 @dataclass(frozen=True)
 class GrpoRows(Base):
-    """Without a block of its settings: it reads verl's `algorithm.norm_adv_by_std_in_grpo`.
+    """GRPO over turns; it has no settings block, but reads verl's `algorithm.norm_adv_by_std_in_grpo`.
 
-    A turn's reward is its trajectory's outcome plus what is due to that turn alone.
+    A turn's reward is its trajectory's outcome plus any reward of that turn alone.
     """
 
     name: ClassVar = "grpo_rows"

@@ -1,8 +1,8 @@
-"""verl's own estimators, over batches whose trajectories may span several rows.
+"""verl's estimators over batches whose trajectories may span several rows.
 
-verl treats a trajectory of several rows as one only for `grpo` (trainer/ppo/v1/utils.py:167); for every other outcome
-estimator each row would count as a member of the group. Here an outcome estimator sees one sequence a trajectory: its
-response tokens in order and its one reward at the end.
+verl treats a trajectory of several rows as a single sample only for `grpo` (trainer/ppo/v1/utils.py:167); for every
+other outcome estimator each row would count as a member of the group. Here an outcome estimator sees one sequence per
+trajectory: its response tokens in order, and its outcome as the reward at the end.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from recipe.aem.methods.algorithm import BaseAdvantages
 
 GAE, GRPO, OPO = "gae", "grpo", "opo"
 OUTCOME_BASES = ("gpg", GRPO, "grpo_passk", OPO, "reinforce_plus_plus", "reinforce_plus_plus_baseline", "rloo")
-"""Estimators of verl for one outcome a sequence."""
+"""verl's estimators for one outcome per sequence."""
 OVER_TRAJECTORIES = "_trajectories"
 WHOLE_BATCH = (GAE, "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
-"""Those that take a mean over the batch, beyond the prompt group."""
+"""Estimators that take a mean over the batch, beyond the prompt group."""
 
 Estimator = Callable[[Tensor, Tensor, list], Tensor]
 """(token_level_rewards, response_mask, group label of each row) -> advantages, all of one shape."""
 
 
 def of_verl(name: str, algorithm: Mapping[str, Any], batch: Batch, reward_BT: Tensor) -> BaseAdvantages:
-    """The advantages of an estimator of verl: once a trajectory, `gae` once a row.
+    """Compute the advantages of one of verl's estimators: one sequence per trajectory, for `gae` one per row.
 
     Args:
-        name: of verl's estimator.
+        name: name of verl's estimator.
         algorithm: `config.algorithm`.
-        batch: of rows that all take part, with `values` for `gae`.
-        reward_BT: token-level rewards, KL where `kl_on_last_rows` puts it.
+        batch: all its rows take part; with `values` for `gae`.
+        reward_BT: token-level rewards, with the KL placed as by `kl_on_last_rows`.
     """
     if name == GAE:
         if "values" not in batch.tokens:
@@ -52,23 +52,23 @@ def of_verl(name: str, algorithm: Mapping[str, Any], batch: Batch, reward_BT: Te
 
 
 def once_a_trajectory(batch: Batch, reward_BT: Tensor, estimator: Estimator) -> Tensor:
-    """Run an outcome estimator with one sequence a trajectory and bring its advantages back to the rows.
+    """Run an outcome estimator with one sequence per trajectory and copy its advantages back to the rows.
 
-    The sequence is made of the trajectory's tokens under the mask; its reward is that of the last row (verl copies the
-    outcome onto every row, and `kl_on_last_rows` brings the KL of all rows there), set on the last token. A trajectory
-    that is masked whole keeps one token in the estimator's view, so that its reward stays in the baseline.
+    The sequence consists of the trajectory's unmasked tokens. Its reward is that of the last row (verl copies the
+    outcome onto every row, and `kl_on_last_rows` moves the KL of all rows there), placed on the last token. A
+    trajectory that is entirely masked keeps one token for the estimator, so that its reward stays in the baseline.
 
     Args:
-        batch: of rows that all take part.
+        batch: all its rows take part.
         reward_BT: token-level rewards.
         estimator: the base, as verl defines it.
 
     Returns:
-        Advantages of the shape of `reward_BT`, 0 off the mask.
+        Advantages of the shape of `reward_BT`, 0 outside the mask.
     """
     mask_BT = batch.mask_BT.bool()
     trajectories = list(batch.trajectories.values())
-    # rows in the order of the sequences: their tokens under the mask, row after row, are the sequences' tokens
+    # rows in the order of the sequences: their unmasked tokens, row by row, are the sequences' tokens
     order = torch.tensor([row for rows in trajectories for row in rows], dtype=torch.int64)
     number_K = torch.arange(len(trajectories))
     sequence_B = number_K.repeat_interleave(torch.tensor([len(rows) for rows in trajectories]))
@@ -89,26 +89,26 @@ def once_a_trajectory(batch: Batch, reward_BT: Tensor, estimator: Estimator) -> 
 
 
 def kl_on_last_rows(reward_BT: Tensor, score_BT: Tensor, keys: Sequence[str]) -> Tensor:
-    """Rewards in which each trajectory's last row holds the KL of all its rows.
+    """Move the KL of all rows of a trajectory into the rewards of its last row.
 
         last row:    Σ_t reward = R − β Σ_rows Σ_t KL_t          the trajectory's return
         other rows:  their scores, in which verl repeats R
 
-    verl takes KL off row by row (`apply_kl_penalty`: reward = score − β KL) and repeats the outcome R on every row;
-    estimators that read a trajectory's outcome from its last row would see the KL of that row alone. It is moved and
-    not copied, so that verl's means of the rewards hold every token's KL once. What comes from the rows before stands
-    on the last row's first token, which every row has.
+    verl subtracts KL row by row (`apply_kl_penalty`: reward = score − β KL) and repeats the outcome R on every row;
+    estimators that read a trajectory's outcome from its last row would see only the KL of that row. The KL is moved,
+    not copied, so that verl's means of the rewards contain every token's KL once. The KL of the earlier rows goes on
+    the last row's first token, since every row has a first token.
 
     Args:
-        reward_BT: rewards, KL taken off.
+        reward_BT: rewards with KL subtracted.
         score_BT: the same without KL (verl's `token_level_scores`).
         keys: `{uid}_{session}_{index}`, verl's name of a row.
 
     Returns:
-        (B, T); `reward_BT` itself, to the bit, where every trajectory is one row.
+        (B, T); equal to `reward_BT` bit for bit if every trajectory is one row.
 
     Examples:
-        Two turns, an outcome of 5, and 0.25, 0.5 and 1.0 of KL, of which the last two are the second turn's:
+        Two turns, an outcome of 5, and a KL of 0.25 in the first turn, 0.5 and 1.0 in the second:
 
         >>> score_BT = torch.tensor([[5.0, 0.0], [0.0, 5.0]])
         >>> kl_on_last_rows(score_BT - torch.tensor([[0.25, 0.0], [0.5, 1.0]]), score_BT, ["u_0_0", "u_0_1"])
@@ -131,7 +131,7 @@ def verl_advantages(
     group_B: Sequence[str],
     value_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns by verl's own `compute_advantage`, so that each base gets the arguments verl gives it."""
+    """Run verl's `compute_advantage`, so that each base gets the arguments that verl gives it."""
     import numpy as np
     from verl import DataProto
     from verl.trainer.ppo.ray_trainer import compute_advantage
@@ -146,16 +146,16 @@ def verl_advantages(
         gamma=config.get("gamma", 1.0),
         lam=config.get("lam", 1.0),
         norm_adv_by_std_in_grpo=config.get("norm_adv_by_std_in_grpo", True),
-        config=config,  # type: ignore[arg-type]  # verl hands its estimators the DictConfig too
+        config=config,  # type: ignore[arg-type]  # verl passes the DictConfig to its estimators too
     )
     return data.batch["advantages"], data.batch["returns"]
 
 
 def of_some_rows(compute: Callable[..., Any], data: Any, keys: Sequence[str], kept: Sequence[int]) -> Any:
-    """Advantages by verl's own code as if a batch held some of its rows only; 0 in the others.
+    """Compute advantages by verl's code as if the batch held only some of its rows; 0 in the others.
 
     Args:
-        compute: verl's `compute_advantage_for_multi_trajectories`, bound but for its data and their keys.
+        compute: verl's `compute_advantage_for_multi_trajectories`, bound except for its data and their keys.
         data: verl's DataProto; gets `advantages` and `returns` of all its rows.
         keys: verl's names of the rows.
         kept: the numbers of the rows that take part.

@@ -1,4 +1,4 @@
-"""Every algorithm of this package, once; and what a run asks of them."""
+"""The list of this package's algorithms, and a run's settings for them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from recipe.aem.settings import Block
 
 MODULATORS: Mapping[str, type[Modulator]] = {each.name: each for each in (AemSettings, EmpgSettings)}
 RESPONSE_BASES: Mapping[str, type[Base]] = {each.name: each for each in (GigpoSettings, GrpoRows)}
-"""Bases that see every response with its own reward, and not a trajectory's one outcome."""
+"""Bases that give every response a separate reward, rather than only its trajectory's outcome."""
 LOSS_TERMS: Mapping[str, type[Block]] = {EpoSettings.name: EpoSettings}
-"""Terms of the actor's loss, which go with any estimator: `algorithm.NAME.enable`."""
+"""Terms of the actor's loss, which can be combined with any estimator: `algorithm.NAME.enable`."""
 ESTIMATORS = (*MODULATORS, *RESPONSE_BASES, *(name + OVER_TRAJECTORIES for name in OUTCOME_BASES))
-"""What this package registers as `algorithm.adv_estimator`; `rloo_trajectories` is verl's `rloo` with one sequence a
-trajectory, where verl's own counts every row."""
+"""The values of `algorithm.adv_estimator` that this package registers; `rloo_trajectories` is verl's `rloo` with one
+sequence per trajectory, whereas verl's `rloo` counts every row."""
 BLOCKS: Mapping[str, type[Block]] = {
     name: block for name, block in {**MODULATORS, **RESPONSE_BASES}.items() if dataclasses.fields(block)
 }
 """The blocks of settings that estimators read."""
 REPLAYED = (*ESTIMATORS, *OUTCOME_BASES, GAE)
-"""Estimators that `aem replay` can compute: these, and verl's own."""
+"""Estimators that `aem replay` can compute: this package's and verl's."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run asks for: its estimator, and the settings of every algorithm."""
+    """A run's estimator, and its settings of every algorithm."""
 
     estimator: str
     blocks: Mapping[str, Block]
 
     @classmethod
     def of(cls, estimator: str, *blocks: Block) -> Settings:
-        """An estimator with these settings, and the defaults of all others."""
+        """Combine an estimator with the given blocks, and the defaults of all other blocks."""
         given = {block.name: block for block in blocks}
         every = {**MODULATORS, **RESPONSE_BASES}
         return cls(estimator, {name: given.get(name) or block() for name, block in every.items()})
@@ -58,40 +58,40 @@ class Settings:
         return cls(str(algorithm["adv_estimator"]), {name: each.from_config(algorithm) for name, each in every.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values: the estimator, and of each block its fields."""
+        """Return plain values: the estimator, and the fields of each block."""
         return {"estimator": self.estimator, **{name: dataclasses.asdict(self.blocks[name]) for name in BLOCKS}}  # type: ignore[call-overload]
 
     @property
     def modulator(self) -> Modulator | None:
-        """The estimator, where it is one that modulates another."""
+        """The estimator if it is a modulator, else None."""
         block = self.blocks.get(self.estimator)
         return block if isinstance(block, Modulator) else None
 
     @property
     def base(self) -> str:
-        """The advantage that everything begins with."""
+        """The name of the estimator that computes the base advantages."""
         modulator = self.modulator
         return modulator.base_estimator if modulator else self.estimator.removesuffix(OVER_TRAJECTORIES)
 
     @property
     def measure(self) -> Measure | None:
-        """The column of the batch that the modulation is made from."""
+        """The column of the batch from which the modulation is computed."""
         return self.modulator.measure if self.modulator else None
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the batch that the estimator reads beside rewards and mask."""
+        """The columns of the batch that the estimator reads in addition to rewards and mask."""
         return [name for name in (self.measure, "values" if self.base == GAE else None) if name]
 
     @property
     def whole_batch(self) -> str:
-        """Which of the settings reads beyond the prompt group; empty where none does."""
+        """The reason, in words, why the statistics extend beyond the prompt group; empty if they do not."""
         if self.modulator and self.modulator.whole_batch:
             return self.modulator.whole_batch
         return f"{self.base} takes its statistics over the whole batch" if self.base in WHOLE_BATCH else ""
 
     def base_advantages(self, algorithm: Mapping[str, Any], batch: Batch, reward_BT: Any) -> BaseAdvantages:
-        """The advantages of the base, of a batch of rows that all take part; see `Base.advantages`."""
+        """Compute the base advantages of a batch in which all rows take part; see `Base.advantages`."""
         block = self.blocks.get(self.base)
         if isinstance(block, Base):
             return block.advantages(algorithm, batch, reward_BT)
@@ -99,7 +99,7 @@ class Settings:
 
 
 def shares_return(algorithm: Mapping[str, Any]) -> bool:
-    """Whether all rows of a trajectory have its one return; else each row is a sample of its own, and keeps its own KL.
+    """Return whether all rows of a trajectory share its return; if not, each row is a separate sample and keeps its KL.
 
     Args:
         algorithm: `config.algorithm`.

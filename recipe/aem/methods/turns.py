@@ -1,4 +1,4 @@
-"""The turns of a batch with what each is due: shared by the bases that see every turn with its own reward."""
+"""The turns of a batch and their rewards: shared by the bases that give every turn a separate reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Turn:
 
 
 def all_turns(batch: Batch) -> list[Turn]:
-    """The responses in their order; then the turns that are masked whole, whose rewards stay in the baseline."""
+    """List the responses in order, then the turns that are entirely masked, whose rewards stay in the baseline."""
     start_N = first_tokens(batch.responses) % max(batch.width, 1)
     turns = [Turn(row, span, start) for (row, span), start in zip(batch.places, start_N.tolist(), strict=True)]
     found = set(batch.places)
@@ -35,17 +35,17 @@ def all_turns(batch: Batch) -> list[Turn]:
 
 
 def rows_of(turns: Sequence[Turn]) -> Tensor:
-    """The row of each turn, (U,)."""
+    """Return the row of each turn, (U,)."""
     return torch.tensor([turn.row for turn in turns], dtype=torch.int64)
 
 
 def penalties(batch: Batch, turns: Sequence[Turn]) -> Tensor:
-    """`turn_penalties` of each turn, (U,), 0 where the loop recorded none."""
+    """Return `turn_penalties` of each turn, (U,), 0 where the agent loop recorded none."""
     return _recorded(batch, turns, "turn_penalties")
 
 
 def step_rewards(batch: Batch, turns: Sequence[Turn]) -> Tensor:
-    """What the environment gave for each turn, (U,), 0 where the loop recorded nothing."""
+    """Return the environment's reward for each turn, (U,), 0 where the agent loop recorded none."""
     return _recorded(batch, turns, "turn_rewards")
 
 
@@ -57,7 +57,7 @@ def _recorded(batch: Batch, turns: Sequence[Turn], name: str) -> Tensor:
 
 
 def on_tokens(batch: Batch, advantage_U: Tensor) -> Tensor:
-    """(B, T) of one value a turn: on the tokens of the responses, 0 elsewhere."""
+    """Spread one value per turn over the tokens of the responses, (B, T), 0 elsewhere."""
     responses = batch.responses
     advantage_BT = torch.zeros(responses.shape, dtype=advantage_U.dtype)
     advantage_BT.view(-1)[responses.token_M] = advantage_U[responses.response_M]
@@ -65,7 +65,7 @@ def on_tokens(batch: Batch, advantage_U: Tensor) -> Tensor:
 
 
 def outcomes(batch: Batch, reward_BT: Tensor) -> Tensor:
-    """The outcome of each row's trajectory: the summed reward of its last row."""
+    """Return the outcome of each row's trajectory: the summed reward of its last row."""
     outcome_B = reward_BT.new_zeros(len(reward_BT))
     for rows in batch.trajectories.values():
         outcome_B[rows] = reward_BT[rows[-1]].sum()

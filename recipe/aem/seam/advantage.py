@@ -1,4 +1,4 @@
-"""The advantages of one batch: the base's, then its modulation (`recipe.aem.methods`)."""
+"""The advantages of a batch: the base advantages, then their modulation (`recipe.aem.methods`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from recipe.aem.methods.registry import Settings
 
 @dataclass(frozen=True)
 class Computed:
-    """How the advantages of a batch came about.
+    """The advantages of a batch, and the values from which they were computed.
 
     Attributes:
-        batch: with the response mask that the estimator saw; `batch.live` are the rows that took part.
+        batch: with the response mask that the estimator saw; the rows of `batch.live` took part.
         reward_BT: token-level rewards, as the estimator saw them.
-        base_BT: the base's advantages, 0 in rows that took no part.
-        advantage_BT: what the update uses.
-        stats: `aem_core`'s of the modulation, over the responses of `batch.live`; None for an estimator without one.
+        base_BT: the base advantages, 0 in rows that took no part.
+        advantage_BT: the advantages that the update uses.
+        stats: the modulation's stats from `aem_core`, over the responses of `batch.live`; None without a modulation.
     """
 
     batch: Batch
@@ -35,15 +35,15 @@ class Computed:
 
 @dataclass
 class Advance:
-    """One computation of advantages, and what verl does not hand to an estimator.
+    """A computation of advantages, with the inputs that verl does not pass to an estimator.
 
     Attributes:
-        batch: with the columns that `settings` ask for.
-        settings: of this run; None for an estimator that is not of this package.
+        batch: with the columns that `settings` require.
+        settings: of this run; None for an estimator that is not from this package.
         step: verl's global step.
         metrics: verl's dictionary of the step's metrics; written to.
-        seconds: what fetching the batch took.
-        computed: filled when the advantages are there.
+        seconds: how long fetching the batch took.
+        computed: set when the advantages have been computed.
     """
 
     batch: Batch
@@ -57,20 +57,20 @@ class Advance:
 def compute_advantages(
     advance: Advance, reward_BT: Tensor, mask_BT: Tensor, config: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of a batch: the base's, modulated where the estimator is a modulator.
+    """Compute the advantages and returns of a batch: the base's, modulated if the estimator is a modulator.
 
-    Padding rows, trajectories with a fault, and what faults left alone in its group take no part in any statistic:
-    their advantages and returns are 0, and the others' are those of a batch without them.
+    Padding rows, trajectories with a fault, and trajectories that faults left alone in their group take no part in any
+    statistic: their advantages and returns are 0, and those of the other rows are as in a batch without them.
 
     Args:
         advance: the batch, and the settings of an estimator of this package.
-        reward_BT: token-level rewards. KL in the reward is already taken off, that of a whole trajectory in its last
-            row (`recipe.aem.methods.outcomes.kl_on_last_rows`).
-        mask_BT: response mask; what rollout correction rejected is 0 in it.
+        reward_BT: token-level rewards. KL is already subtracted, for a whole trajectory in its last row
+            (`recipe.aem.methods.outcomes.kl_on_last_rows`).
+        mask_BT: response mask; tokens that rollout correction rejected are 0 in it.
         config: `config.algorithm`.
 
     Raises:
-        ValueError: the batch does not fit the mask.
+        AEMValueError: the batch does not fit the mask.
     """
     settings = advance.settings
     assert settings is not None
@@ -82,7 +82,7 @@ def compute_advantages(
     base = settings.base_advantages(config, live, reward_BT[rows])
     advance.metrics.update(base.metrics)
 
-    # the base's own seconds are not the modulation's
+    # do not count the base's seconds as the modulation's
     started = time.perf_counter()
     advantage_LT, stats = base.advantage_BT, None
     if (modulator := settings.modulator) is not None:

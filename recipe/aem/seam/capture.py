@@ -1,5 +1,8 @@
-"""Collecting a step in verl's trainer. `wraps.py` calls `take` behind the advantages, and puts `around_fit` round
-verl's `fit`. Nothing here may stop a training: an error ends the dump, with one warning."""
+"""Collecting a step for the dump in verl's trainer.
+
+`wraps.py` calls `take` after computing the advantages, and wraps verl's `fit` in `around_fit`. Nothing here may stop a
+training: an error ends the dump, with one warning.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,17 @@ DROPPED = "aem/dump/dropped"
 
 
 def take(trainer: Any, meta: Any, batch: Batch, metrics: dict[str, Any], computed: Computed | None) -> None:
-    """Dump a step, if the settings want it, whose advantages are in TransferQueue.
+    """Dump a step whose advantages are in TransferQueue, if the settings say so.
 
-    What the batch and its computation do not hold is fetched here and now, since verl clears the rows at the end of the
-    step; the rest is the writer's.
+    Columns that `batch` and `computed` do not hold are fetched immediately, since verl clears the rows at the end of
+    the step; the writer does the rest.
 
     Args:
-        trainer: verl's; keeps the writer.
-        meta: its `KVBatchMeta`.
+        trainer: verl's trainer; it holds the writer.
+        meta: verl's `KVBatchMeta`.
         batch: the rows.
-        metrics: of the step; gets the seconds that training waited, and whether the step was dropped.
-        computed: how the advantages came about; None where no estimator was asked.
+        metrics: of the step; receives the seconds that training waited, and whether the step was dropped.
+        computed: the computation of the advantages; None if no estimator was called.
     """
     settings = DumpSettings.from_config(trainer.config.algorithm)
     if settings.dir is None or trainer.global_steps % settings.every:
@@ -57,7 +60,7 @@ def take(trainer: Any, meta: Any, batch: Batch, metrics: dict[str, Any], compute
 
 
 def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer.fit`: however it ends, what waits is written."""
+    """Wrap `PPOTrainer.fit`; flush pending dumps however it ends."""
     try:
         return wrapped(*args, **kwargs)
     finally:
@@ -66,10 +69,10 @@ def around_fit(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def choose_rows(groups: Sequence[str], limit: int | None, step: int) -> list[int]:
-    """The rows of whole prompt groups, at most `limit`; which groups, is drawn anew at each step.
+    """Choose at most `limit` rows, in whole prompt groups, which are drawn anew at each step.
 
     Raises:
-        SettingsError: not one group fits.
+        SettingsError: no group fits.
 
     Examples:
         >>> choose_rows(["a", "b", "a", "b", "b"], 4, step=1)
@@ -87,7 +90,7 @@ def choose_rows(groups: Sequence[str], limit: int | None, step: int) -> list[int
             f"{min(map(len, rows.values()))} to {max(map(len, rows.values()))} rows"
         )
     chosen: list[int] = []
-    # drawn, and up to the first that does not fit: whoever goes on with smaller ones prefers short episodes
+    # draw groups until one does not fit: continuing with smaller groups would prefer short episodes
     for group in random.Random(step).sample(sorted(fitting), len(fitting)):
         if len(chosen) + len(rows[group]) > limit:
             break
@@ -98,14 +101,14 @@ def choose_rows(groups: Sequence[str], limit: int | None, step: int) -> list[int
 def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed: Computed | None) -> Step:
     played = batch.unpadded
     chosen = [played.rows[place] for place in choose_rows(played.groups, limit, trainer.global_steps)]
-    # padding rows matter to nobody but to verl's own estimators, which see them
+    # padding rows matter only to verl's estimators, which see them
     kept = list(range(len(batch.keys))) if len(chosen) == len(played.keys) else chosen
     groups, kept_groups = set(played.groups), {batch.groups[row] for row in chosen}
     config = trainer.config
     algorithm = _plain(config.algorithm)
     settings = Settings.from_config(algorithm)
     stats = None if computed is None else computed.stats
-    centre = getattr(stats, "centre", None)  # EMPG's re-centring
+    centre = getattr(stats, "centre", None)  # the centre of EMPG's re-centring
     about = Meta(
         step=int(trainer.global_steps),
         part=int(getattr(trainer, "local_trigger_step", 0)),
@@ -138,7 +141,7 @@ def _collect(trainer: Any, meta: Any, batch: Batch, limit: int | None, computed:
 
 
 def _tokens(meta: Any, batch: Batch, kept: Sequence[int], computed: Computed | None) -> dict[str, Ragged]:
-    """The columns of the dump: what is known here, and of verl's queue only what is not."""
+    """Return the columns of the dump; fetch from verl's queue only the columns that are not known here."""
     known = dict(batch.tokens)
     if computed is not None:
         known |= computed.batch.tokens

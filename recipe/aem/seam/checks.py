@@ -1,4 +1,4 @@
-"""What has to hold before verl's V1 trainer starts a run with this package: said by the trainer, and by the doctor."""
+"""The requirements for a run of verl's V1 trainer with this package, checked by the trainer and by `aem doctor`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GROUP_ESTIMATORS = (
 def check_run(
     config: Mapping[str, Any], registered: Collection[str], verl_version: str
 ) -> tuple[Settings | None, EpoSettings]:
-    """The settings of this package, None for an estimator that is not ours, and those of EPO.
+    """Check a run; return this package's settings, None for an estimator that is not ours, and EPO's settings.
 
     Args:
         config: verl's whole configuration.
@@ -46,7 +46,7 @@ def check_run(
         verl_version: the installed verl.
 
     Raises:
-        SettingsError: a setting that the run cannot be trained with.
+        SettingsError: the run cannot be trained with a setting.
     """
     estimator = config["algorithm"]["adv_estimator"]
     check_name(estimator)
@@ -66,11 +66,11 @@ def check_run(
 
 
 def cautions(config: Mapping[str, Any], settings: Settings | None, epo: EpoSettings) -> Iterator[Caution]:
-    """What is worth saying of a run that `check_run` takes.
+    """Yield cautions about a run that `check_run` accepts.
 
     Args:
         config: verl's whole configuration.
-        settings: those of this package, None for an estimator that is not ours.
+        settings: this package's settings, None for an estimator that is not ours.
         epo: EPO's settings.
     """
     if _reads_entropies(settings, epo):
@@ -93,10 +93,10 @@ def cautions(config: Mapping[str, Any], settings: Settings | None, epo: EpoSetti
 
 
 def check_precision(config: Mapping[str, Any], settings: Settings | None, epo: EpoSettings) -> None:
-    """Refuse entropies, or log-probabilities in their place, that verl computes in half precision for certain.
+    """Reject entropies, or log-probabilities used instead, that verl certainly computes in half precision.
 
     Raises:
-        SettingsError: naming the settings that give float32.
+        SettingsError: names the settings that give float32.
     """
     remedy = f"Set {PARAM_DTYPE}=fp32 (machine=cpu does)"
     read = []
@@ -115,10 +115,10 @@ def check_precision(config: Mapping[str, Any], settings: Settings | None, epo: E
 
 
 def check_group_size(config: Mapping[str, Any], settings: Settings | None) -> None:
-    """Refuse groups of one where training cannot start, or learns nothing.
+    """Reject groups of one trajectory if training cannot start, or learns nothing, with them.
 
     Raises:
-        SettingsError: naming `rollout.n`.
+        SettingsError: names `rollout.n`.
     """
     if _copies(config) != 1 or (config.get("trainer") or {}).get("val_only", False):
         return
@@ -139,7 +139,7 @@ def _reads_entropies(settings: Settings | None, epo: EpoSettings) -> bool:
 
 
 def _base(config: Mapping[str, Any], settings: Settings | None) -> str:
-    """The estimator that compares trajectories: ours is over another one, verl's own is itself."""
+    """Return the estimator that compares trajectories: the base of our estimators, or verl's estimator itself."""
     return (
         settings.base
         if settings is not None
@@ -152,7 +152,7 @@ def _copies(config: Mapping[str, Any]) -> Any:
 
 
 def check_config(config: Mapping[str, Any], registered: Collection[str], verl_version: str) -> Settings:
-    """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError`.
+    """Check and return the settings of a run that verl's V1 trainer is about to start, or raise a `SettingsError`.
 
     Args:
         config: verl's whole configuration; `algorithm.adv_estimator` is one of `ESTIMATORS`.
@@ -181,7 +181,7 @@ def check_config(config: Mapping[str, Any], registered: Collection[str], verl_ve
 
 
 def check_name(estimator: str) -> None:
-    """Refuse `…_trajectories` where there is none of that name; verl itself would only after the first rollout."""
+    """Reject an unknown `…_trajectories`; verl would reject it only after the first rollout."""
     if estimator.endswith(OVER_TRAJECTORIES) and estimator not in ESTIMATORS:
         known = [name for name in ESTIMATORS if name.endswith(OVER_TRAJECTORIES)]
         raise SettingsError(
@@ -191,7 +191,7 @@ def check_name(estimator: str) -> None:
 
 
 def check_base(estimator: str, base: str, registered: Collection[str], config: Mapping[str, Any]) -> None:
-    """Refuse what a modulator cannot have as its base.
+    """Reject a base that a modulator cannot have.
 
     Args:
         estimator: the modulator.
@@ -210,7 +210,7 @@ def check_base(estimator: str, base: str, registered: Collection[str], config: M
     if base in BROKEN_ON_V1:
         raise SettingsError(f"{setting}={base} does not run on verl's V1 trainer: {BROKEN_ON_V1[base]}")
     if base not in registered and base not in RESPONSE_BASES:
-        ours = set(ESTIMATORS) - set(RESPONSE_BASES)  # which modulate, or are another name of a base
+        ours = set(ESTIMATORS) - set(RESPONSE_BASES)  # modulators, or other names of a base
         known = sorted((set(registered) | set(RESPONSE_BASES)) - set(BROKEN_ON_V1) - ours)
         raise SettingsError(f"{setting}={base!r} is not registered; known: {', '.join(known)}")
     if base == GAE and not config["critic"].get("enable"):
@@ -221,7 +221,7 @@ def check_base(estimator: str, base: str, registered: Collection[str], config: M
 
 
 def check_epo(config: Mapping[str, Any], verl_version: str) -> EpoSettings:
-    """The settings of a run that verl's V1 trainer is about to start, or a `SettingsError` where EPO cannot work.
+    """Check and return EPO's settings of a run that is about to start, or raise a `SettingsError` if EPO cannot work.
 
     Args:
         config: verl's whole configuration.

@@ -1,11 +1,11 @@
 """Updates and groups without a token to learn from: every trajectory cut (compact filtering), faulted or rejected.
 
-Over a whole step verl 0.9.1 stops there (trainer/ppo/rollout_corr_helper.py:838). Over one mini-batch it takes an
-optimiser step on no gradient, in which momentum and weight decay still move the weights, and `token-mean` logs NaN.
-Here such an update is passed over: neither the weights nor the optimiser's state change. The learning rate's schedule
-advances once a step as always, since it is laid out over the run's steps.
+For such a step verl 0.9.1 stops (trainer/ppo/rollout_corr_helper.py:838). For such a mini-batch it takes an optimiser
+step without a gradient, in which momentum and weight decay still move the weights, and `token-mean` logs NaN. Here the
+update is skipped: neither the weights nor the optimiser's state change. The learning-rate schedule still advances once
+per step, since it is defined over the run's steps.
 
-`wraps.py` puts these functions round verl's methods; with a token in every mini-batch they change nothing.
+`wraps.py` wraps verl's methods with these functions; with a token in every mini-batch they change nothing.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from recipe.aem.columns import put_columns
 SKIPPED = "skipped_updates"
 """verl logs it as `actor/skipped_updates` and `critic/skipped_updates`: the share of a step's mini-batches."""
 
-# below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
+# a child of verl's logger, which has its own handler: in verl's trainer the root logger passes only errors
 logger = logging.getLogger(f"verl.{__name__}")
 
 
 def put_zero_advantages(meta: Any, batch: Batch, metrics: dict[str, Any], kl_in_reward: bool) -> Any:
-    """In place of `PPOTrainer._compute_advantage`, for a batch without a token: the columns that it leaves, all 0.
+    """Write the columns of `PPOTrainer._compute_advantage`, all 0, for a batch without a token, in place of calling it.
 
     Args:
         meta: verl's `KVBatchMeta`.
         batch: its rows.
-        metrics: of the step; what the old-policy pass could not take a mean of is removed.
-        kl_in_reward: `algorithm.use_kl_in_reward`, where the rewards are a column of their own.
+        metrics: of the step; means that the old-policy pass could not compute are removed.
+        kl_in_reward: `algorithm.use_kl_in_reward`, with which the rewards are a separate column.
 
     Returns:
         The batch, as TransferQueue returns it.
@@ -51,7 +51,7 @@ def put_zero_advantages(meta: Any, batch: Batch, metrics: dict[str, Any], kl_in_
     if kl_in_reward:
         import transfer_queue as tq
 
-        # without a token there is no KL to take off
+        # without a token there is no KL to subtract
         scores = tq.kv_batch_get(keys=meta.keys, partition_id=meta.partition_id, select_fields=["rm_scores"])
         columns["token_level_rewards"] = scores["rm_scores"]
     _drop_undefined(metrics)
@@ -59,17 +59,17 @@ def put_zero_advantages(meta: Any, batch: Batch, metrics: dict[str, Any], kl_in_
 
 
 def zero_off_mask(value: Tensor, mask: Tensor) -> Tensor:
-    """The values, with 0 where they are not finite and the mask, of equal shape, is 0.
+    """Return the values, with 0 where they are not finite and the mask, of equal shape, is 0.
 
-    verl's `opo` needs it: its baseline is a mean over the tokens of a prompt group, 0/0 = NaN where the group is masked
-    whole. Off the mask that is no part of the loss but of its gradient (0 · NaN), for which verl drops the whole update
-    with a print.
+    verl's `opo` needs it: its baseline is a mean over the tokens of a prompt group, 0/0 = NaN if the group is entirely
+    masked. Outside the mask this does not enter the loss, but it enters its gradient (0 · NaN), and verl then drops the
+    whole update and only prints a line.
     """
     return value.masked_fill(~mask.bool() & ~value.isfinite(), 0.0)
 
 
 def after_metrics(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer._compute_metrics`: no NaN for means over no token, no utilisation for work not done."""
+    """Wrap `PPOTrainer._compute_metrics`; drop NaN means over no token, and the utilisation of skipped work."""
 
     def bound(batch: Any, metrics: dict, *more: Any, **named: Any) -> Any:
         result = wrapped(batch, metrics, *more, **named)
@@ -85,7 +85,7 @@ def after_metrics(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def around_mini_batch(wrapped: Any, engine: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `BaseEngine.train_batch`, one update, in every worker: all ranks pass it over, or none does."""
+    """Wrap `BaseEngine.train_batch`, one update, in every worker; either all ranks skip it or none does."""
 
     def bound(data: Any, loss_function: Any) -> Any:
         if "response_mask" not in data:  # supervised fine-tuning

@@ -1,4 +1,4 @@
-"""What verl's engines cannot start with, or would train wrongly with and not say so."""
+"""Checks for configurations with which verl's engines cannot start, or would silently train wrongly."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LOG_PROB_BATCH = "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu"
 
 @dataclass(frozen=True)
 class Caution:
-    """What a run may start with, and its user should know before.
+    """A property with which a run may start, but of which its user should know beforehand.
 
     Attributes:
-        title: what was looked at; the same words for the same thing.
-        detail: what is so.
+        title: what was checked; always the same words for the same check.
+        detail: what was found.
         remedy: what to set.
     """
 
@@ -34,7 +34,7 @@ class Caution:
 
 
 def long_rows(config: Mapping[str, Any]) -> Iterator[Caution]:
-    """verl stops on a row that is longer than a micro-batch by tokens (utils/seqlen_balancing.py:384)."""
+    """Caution about rows longer than a token-limited micro-batch, where verl stops (utils/seqlen_balancing.py:384)."""
     ours = config["actor_rollout_ref"]
     rollout, actor = ours.get("rollout") or {}, ours.get("actor") or {}
     if not actor.get("use_dynamic_bsz", False):
@@ -61,18 +61,18 @@ def long_rows(config: Mapping[str, Any]) -> Iterator[Caution]:
 
 
 def check_critic(config: Mapping[str, Any]) -> None:
-    """Refuse a critic that verl 0.9.1 cannot load.
+    """Reject a critic that verl 0.9.1 cannot load.
 
-    `verl.utils.model.load_valuehead_model` asks for flash attention 2 whatever
+    `verl.utils.model.load_valuehead_model` requests flash attention 2 whatever
     `critic.model.override_config.attn_implementation` says (verl#5210), and reports its absence as that of trl.
 
     Raises:
-        SettingsError: naming what turns the critic on.
+        SettingsError: names the setting that enables the critic.
     """
     algorithm, critic = config["algorithm"], config.get("critic") or {}
     estimator, enabled = algorithm["adv_estimator"], critic.get("enable")
     base = Settings.from_config(algorithm).base if estimator in ESTIMATORS else estimator
-    # as verl.trainer.ppo.utils.need_critic, but that a base is known by its name too
+    # like verl.trainer.ppo.utils.need_critic, but it also recognises a base by its name
     if not (base == GAE if enabled is None else enabled or base == GAE):
         return
     cpu = (config.get("trainer") or {}).get("device") == "cpu"
@@ -91,11 +91,12 @@ def check_critic(config: Mapping[str, Any]) -> None:
 
 
 def check_executor(config: Mapping[str, Any]) -> None:
-    """Refuse vLLM's executor of one process (`machine=cpu`'s) where an engine has several ranks: it starts the first
-    and waits for the others without end.
+    """Reject vLLM's single-process executor (used by `machine=cpu`) if an engine has several ranks.
+
+    It starts the first rank and waits forever for the others.
 
     Raises:
-        SettingsError: naming the executor and the sizes.
+        SettingsError: names the executor and the sizes.
     """
     rollout = config["actor_rollout_ref"].get("rollout") or {}
     executor = str(((rollout.get("engine_kwargs") or {}).get("vllm") or {}).get(_EXECUTOR))
@@ -110,11 +111,12 @@ def check_executor(config: Mapping[str, Any]) -> None:
 
 
 def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
-    """Refuse Ulysses without flash attention: verl patches no other attention function, so each rank would attend to
-    its own part of the sequence only, and nothing would say so.
+    """Reject Ulysses without flash attention.
+
+    verl patches no other attention function, so each rank would silently attend only to its part of the sequence.
 
     Raises:
-        SettingsError: naming the two settings.
+        SettingsError: names the two settings.
     """
     ours = config["actor_rollout_ref"]
     attention = (ours["model"].get("override_config") or {}).get("attn_implementation", "flash_attention_2")
@@ -132,7 +134,7 @@ def check_sequence_parallelism(config: Mapping[str, Any]) -> None:
 
 
 def _ulysses(ours: Mapping[str, Any], role: str) -> tuple[str, int]:
-    """Where the number of GPUs that share a row is set, and that number."""
+    """Return the setting for the number of GPUs that share a row, and that number."""
     part = ours.get(role) or {}
     if (older := part.get(_ULYSSES) or 1) > 1:  # verl's deprecated name, which it prefers
         return f"actor_rollout_ref.{role}", older

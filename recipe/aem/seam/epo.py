@@ -1,9 +1,9 @@
-"""EPO (arXiv 2509.22576) beside any estimator: what the trainer does for it.
+"""The trainer's part of EPO (arXiv 2509.22576), which can be combined with any estimator.
 
-The loss itself runs in the worker (`epo_loss.py`). The trainer ships it what a worker, which sees micro-batches only,
-cannot know: each token's weight in the batch's mean entropy (column `epo_weight`), and the step's history and schedule
-(`extra_info["aem_epo"]`). It keeps the history, saves it with the checkpoint and restores it. `wraps.py` puts the
-functions at the end of this file round verl's methods; without `algorithm.epo.enable` they call straight through.
+The loss itself runs in the worker (`epo_loss.py`), which sees only micro-batches. The trainer therefore sends it each
+token's weight in the batch's mean entropy (column `epo_weight`), and the step's history and schedule
+(`extra_info["aem_epo"]`). It keeps the history, saves it with the checkpoint and restores it. `wraps.py` wraps verl's
+methods with the functions at the end of this file; without `algorithm.epo.enable` they just call the original.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ HISTORY_FILE = "aem_epo.json"
 
 @dataclass
 class EpoState:
-    """The history, which advances once a training step, however many batches a step has.
+    """The history, which advances once per training step, however many batches a step has.
 
-    verl's separate_async trainer updates the actor several times a step; all of them see the steps before this one.
+    verl's separate_async trainer updates the actor several times per step; all these updates see the previous steps.
 
     Attributes:
         history: of the steps before `step`.
-        step: verl's global step that batches were last added for.
+        step: verl's global step for which batches were last added.
         weighted: Σ mean entropy · trajectories over this step's batches, nats.
-        trajectories: how many trajectories that is.
+        trajectories: the number of trajectories in that sum.
     """
 
     history: EntropyHistory = field(default_factory=EntropyHistory)
@@ -43,22 +43,22 @@ class EpoState:
     trajectories: int = 0
 
     def add(self, step: int, entropy: float, trajectories: int) -> None:
-        """A batch's mean entropy; the first one of another step closes the step before it."""
+        """Add a batch's mean entropy; the first batch of a new step completes the previous step."""
         if step != self.step:
             self.history, self.step, self.weighted, self.trajectories = self.completed(), step, 0.0, 0
         self.weighted += entropy * trajectories
         self.trajectories += trajectories
 
     def completed(self) -> EntropyHistory:
-        """The history with the current step in it: what the next step sees, and what a checkpoint holds."""
+        """Return the history including the current step, as the next step and a checkpoint need it."""
         return self.history.add(self.weighted / self.trajectories) if self.trajectories else self.history
 
 
-# --- round verl's methods ---------------------------------------------------------------------------------------------
+# --- wraps of verl's methods ------------------------------------------------------------------------------------------
 
 
 def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer.init`: the workers get EPO's loss, made over the actor's settings as verl makes its own."""
+    """Wrap `PPOTrainer.init`; give the workers EPO's loss, built from the actor's settings as verl builds its loss."""
     result = wrapped(*args, **kwargs)
     settings = EpoSettings.from_config(trainer.config.algorithm)
     if settings.enable:
@@ -74,10 +74,11 @@ def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def before_update(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer._update_actor`: the batch gets its weights and the step's numbers, the history this batch.
+    """Wrap `PPOTrainer._update_actor`; attach EPO's weights and the step's numbers, then add the batch to the history.
 
-    Here and not at the advantage: the mask is final (rollout correction changes it there), and steps that warm up the
-    critic alone, which leave the policy as it is, stay out of the history.
+    This happens here and not at the advantage, because only here the mask is final (rollout correction changes it at
+    the advantage), and because steps that only warm up the critic, and leave the policy unchanged, must not enter the
+    history.
     """
     settings = EpoSettings.from_config(trainer.config.algorithm)
     if not settings.enable:
@@ -90,7 +91,7 @@ def before_update(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def before_save(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer._save_checkpoint`. Written first: verl ends with the file that makes the checkpoint count."""
+    """Wrap `PPOTrainer._save_checkpoint`; write the history first: verl's last file makes the checkpoint valid."""
     if EpoSettings.from_config(trainer.config.algorithm).enable:
         folder = Path(trainer.config.trainer.default_local_dir) / f"global_step_{trainer.global_steps}"
         _write(folder / HISTORY_FILE, trainer.aem_epo.completed())
@@ -121,7 +122,7 @@ def _with_terms(trainer: Any, settings: EpoSettings, meta: Any, metrics: dict) -
     step = trainer.global_steps
     trainer.aem_epo.add(step, entropy, trajectories)
     reference = trainer.aem_epo.history.reference
-    # a single step has no ⌊K/2⌋; its k is 0, where β is 2 whatever K
+    # ⌊K/2⌋ is 0 for a single step; its k is 0, where β is 2 for any K
     beta = epo_beta(step - 1, settings.total_steps or max(trainer.total_training_steps, 2), settings.gamma)
     stored = put_columns(meta, {WEIGHT_COLUMN: batch.ragged(weight_BT).nested()})
     actor = trainer.config.actor_rollout_ref.actor
@@ -139,7 +140,7 @@ def _with_terms(trainer: Any, settings: EpoSettings, meta: Any, metrics: dict) -
 
 
 def _last_batch(trainer: Any, meta: Any) -> Batch:
-    """The batch whose advantages were computed just now, with the mask that is final there; else it is fetched."""
+    """Return the batch whose advantages were just computed, with its final mask; otherwise fetch it."""
     batch, trainer.aem_batch = getattr(trainer, "aem_batch", None), None
     if batch is not None and list(batch.keys) == list(meta.keys):
         return batch
@@ -154,7 +155,7 @@ def _resumed_folder(trainer: Any) -> Path:
 
 
 def _write(path: Path, history: EntropyHistory) -> None:
-    """Atomic: a reader finds the old file or the new one, never half of it."""
+    """Write the history atomically: a reader finds the old file or the new file, never a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, history.to_dict())
 

@@ -1,4 +1,4 @@
-"""EPO's loss, as verl's workers call it: verl's own policy loss plus two entropy terms."""
+"""EPO's loss, as verl's workers call it: verl's policy loss plus two entropy terms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recipe.aem.methods.epo import EpoSettings
 WEIGHT_COLUMN = "epo_weight"
 """The column with each token's weight in the batch's mean entropy."""
 STEP_KEY = "aem_epo"
-"""Where a batch's `extra_info` has the step's history and schedule."""
+"""The key of a batch's `extra_info` with the step's history and schedule."""
 
 
 def epo_loss(
@@ -30,22 +30,22 @@ def epo_loss(
     *,
     settings: EpoSettings,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """The loss of one micro-batch on one data-parallel rank.
+    """Compute the loss of one micro-batch on one data-parallel rank.
 
         L = L_policy − λ [ L_H − β_k L_smooth ] · n · R,    L_H = Σ w h,    L_smooth = α Σ w P
 
     n is the number of mini-batches in the batch: the weights w sum to 1 over the batch, so a mini-batch holds 1/n of
-    them, while verl's policy loss is a mean over the mini-batch alone. With n the terms have the paper's strength
-    against L_policy in every update, however many there are: their average over the mini-batches is the paper's term. R
-    is the number of ranks, whose gradients FSDP averages; verl's own loss carries the same factor. Both sums add up
-    over micro-batches and ranks, so how a mini-batch is split never matters.
+    them, while verl's policy loss is a mean over the mini-batch only. With the factor n, the terms have the paper's
+    strength relative to L_policy in every update, however many there are: their average over the mini-batches is the
+    paper's term. R is the number of ranks, whose gradients FSDP averages; verl's loss has the same factor. Both sums
+    add up over micro-batches and ranks, so how a mini-batch is split never matters.
 
     Source: arXiv 2509.22576, eq. 3 and the total objective. n is our choice; the paper does not speak of mini-batches.
 
     Args:
-        config: the actor's settings, verl's own.
+        config: verl's settings of the actor.
         model_output: `log_probs` and `entropy`, nested, of whole sequences.
-        data: the micro-batch, with the columns and numbers that `recipe.aem.seam.epo` shipped.
+        data: the micro-batch, with the columns and numbers that `recipe.aem.seam.epo` sent.
         dp_group: verl's, unused.
         settings: `algorithm.epo`.
 
@@ -70,7 +70,7 @@ def epo_loss(
     weight_BT = data[WEIGHT_COLUMN].to_padded_tensor(0.0)
     ranks: Any = data["dp_size"]
     share = step["mini_batches"] * ranks
-    # unchecked: a check would wait for the device in every micro-batch
+    # without validation, which would wait for the device in every micro-batch
     entropy_term = share * epo_entropy(entropy_BT, weight_BT, validate=False)
     smoothing_term = share * epo_smoothing(
         entropy_BT,

@@ -1,8 +1,8 @@
-"""DAPO's group filter without faults: verl's replay buffer drops prompt groups whose trajectories all fared alike.
+"""DAPO's group filter without faults: verl's replay buffer drops prompt groups whose trajectories have equal outcomes.
 
-Wrapped by `wraps.py`. A trajectory that failed for the infrastructure's sake says nothing of its group, so the rest is
-what has to differ: three winners and a fault are dropped like four winners, and a group that faults leave with one
-trajectory, or none, is dropped too. Without faults the filter is verl's own.
+`wraps.py` installs it. A trajectory with an infrastructure fault carries no information about its group, so the other
+trajectories must differ: three wins and a fault are dropped like four wins, and a group that faults leave with at most
+one trajectory is dropped too. Without faults the filter is verl's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from recipe.aem.columns import extra_fields_of
 from recipe.aem.keys import parse_key
 
 NO_LEVEL = math.nan
-"""verl counts the dropped groups by the value that their trajectories share; a single one shares it with nobody."""
+"""verl counts dropped groups by the value that their trajectories share; a single trajectory shares none."""
 
 
 def without_faults(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
@@ -36,14 +36,14 @@ def without_faults(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
         buffer.partitions[partition_id] = {key: tag for key, tag in every.items() if key not in faulted}
         try:
             return wrapped(partition_id)
-        finally:  # what is dropped is dropped with all its rows
+        finally:  # a dropped group is dropped with all its rows
             buffer.partitions[partition_id] = every
 
     return bound(*args, **kwargs)
 
 
 def _uid(key: str) -> str:
-    """As verl's buffer reads it."""
+    """Read the uid from a key as verl's buffer does."""
     return key.split("_")[0]
 
 
@@ -52,7 +52,7 @@ def _faulted(partition_id: str, keys: list[str]) -> set[str]:
 
     if not keys:
         return set()
-    queue: Any = replay_buffer.tq  # type: ignore[attr-defined]  # the queue that the buffer itself asks
+    queue: Any = replay_buffer.tq  # type: ignore[attr-defined]  # the queue that the buffer itself uses
     data = queue.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["extra_fields"])
     return {
         key for key, extra in zip(keys, extra_fields_of(data, len(keys)), strict=True) if (extra or {}).get("fault")

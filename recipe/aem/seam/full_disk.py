@@ -1,6 +1,6 @@
-"""A training whose disk is full: its metrics wait for room, and a checkpoint that does not fit spares the last one.
+"""Training on a full disk: metrics wait for space, and a checkpoint that does not fit leaves the last one intact.
 
-The dump has its own way (`dump/writer.py`). `wraps.py` puts these functions round verl's.
+The dump handles a full disk itself (`dump/writer.py`). `wraps.py` wraps verl's functions with these.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from agent_loops.files import disk_full, write_file
 
-# below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
+# a child of verl's logger, which has its own handler: in verl's trainer the root logger passes only errors
 logger = logging.getLogger(f"verl.{__name__}")
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -22,7 +22,7 @@ _WAITING = "aem_waiting"
 
 
 def wrap_tracking(tracking: Any) -> None:
-    """Post-import hook of `verl.utils.tracking`."""
+    """Wrap verl's file logger (post-import hook of `verl.utils.tracking`)."""
     import wrapt
 
     wrapt.wrap_function_wrapper(tracking, "FileLogger.log", around_log)
@@ -30,10 +30,10 @@ def wrap_tracking(tracking: Any) -> None:
 
 
 def around_log(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> None:
-    """Wrap `FileLogger.log`: a line is written whole, or waits in memory until there is room.
+    """Wrap `FileLogger.log`; write each line completely, or keep it in memory until there is space.
 
-    verl writes without a buffer and does not look how much of a line arrived: on a full disk half a line stays, and the
-    next one is joined to it.
+    verl writes without a buffer and does not check how much of a line was written: on a full disk half a line remains,
+    and the next line is appended to it.
     """
     file, line = file_logger.fp, io.BytesIO()
     file_logger.fp = line
@@ -53,7 +53,7 @@ def around_log(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> Non
 
 
 def before_finish(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `FileLogger.finish`: the last try."""
+    """Wrap `FileLogger.finish`; try a last time to write the waiting lines."""
     waiting = file_logger.__dict__.get(_WAITING, [])
     if waiting and not file_logger.fp.closed and (error := _write(file_logger.fp, waiting)) is not None:
         logger.error(
@@ -66,7 +66,7 @@ def before_finish(wrapped: Any, file_logger: Any, args: tuple, kwargs: dict) -> 
 
 
 def _write(file: Any, waiting: list[bytes]) -> OSError | None:
-    """Append lines, each whole or not at all; those that are written are taken from the list."""
+    """Append lines, each completely or not at all; remove written lines from the list."""
     while waiting:
         start, rest = file.tell(), waiting[0]
         try:
@@ -82,13 +82,13 @@ def _write(file: Any, waiting: list[bytes]) -> OSError | None:
 
 
 def around_save(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer._save_checkpoint`: where it fails, what it left of this step goes, and the last one counts.
+    """Wrap `PPOTrainer._save_checkpoint`; if it fails, remove its partial checkpoint and keep the last one valid.
 
-    The run ends there: processes that share a model wait for each other while they save, and one that failed is not
-    in step with them any more.
+    The run then ends: processes that share a model wait for each other while they save, and a process that failed is
+    out of step with the others.
 
     Raises:
-        DiskFull: there is no room for the checkpoint.
+        DiskFull: there is no space for the checkpoint.
     """
     folder = Path(trainer.config.trainer.default_local_dir)
     half = folder / f"global_step_{trainer.global_steps}"
@@ -118,6 +118,6 @@ def _last(folder: Path) -> str | None:
 
 
 def _cause(error: Exception) -> Exception:
-    """What a worker of Ray raised; its error's own text is a traceback."""
+    """Return the error that a Ray worker raised; the text of Ray's wrapper error is a traceback."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error

@@ -1,15 +1,14 @@
-"""Whether the processes that generate for the trainer live: verl's agent loop workers, and its inference servers with
-their engines.
+"""Liveness checks of the processes that generate for the trainer: agent loop workers, inference servers and engines.
 
-verl hands prompts out and then waits for them (trainer/ppo/v1/replay_buffer.py:412); it never asks after those that
-play them. A worker that is killed takes its prompts along, for which the trainer waits for ever; a weight update to a
-dead engine does not return. Here a thread of the trainer's process asks every few seconds: each Ray actor by a call
-that every actor answers, and vLLM's engine, a process below its server, by the server's own `GET /health`, whose 503
-means `EngineDeadError` and nothing else. No answer, which a busy process gives too, means nothing.
+verl sends out prompts and then waits for them (trainer/ppo/v1/replay_buffer.py:412); it never checks the processes that
+work on them. If a worker is killed, its prompts are lost, and the trainer waits for them forever; a weight update to a
+dead engine does not return. Here a thread of the trainer's process checks every few seconds: each Ray actor by a call
+that every actor answers, and vLLM's engine, a child process of its server, by the server's `GET /health`, whose 503
+always means `EngineDeadError`. A missing answer means nothing, since a busy process does not answer either.
 
-The trainer raises `RolloutDied` where it waits for trajectories (`trajectories.py`), and where it calls what is dead.
-Where it is caught in another wait it gets `GRACE_SECONDS` to come out, then a signal that interrupts it, and at
-last its process is ended.
+The trainer raises `RolloutDied` where it waits for trajectories (`trajectories.py`), and where it calls a dead process.
+If it hangs in another wait, it has `GRACE_SECONDS` to return, then a signal interrupts it, and finally its process is
+ended.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ class RolloutDied(AEMError, RuntimeError):
 
 
 class Watch:
-    """Looks after processes until one is dead.
+    """A monitor of processes, until one of them is dead.
 
     Args:
-        actors: Ray actors by a name to say.
-        engines: addresses (`host:port`) of vLLM servers by a name to say.
+        actors: Ray actors by their names for messages.
+        engines: addresses (`host:port`) of vLLM servers by their names for messages.
     """
 
     def __init__(self, actors: Callable[[], Mapping[str, Any]] = dict, engines: Callable[[], Mapping[str, str]] = dict):
@@ -54,7 +53,7 @@ class Watch:
         self.dead = ""
 
     def look(self) -> str:
-        """What is dead, in words; empty while everything lives, and once something is dead always the same."""
+        """Check, and describe the first process found dead; empty while all live, unchanged after a first finding."""
         with self._looking:
             if not self.dead:
                 self.dead = self._dead_actor() or self._dead_engine()
@@ -67,7 +66,7 @@ class Watch:
         import ray
         from ray.exceptions import ActorDiedError, RayError
 
-        # one question at a time: a busy actor answers it later
+        # one pending call per actor: a busy actor answers it later
         asked = {name: self._asked.get(name) or actor.__ray_ready__.remote() for name, actor in actors.items()}
         answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=1.0)
         self._asked = {name: question for name, question in asked.items() if question not in answered}
@@ -77,7 +76,7 @@ class Watch:
                     ray.get(question)
             except ActorDiedError as error:
                 return f"{name} has died: {' '.join(str(error).split())}"
-            except RayError:  # it cannot be reached just now
+            except RayError:  # the actor is unreachable at the moment
                 continue
         return ""
 
@@ -93,19 +92,19 @@ class Watch:
 
 
 def is_dead(address: str) -> bool:
-    """Whether a vLLM server answers that its engine is dead."""
-    opener = build_opener(ProxyHandler({}))  # no proxy of the environment's: it is a neighbour
+    """Return whether a vLLM server answers that its engine is dead."""
+    opener = build_opener(ProxyHandler({}))  # ignore proxies of the environment: the server is in the same cluster
     try:
         opener.open(f"http://{address}/health", timeout=ANSWER_SECONDS).close()
     except HTTPError as error:
         return error.code == 503
-    except (OSError, HTTPException):  # busy, not there yet, or not to be reached from here
+    except (OSError, HTTPException):  # busy, not started yet, or unreachable from here
         return False
     return False
 
 
 def watch_of(trainer: Any, agent_loop_manager: Any) -> Watch:
-    """What plays for a trainer of verl's."""
+    """Return a watch over the processes that generate for one of verl's trainers."""
 
     def managers() -> dict[str, Any]:
         known = {"": "llm_server_manager", "standalone ": "standalone_server_manager"}
@@ -134,7 +133,7 @@ def watch_of(trainer: Any, agent_loop_manager: Any) -> Watch:
 
 
 def _is_rays(error: BaseException | None) -> bool:
-    """Whether it is Ray's: what a call of something dead raises, which does not say whose actor that was."""
+    """Return whether an error is Ray's, as raised by a call to a dead actor; it does not say whose actor that was."""
     if error is None or type(error).__module__.partition(".")[0] != "ray":
         return False
     from ray.exceptions import RayError
@@ -143,13 +142,14 @@ def _is_rays(error: BaseException | None) -> bool:
 
 
 class Guard:
-    """While it is entered, a dead process ends what this thread does, wherever it waits.
+    """A context in which a dead process ends the work of this thread, wherever it waits.
 
     Args:
-        watch: what is looked after.
-        every: seconds between two looks.
-        grace: seconds from the end of a process until this thread is interrupted, and again until its process is ended.
-        end: ends this process.
+        watch: the processes to check.
+        every: seconds between two checks.
+        grace: seconds from the death of a process until this thread is interrupted, and again until its process is
+            ended.
+        end: function that ends this process.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Guard:
         self._interrupted = False
 
     def __enter__(self) -> Guard:
-        if self._guarded is threading.main_thread():  # only there can a signal be handled
+        if self._guarded is threading.main_thread():  # only the main thread can handle a signal
             self._previous = signal.signal(_SIGNAL, self._interrupt)
         self._thread.start()
         return self
@@ -187,7 +187,7 @@ class Guard:
             while not self._watch.look():
                 if self._over.wait(self._every):
                     return
-        except Exception:  # a run does not end for what only looks after it
+        except Exception:  # a failure of the monitor must not end the run
             logger.warning("nothing looks after the processes that generate any more", exc_info=True)
             return
         logger.error("%s. The run is about to end", self._watch.dead)
@@ -204,4 +204,4 @@ class Guard:
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True
-        raise KeyboardInterrupt  # the only exception of a handler for which `ray.get` comes back
+        raise KeyboardInterrupt  # the only exception from a signal handler on which `ray.get` returns

@@ -1,4 +1,4 @@
-"""Which of the trajectories that verl was to play have no row."""
+"""The trajectories that verl was to generate and that have no row."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NAMED = 20  # sessions in one line of the log
 
 
 def missing_sessions(expected: Mapping[str, int], keys: Iterable[str]) -> dict[str, list[int]]:
-    """The sessions without a row.
+    """Return the sessions without a row.
 
     Args:
-        expected: how many sessions each prompt group has, by uid.
-        keys: of the rows, `{uid}_{session}_{row}`.
+        expected: the number of sessions of each prompt group, by uid.
+        keys: the rows' keys, `{uid}_{session}_{row}`.
 
     Returns:
-        Session numbers by uid, for the groups that lack any.
+        Missing session numbers by uid, for groups with missing sessions.
 
     Examples:
         >>> missing_sessions({"a": 2, "b": 3, "c": 1}, ["a_0_0", "a_0_1", "a_1_0", "b_1_0"])
@@ -33,7 +33,7 @@ def missing_sessions(expected: Mapping[str, int], keys: Iterable[str]) -> dict[s
 
 
 def sessions_of(keys: Iterable[str]) -> dict[str, set[int]]:
-    """The sessions that rows belong to, by uid.
+    """Return the sessions to which rows belong, by uid.
 
     Examples:
         >>> sessions_of(["a_0_0", "a_0_1", "b_7_0"])
@@ -48,7 +48,7 @@ def sessions_of(keys: Iterable[str]) -> dict[str, set[int]]:
 
 @dataclass
 class Count:
-    """Of how many trajectories which are missing: session numbers by uid."""
+    """The number of expected trajectories, and the missing ones as session numbers by uid."""
 
     of: int = 0
     missing: dict[str, list[int]] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Count:
         self.missing.update(missing_sessions(expected, keys))
 
     def names(self) -> str:
-        """Which are missing, in words; the first few of many."""
+        """Describe the missing trajectories in words; of many, only the first few."""
         words, left = [], _NAMED
         for uid, sessions in self.missing.items():
             if shown := sessions[:left]:

@@ -1,4 +1,4 @@
-"""What a training writes is its own: a second run that would write to the same folders is refused at start-up."""
+"""Locks on a training's output folders: a second run that would write to the same folders is rejected at start-up."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from agent_loops.locks import InUse, hold
 
-_HELD: dict[str, int] = {}  # of this process, which holds them to its end
+_HELD: dict[str, int] = {}  # locks of this process, held until it ends
 
 
 def hold_outputs(config: Mapping[str, Any]) -> None:
-    """Hold the folders that a training is going to write to.
+    """Lock the folders to which a training is going to write.
 
     Args:
         config: verl's whole configuration.
 
     Raises:
-        InUse: another run writes there.
+        InUse: another run writes to one of them.
     """
     trainer = config.get("trainer") or {}
     if trainer.get("val_only", False):
         return
     dump = (config["algorithm"].get("dump") or {}).get("dir")
     if dump is not None:
-        # one that cannot be made costs the dump, which says so, and not the training
+        # if the dump's folder cannot be created, only the dump fails, with a warning, and not the training
         try:
             _hold(str(dump), "algorithm.dump.dir to another directory")
         except InUse:

@@ -1,12 +1,12 @@
-"""How precisely verl computes the entropies and log-probabilities that this package reads.
+"""The precision in which verl computes the entropies and log-probabilities that this package reads.
 
-verl keeps the logits in the type of its mixed precision, bfloat16 unless a configuration says otherwise. What its FSDP
-engine makes of them (`FSDPEngineWithLMHead.prepare_model_outputs`) depends on two settings and on the device:
+verl keeps the logits in the type of its mixed precision, by default bfloat16. How its FSDP engine processes them
+(`FSDPEngineWithLMHead.prepare_model_outputs`) depends on two settings and on the device:
 
 * packed rows with `entropy_from_logits_with_chunking` are cast to float32 first, on every device;
-* padded rows, and packed ones without it, go to softmax, logsumexp and sum as they are. Under autocast CUDA runs these
-  three in float32, as it does log_softmax; a CPU leaves them in bfloat16, where most entropies of a confident policy
-  read exactly 0. Both are torch's own lists of operators (`ATen/autocast_mode.h`), and another device has its own.
+* padded rows, and packed rows without that setting, go to softmax, logsumexp and sum unchanged. Under autocast, CUDA
+  runs these three in float32, like log_softmax; a CPU leaves them in bfloat16, where most entropies of a confident
+  policy are exactly 0. Both follow torch's lists of operators (`ATen/autocast_mode.h`); other devices have other lists.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Level = Literal["float32", "device", "half"]
 
 @dataclass(frozen=True)
 class Precision:
-    """What verl computes a column in.
+    """The precision in which verl computes a column.
 
     Attributes:
-        level: `float32`: for certain; `device`: as far as the device, or code of verl's that nobody here has looked at,
-            sees to it; `half`: not in float32, for certain.
-        why: what makes it so.
+        level: `float32`: certainly float32; `device`: depends on the device, or on code of verl that we have not
+            examined; `half`: certainly not float32.
+        why: the reason.
     """
 
     level: Level
@@ -42,7 +42,7 @@ class Precision:
 
 
 def entropy_precision(config: Mapping[str, Any]) -> Precision:
-    """What the entropies of the old-policy pass and of the update are computed in, from the same logits.
+    """Return the precision of the entropies in the old-policy pass and in the update, both from the same logits.
 
     Args:
         config: verl's whole configuration.
@@ -60,7 +60,7 @@ def entropy_precision(config: Mapping[str, Any]) -> Precision:
     model, actor = (config["actor_rollout_ref"].get(part) or {} for part in ("model", "actor"))
     packed = bool(model.get("use_remove_padding", True))
     engine = actor.get("fsdp_config") or {}
-    # of two names the engine reads the second, which follows the first unless it is set
+    # of two names the engine reads the second, which defaults to the first
     chunked = bool(engine.get(_last(CHUNKED), actor.get(_last(CHUNKED), False)))
     if model.get("use_fused_kernels", False):
         backend = (model.get("fused_kernel_options") or {}).get("impl_backend", "torch")
@@ -74,7 +74,7 @@ def entropy_precision(config: Mapping[str, Any]) -> Precision:
 
 
 def log_prob_precision(config: Mapping[str, Any]) -> Precision:
-    """What the log-probabilities are computed in; no setting but the mixed precision changes it.
+    """Return the precision of the log-probabilities; only the mixed-precision setting changes it.
 
     Args:
         config: verl's whole configuration.

@@ -1,4 +1,4 @@
-"""Whether the model's chat template can render the layout that a run asks for."""
+"""A check that the model's chat template can render a run's layout."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ logger = logging.getLogger(__name__)
 
 
 def check_template(config: Mapping[str, Any], layout: str) -> None:
-    """Refuse a layout that the model's chat template cannot render: otherwise every session fails, and only after the
-    engine has started. A tokenizer that is not on this disk is not looked at.
+    """Reject a layout that the model's chat template cannot render.
+
+    Otherwise every session fails, and only after the engine has started. A tokenizer that is not on this disk is not
+    checked.
 
     Args:
         config: verl's whole configuration.
         layout: `episode.layout`.
 
     Raises:
-        SettingsError: naming what to set.
+        SettingsError: names what to set.
     """
     from agent_loops.chat_template import load_tokenizer, why_not  # imports verl
 
@@ -29,7 +31,7 @@ def check_template(config: Mapping[str, Any], layout: str) -> None:
         return
     try:
         tokenizer, model_type = load_tokenizer(model)
-    except Exception as error:  # transformers raises OSError, ValueError and its hub's own; verl says what is wrong
+    except Exception as error:  # transformers raises OSError, ValueError and its hub's errors; verl reports the problem
         logger.info("the chat template is not looked at: %s", error)
         return
     if problem := why_not(layout, tokenizer, model_type, config["data"].get("apply_chat_template_kwargs"), model):

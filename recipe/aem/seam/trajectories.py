@@ -1,11 +1,11 @@
-"""The trajectories that a step lacks, and those that a fault spoiled: counted, said, and too many of them refused.
+"""Counting and logging a step's missing and faulted trajectories, and rejecting a step that lacks too many.
 
-verl 0.9.1 plays `rollout.n` sessions a prompt. One that raises leaves no row, its prompt ends as `failure`, and the
-batch is trained on without it (trainer/ppo/v1/agent_loop_tq.py:130, replay_buffer.py:122); the asynchronous modes throw
-the whole prompt group away and play another. Either way only a line of the log says so, and with a dead engine a few
-trajectories make an update and a checkpoint, from which a resume begins.
+verl 0.9.1 runs `rollout.n` sessions per prompt. A session that raises leaves no row, its prompt ends as `failure`, and
+verl trains on the batch without it (trainer/ppo/v1/agent_loop_tq.py:130, replay_buffer.py:122); the asynchronous modes
+discard the whole prompt group and run another. Either way only a line of the log reports it, and with a dead engine a
+few trajectories make an update and a checkpoint, from which a resume starts.
 
-`trajectory_wraps.py` wraps verl's replay buffer, trainer and metrics; `Trajectories` is what the wraps share.
+`trajectory_wraps.py` wraps verl's replay buffer, trainer and metrics; the wraps share one `Trajectories`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from recipe.aem.seam.liveness import RolloutDied, Watch
 from recipe.aem.seam.missing import Count, sessions_of
 from recipe.aem.settings import TrajectorySettings
 
-# below verl's own logger, which has a handler of its own: in its trainer the root logger lets errors through only
+# a child of verl's logger, which has its own handler: in verl's trainer the root logger passes only errors
 logger = logging.getLogger(f"verl.{__name__}")
 
 MISSING = "training/trajectories/missing"
@@ -34,7 +34,7 @@ VALIDATION_MISSING = "validation/trajectories/missing"
 
 
 class MissingTrajectories(AEMError, RuntimeError):
-    """So many trajectories of a step are missing that it is not trained on."""
+    """Too many trajectories of a step are missing to train on it."""
 
 
 class RolloutStalled(AEMError, RuntimeError):
@@ -42,17 +42,17 @@ class RolloutStalled(AEMError, RuntimeError):
 
 
 class Trajectories:
-    """What one trainer is owed, and what it got.
+    """The trajectories that a trainer expects, and those that it received.
 
     Args:
         settings: `algorithm.trajectories`.
-        n: sessions a prompt in training.
-        prompts: of one batch; 0 where that is not known.
-        stall_seconds: as in the settings, with null worked out; None for no limit.
+        n: sessions per prompt in training.
+        prompts: number of prompts in a batch; 0 if unknown.
+        stall_seconds: as in the settings, with null resolved; None for no limit.
         watch: over the processes that generate.
 
     Attributes:
-        started: a trainer has been made that fetches batches from a replay buffer.
+        started: whether a trainer has been created that fetches batches from a replay buffer.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Trajectories:
 
     @classmethod
     def of(cls, trainer: Any) -> Trajectories:
-        """The trainer's, made at the first call."""
+        """Return the trainer's `Trajectories`, created at the first call."""
         known = getattr(trainer, "aem_trajectories", None)
         if known is None:
             known = trainer.aem_trajectories = cls.from_config(trainer.config)
@@ -92,18 +92,18 @@ class Trajectories:
         )
         return cls(settings, int(rollout["n"]), prompts, settings.stall_seconds or stall_seconds(rollout))
 
-    # ------------------------------------------------------------------------------------------- what is to come
+    # --- counting
 
     def expect(self, uids: Sequence[str], sessions: Sequence[int]) -> None:
-        """Note prompts that are about to be played, and in how many sessions each."""
+        """Record prompts that are about to be run, and the number of sessions of each."""
         self._expected.update(zip(uids, map(int, sessions), strict=True))
 
     def evict(self, uids: Collection[str], failed: Collection[str], keys: Collection[str]) -> None:
-        """Note training groups that are thrown away; those that failed count as far as they have no row.
+        """Record discarded training groups; in groups that failed, trajectories without a row count as missing.
 
         Raises:
-            MissingTrajectories: too many, of a batch and what was thrown away for it: a rollout in which everything
-                fails would be played again for ever.
+            MissingTrajectories: too many are missing, of a batch and the groups discarded for it: a rollout in which
+                everything fails would be repeated forever.
         """
         expected = {uid: self._expected.pop(uid, self._n) for uid in uids}
         failures = {uid: n for uid, n in expected.items() if uid in failed}
@@ -112,19 +112,19 @@ class Trajectories:
             self._refuse(Count(self._evicted.of + self._prompts * self._n, self._evicted.missing))
 
     def take(self, uids: Sequence[str], keys: Collection[str], validation: bool = False) -> None:
-        """Count a batch that was chosen.
+        """Count the missing trajectories of a chosen batch.
 
         Args:
             uids: its prompt groups.
-            keys: rows, of these and of other groups.
-            validation: it is one of validation, where a missing trajectory counts as 0 anyway.
+            keys: keys of rows, of these and of other groups.
+            validation: whether it is a validation batch, in which a missing trajectory counts as 0 anyway.
 
         Raises:
             MissingTrajectories: too many are missing; in validation: all.
         """
         self._waiting = None
         present = sessions_of(keys)
-        # a group from before a resume has all that it had: only whole ones are kept there
+        # a group from before a resume is complete: only complete groups are kept then
         expected = {uid: self._expected.pop(uid, len(present.get(uid, ()))) for uid in uids}
         count = Count() if validation else self._evicted
         count.add(expected, keys)
@@ -138,43 +138,43 @@ class Trajectories:
         self._refuse(count)
 
     def count(self, batch: Batch) -> dict[str, float]:
-        """The metrics of a training batch whose advantages are about to be computed.
+        """Return the metrics of a training batch whose advantages are about to be computed.
 
         Raises:
             MissingTrajectories: too many are missing.
         """
         played = batch.unpadded
-        if self._batch is None:  # a sampler of the user's own chose it
+        if self._batch is None:  # a custom sampler chose it
             uids = list(sessions_of(played.keys))
-            if self.started:  # nothing names a group that is missing whole
+            if self.started:  # nothing names a group that is entirely missing
                 uids += [f"a prompt without any trajectory ({number})" for number in range(self._prompts - len(uids))]
             count = Count()
             count.add({uid: self._expected.pop(uid, self._n) for uid in uids}, played.keys)
             self._say(count, "training")
-            if self.started:  # otherwise there is no run behind the batch, and it may be a part of one
+            if self.started:  # otherwise the batch does not come from a run, and may be incomplete
                 self._refuse(count)
         else:
             count, self._batch = self._batch, None
         return {MISSING: float(count.number), **_troubles(played)}
 
     def validated(self) -> int:
-        """How many trajectories of validation were missing since the last call."""
+        """Return the number of missing validation trajectories since the last call."""
         number, self._validation = self._validation, 0
         return number
 
-    # ---------------------------------------------------------------------------------------------- what is waited for
+    # --- waiting
 
     def wait(self, arrived: Any, running: Collection[str], now: float) -> None:
-        """Check, while nothing can be trained on, that something still can come.
+        """Check, while the trainer waits for a batch, that trajectories can still arrive.
 
         Args:
-            arrived: what has come so far; it changes with every trajectory.
-            running: uids that are being played.
-            now: seconds of a clock that only goes forward.
+            arrived: what has arrived so far; it changes with every trajectory.
+            running: uids that are still running.
+            now: seconds of a monotonic clock.
 
         Raises:
             RolloutDied: a process that generates is dead.
-            RolloutStalled: nothing has come for too long.
+            RolloutStalled: nothing has arrived for too long.
         """
         if dead := self.watch.dead:
             raise RolloutDied(f"{dead}. Its trajectories will not come, so the run ends here")
@@ -211,7 +211,7 @@ class Trajectories:
 
 
 def _troubles(played: Batch) -> dict[str, float]:
-    """How many trajectories ended in a fault, had a shortened prompt, or changed what grades them."""
+    """Count the trajectories that ended in a fault, had a shortened prompt, or changed what grades them."""
     trajectories = [[played.extra_fields[row] for row in rows] for rows in played.trajectories.values()]
     faults = [
         str(next(extra["fault"] for extra in extras if extra.get("fault")))
@@ -228,18 +228,19 @@ def _troubles(played: Batch) -> dict[str, float]:
     shortened = sum(any(any(extra.get("prompt_shortened", ())) for extra in extras) for extras in trajectories)
     found = {FAULTS: float(len(faults)), SHORTENED: float(shortened)}
     infos = [[extra.get("reward_extra_info") or {} for extra in extras] for extras in trajectories]
-    if any("suspicious" in info for rows in infos for info in rows):  # software engineering alone
+    if any("suspicious" in info for rows in infos for info in rows):  # only in software engineering tasks
         found[SUSPICIOUS] = float(sum(any(info.get("suspicious") for info in rows) for rows in infos))
     return found
 
 
 def stall_seconds(rollout: Mapping[str, Any]) -> float | None:
-    """How long nothing may arrive: twice what a trajectory of our agent loop may take, and a worker's start.
+    """Compute how long the trainer may wait: twice the longest trajectory of our agent loop, plus a worker's start.
 
         2 · (trajectory_seconds + 4 · step_seconds) + 300
 
-    The four calls are `reset`, a step that began in time, `conclude` and `close`. Twice, since calls to an environment
-    that is not thread-safe wait for each other. None for other loops, and without `episode.trajectory_seconds`.
+    The four calls are `reset`, a step that began in time, `conclude` and `close`. The factor 2 is there because calls
+    to an environment that is not thread-safe wait for each other. None for other loops, and without
+    `episode.trajectory_seconds`.
 
     Args:
         rollout: verl's `actor_rollout_ref.rollout`.

@@ -1,4 +1,4 @@
-"""The wraps of verl's replay buffer, trainer and metrics that feed `trajectories.Trajectories` (see there why)."""
+"""The wraps of verl's replay buffer, trainer and metrics that feed `trajectories.Trajectories` (which says why)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recipe.aem.seam.trajectories import FAULTS, MISSING, SHORTENED, SUSPICIOUS,
 
 
 def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer.__init__`, which makes the replay buffer."""
+    """Wrap `PPOTrainer.__init__`, which creates the replay buffer."""
     result = wrapped(*args, **kwargs)
     trainer.replay_buffer.aem_trajectories = Trajectories.of(trainer)
     Trajectories.of(trainer).started = True
@@ -18,7 +18,7 @@ def after_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def note_prompts(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer.fit`: note every prompt that is handed out."""
+    """Wrap `PPOTrainer.fit`; record every prompt that is sent out."""
 
     def bound(agent_loop_manager: Any) -> Any:
         generate, owed = agent_loop_manager.generate_sequences, Trajectories.of(trainer)
@@ -38,7 +38,7 @@ def note_prompts(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def guard_rollout(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer.fit`: watch the processes that generate for it."""
+    """Wrap `PPOTrainer.fit`; watch the processes that generate for it."""
 
     def bound(agent_loop_manager: Any) -> Any:
         watch = watch_of(trainer, agent_loop_manager)
@@ -50,7 +50,7 @@ def guard_rollout(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def after_validate(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer._validate`."""
+    """Wrap `PPOTrainer._validate`; add the number of missing trajectories to its metrics."""
     owed = Trajectories.of(trainer)
     owed.validated()
     metrics = wrapped(*args, **kwargs)
@@ -59,7 +59,7 @@ def after_validate(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any
 
 
 def before_evict(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `ReplayBuffer._evict_terminal_groups`."""
+    """Wrap `ReplayBuffer._evict_terminal_groups`; record the groups that it discards."""
 
     def bound(global_steps: int, partition_id: str, eviction_reasons: tuple) -> Any:
         stale, filtered, failed, _ = eviction_reasons
@@ -71,7 +71,7 @@ def before_evict(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def after_select(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `ReplayBuffer._select_prompt_uids`, before verl itself looks at what it chose."""
+    """Wrap `ReplayBuffer._select_prompt_uids`; count the batch before verl itself inspects its choice."""
 
     def bound(partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
         chosen = wrapped(partition_id, sampleable_keys, batch_size)
@@ -83,7 +83,7 @@ def after_select(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def before_wait(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `ReplayBuffer._wait_for_next_poll`."""
+    """Wrap `ReplayBuffer._wait_for_next_poll`; check that trajectories can still arrive."""
 
     def bound(partition_id: str, last_debug_time: float) -> Any:
         if (owed := getattr(buffer, "aem_trajectories", None)) is not None:
@@ -96,7 +96,7 @@ def before_wait(wrapped: Any, buffer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def add_sums(wrapped: Any, aggregator: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `MetricsAggregator._init_aggregation_rules`: a step of several batches lacks what they lack together."""
+    """Wrap `MetricsAggregator._init_aggregation_rules`; sum these counts over the batches of a step."""
     rules = wrapped(*args, **kwargs)
     rules["sum"] += [MISSING, FAULTS, SHORTENED, SUSPICIOUS]
     return rules

@@ -1,21 +1,21 @@
-"""Where this package meets verl's trainers: every method of theirs that is wrapped is named here.
+"""The list of all methods of verl's trainers that this package wraps, and the wraps of the advantage.
 
-verl hands a registered estimator rewards, mask, config and uid only. `PPOTrainer._compute_advantage`, which the sync,
+verl passes a registered estimator only rewards, mask, config and uid. `PPOTrainer._compute_advantage`, which the sync,
 colocate_async and separate_async trainers share, is therefore wrapped: before the original runs, the batch's mask,
 entropies and `extra_fields` are fetched, once, as a `Batch` in a context variable, which the estimators registered here
 read. EPO and the dump read the same object.
 
-Whatever the estimator, trajectories with a fault, and what faults left alone in its prompt group, take no part
-(`Batch.live`): before the original runs they are masked in TransferQueue, so that no term of the loss learns from
-them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets the other rows only. Where KL is
-taken off the rewards, a trajectory's KL is brought together there (`methods.outcomes.kl_on_last_rows`). Without faults
-and KL another estimator is called straight through. DAPO's filter leaves faults out too (`filters.py`). The
-trajectories that a batch lacks are counted where verl chooses it (`trajectories.py`), and the processes that play them
-are looked after (`liveness.py`).
+Whatever the estimator, trajectories with a fault, and trajectories that faults left alone in their prompt group, take
+no part (`Batch.live`): before the original runs they are masked in TransferQueue, so that no term of the loss learns
+from them, and `compute_advantage_for_multi_trajectories`, which the original calls, gets only the other rows. If KL is
+subtracted from the rewards, a trajectory's KL is collected there (`methods.outcomes.kl_on_last_rows`). Without faults
+and KL, other estimators are called unchanged. DAPO's filter leaves faults out too (`filters.py`). The trajectories that
+a batch lacks are counted where verl chooses it (`trajectories.py`), and the processes that generate them are monitored
+(`liveness.py`).
 
 A batch without a token to learn from never reaches the original (`empty_updates.py`). With `algorithm.dump.dir` the
-batch is then written to a file (`capture.py`). EPO's wraps are in `epo.py`. The folders that a run writes to are held
-(`output_locks.py`), and a full disk is met (`full_disk.py`).
+batch is then written to a file (`capture.py`). EPO's wraps are in `epo.py`. A run's output folders are locked
+(`output_locks.py`), and a full disk is handled (`full_disk.py`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from recipe.aem.settings import SettingsError
 
 _LOGGER = logging.getLogger(__name__)
 _ADVANCE: contextvars.ContextVar[Advance | None] = contextvars.ContextVar("verl_aem_advance", default=None)
-"""The computation of advantages that verl's trainer is in."""
+"""The current computation of advantages in verl's trainer."""
 
 
 def register_estimators(core_algos: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.core_algos`."""
+    """Register the estimators (post-import hook of `verl.trainer.ppo.core_algos`)."""
     for name in ESTIMATORS:
         core_algos.register_adv_est(name)(functools.partial(_estimate, name))
 
@@ -64,7 +64,7 @@ def _estimate(
     non_tensor_batch: Any = None,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """What verl looks up as `aem`, `empg` …; it works only inside the wrapped trainer, which fetches the rows."""
+    """Compute advantages for verl, which calls this as `aem`, `empg` …; only the wrapped trainer supplies the rows."""
     advance = _ADVANCE.get()
     if advance is None:
         raise AEMRuntimeError(
@@ -77,7 +77,7 @@ def _estimate(
 
 
 def wrap_trainer(trainer_base: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.v1.trainer_base`."""
+    """Wrap the trainer's methods (post-import hook of `verl.trainer.ppo.v1.trainer_base`)."""
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", trajectory_wraps.after_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer.__init__", _check_before_init)
     wrapt.wrap_function_wrapper(trainer_base, "PPOTrainer._compute_advantage", _with_batch)
@@ -95,7 +95,7 @@ def wrap_trainer(trainer_base: Any) -> None:
 
 
 def wrap_replay_buffer(replay_buffer: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.v1.replay_buffer`."""
+    """Wrap the replay buffer's methods (post-import hook of `verl.trainer.ppo.v1.replay_buffer`)."""
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._dapo_filtered_keys", filters.without_faults)
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._evict_terminal_groups", trajectory_wraps.before_evict)
     wrapt.wrap_function_wrapper(replay_buffer, "ReplayBuffer._select_prompt_uids", trajectory_wraps.after_select)
@@ -103,17 +103,17 @@ def wrap_replay_buffer(replay_buffer: Any) -> None:
 
 
 def wrap_metrics(utils: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.v1.utils`."""
+    """Wrap the aggregation of metrics (post-import hook of `verl.trainer.ppo.v1.utils`)."""
     wrapt.wrap_function_wrapper(utils, "MetricsAggregator._init_aggregation_rules", trajectory_wraps.add_sums)
 
 
 def wrap_engine(base: Any) -> None:
-    """Post-import hook of `verl.workers.engine.base`."""
+    """Wrap the engine's training step (post-import hook of `verl.workers.engine.base`)."""
     wrapt.wrap_function_wrapper(base, "BaseEngine.train_batch", empty_updates.around_mini_batch)
 
 
 def refuse_legacy_trainer(ray_trainer: Any) -> None:
-    """Post-import hook of `verl.trainer.ppo.ray_trainer`: its trainers drop the entropy before the advantage."""
+    """Make trainers of `verl.trainer.ppo.ray_trainer` reject our methods: they drop entropies before the advantage."""
     wrapt.wrap_function_wrapper(ray_trainer, "RayPPOTrainer.__init__", _refuse_before_init)
 
 
@@ -129,7 +129,7 @@ def _check_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) ->
     if rollout.agent.default_agent_loop == "environment":
         from agent_loops.loop import open_benchmark
 
-        # a wrong path or setting shows here, and not after minutes of start-up in every episode
+        # report a wrong path or setting here, not after minutes of start-up in every episode
         _, _, episode = open_benchmark(rollout.custom)
         check_template(config, episode.layout)
     output_locks.hold_outputs(config)
@@ -153,7 +153,7 @@ def _refuse_before_init(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -
 
 
 def _with_batch(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `PPOTrainer._compute_advantage`: one fetch before it, whatever of the batch is read afterwards."""
+    """Wrap `PPOTrainer._compute_advantage`; fetch once beforehand all columns of the batch that are read afterwards."""
     algorithm = trainer.config.algorithm
     settings = Settings.from_config(algorithm) if algorithm.adv_estimator in ESTIMATORS else None
     epo_enabled = EpoSettings.from_config(algorithm).enable
@@ -183,7 +183,7 @@ def _with_batch(wrapped: Any, trainer: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _mask_dropped(meta: Any, batch: Batch) -> Batch:
-    """The batch without a token of the rows that faults keep out of training, in TransferQueue too."""
+    """Mask the rows that faults exclude from training, in TransferQueue too, and return the batch."""
     dropped = sorted(batch.dropped)
     if not dropped or not batch.mask_BT[dropped].any():
         return batch
@@ -193,7 +193,7 @@ def _mask_dropped(meta: Any, batch: Batch) -> Batch:
 
 
 def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
-    """Wrap `compute_advantage_for_multi_trajectories` as the trainer calls it."""
+    """Wrap `compute_advantage_for_multi_trajectories` in the trainer's module; pass it only the rows that take part."""
 
     def bound(data: Any, batch_keys: list[str], adv_estimator: Any, *, config: Any, **more: Any) -> Any:
         if config.get("use_kl_in_reward", False) and shares_return(config):
@@ -202,7 +202,7 @@ def _of_trained_rows(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> 
             )
         advance = _ADVANCE.get()
         compute = functools.partial(wrapped, adv_estimator=adv_estimator, config=config, **more)
-        if advance is None or adv_estimator in ESTIMATORS:  # those of this package leave rows out themselves
+        if advance is None or adv_estimator in ESTIMATORS:  # this package's estimators leave rows out themselves
             return compute(data, batch_keys=batch_keys)
         dropped = advance.batch.dropped
         data = of_some_rows(compute, data, batch_keys, [row for row in range(len(batch_keys)) if row not in dropped])
