@@ -1,7 +1,7 @@
 """What a process of a run sees of the plug-in. Never imported: `plugin.py` runs this text in a fresh interpreter.
 
-It stands alone, since it looks at processes in which `recipe` may be hidden, and since Ray sends functions of a main
-module by value. `python -c TEXT` looks for modules where `python -m verl.trainer.main_ppo` does.
+It imports nothing from this package: it inspects processes in which `recipe` may be hidden, and Ray sends functions of
+a main module by value. `python -c TEXT` looks for modules where `python -m verl.trainer.main_ppo` does.
 """
 
 import json
@@ -12,7 +12,7 @@ MARK = "AEM-DOCTOR "
 
 
 def look():
-    """Facts about this process, after it has imported what verl's trainer and its workers import."""
+    """Return facts about this process, after importing what verl's trainer and its workers import."""
     import importlib
     import importlib.metadata
     import os
@@ -32,7 +32,7 @@ def look():
         "loop": "",
         "wrapped": {},
     }
-    # a regular package hides every namespace portion, wherever on the path it stands
+    # a regular package hides every namespace portion, wherever it is on the path
     for folder in sys.path:
         for hidden in (os.path.join("recipe", "__init__.py"), "recipe.py"):
             path = os.path.abspath(os.path.join(folder, hidden))
@@ -52,7 +52,7 @@ def look():
     plugin = sys.modules.get("recipe.aem.plugin")
     facts["loaded"] = plugin is not None
     facts["plugin_file"] = str(getattr(plugin, "__file__", "") or "")
-    # the function beneath functools.partial
+    # the function inside functools.partial
     facts["estimators"] = {
         str(name): getattr(getattr(function, "func", function), "__module__", "")
         for name, function in core.ADV_ESTIMATOR_REGISTRY.items()
@@ -72,12 +72,12 @@ def look():
 
 
 def look_in_worker(folder):
-    """The same in a worker of a small Ray of its own, with verl's environment for it."""
+    """Return the same facts from a worker of a small temporary Ray cluster, with verl's environment for it."""
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
     try:
-        # `local`: never a cluster that runs already
+        # `local`: never join a running cluster
         ray.init(
             address="local",
             num_cpus=1,
