@@ -1,4 +1,4 @@
-"""What stands out in a run: each rule looks at the numbers of the report and says one sentence, or nothing."""
+"""The highlights of a run: each rule checks the report's numbers and returns one sentence, or nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Numbers = Mapping[str, Any]
 
 
 def success(run: Numbers) -> str | None:
-    """Validation success moved by five points or more between the first and the last validation."""
+    """Validation success changed by five points or more between the first and the last validation."""
     first, last, best = (run["headline"][f"success_{one}"] for one in ("first", "last", "best"))
     if first is None or last is None or first["step"] == last["step"]:
         return None
@@ -67,7 +67,7 @@ def without_variance(run: Numbers) -> str | None:
 
 
 def guarded(run: Numbers) -> str | None:
-    """Hardly a group was modulated."""
+    """Hardly any group was modulated."""
     share = run["headline"]["modulated"]
     if share is None or share > 0.05:
         return None
@@ -75,7 +75,7 @@ def guarded(run: Numbers) -> str | None:
 
 
 def kind_explains(run: Numbers) -> str | None:
-    """Turn kind explains more than half of α's variance, beyond what chance would."""
+    """Turn kind explains more than half of α's variance, beyond what chance would explain."""
     for one in (run["turns"] or {}).get("explained") or ():
         if one["factor"] == "turn kind" and one["adjusted"] is not None and one["adjusted"] > 0.5:
             return (
@@ -86,7 +86,7 @@ def kind_explains(run: Numbers) -> str | None:
 
 
 def faults(run: Numbers) -> str | None:
-    """The environment failed in more than one trajectory of a hundred."""
+    """The environment failed in more than 1 % of the trajectories."""
     share = run["headline"]["fault"]
     if share is None or share <= 0.01:
         return None
@@ -102,7 +102,7 @@ def cuts(run: Numbers) -> str | None:
 
 
 def invalid(run: Numbers) -> str | None:
-    """More than a tenth of the turns were badly formed."""
+    """More than a tenth of the turns were malformed."""
     share = run["headline"]["invalid"]
     if share is None or share <= 0.1:
         return None
@@ -118,7 +118,7 @@ def clipping(run: Numbers) -> str | None:
 
 
 def skipped(run: Numbers) -> str | None:
-    """Mini-batches were passed over because nothing in them counted."""
+    """Mini-batches were skipped because their mask was all zero."""
     steps = [point for point in run["series"].get("actor/skipped_updates", ()) if point[1] > 0]
     return f"In {len(steps)} steps mini-batches without a token that counts were passed over." if steps else None
 
@@ -143,7 +143,7 @@ def resumed(run: Numbers) -> str | None:
 
 
 def older(run: Numbers) -> str | None:
-    """The last start went back and has not come as far yet."""
+    """The last start resumed from an earlier step and has not caught up yet."""
     steps = (run["metrics"] or {}).get("older") or []
     if not steps:
         return None
@@ -193,6 +193,6 @@ RULES: Sequence[Callable[[Numbers], str | None]] = (
 
 
 def stands_out(run: Numbers) -> list[dict[str, str]]:
-    """What the rules find, in their order."""
+    """Return the findings of all rules, in order."""
     found = ((rule.__name__, rule(run)) for rule in RULES)
     return [{"rule": name, "text": text} for name, text in found if text is not None]
