@@ -107,8 +107,7 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 
 
 def apart(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
-    """Compute mean(first) − mean(second) of independent runs, with Welch's 95 % t interval; None with fewer than two
-    runs.
+    """Compute mean(first) − mean(second) of independent runs, with Welch's 95 % t interval; None below two each.
 
     ν = (a + b)² / (a²/(n₁ − 1) + b²/(n₂ − 1)), a = s₁²/n₁, b = s₂²/n₂, rounded down, which widens the interval.
 

@@ -94,8 +94,7 @@ class TreePolicy:
 
 
 def natural_gradient_direction(probability_V: Tensor, action: int, advantage: float) -> Tensor:
-    """Return the direction on the simplex in which the natural gradient of one sampled action moves the
-    probabilities.
+    """Return the direction on the simplex in which one sampled action's natural gradient moves the probabilities.
 
         d = A (e_a − π)
 

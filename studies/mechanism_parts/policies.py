@@ -118,12 +118,11 @@ RAGGED = ("ragged", "branching_ragged")  # the families in which mean and sum of
 
 
 class LongPolicy:
-    """A policy whose first action decides the distribution of `length` independent tokens: a confused or a sure
-    answer.
+    """A policy whose first action decides the distribution of `length` independent tokens: confused or sure.
 
     Args:
-        rng: for its logits: N(0, spread²) for the first action, N(0, scale²) after it with scale = spread exp(N(0,
-            1)).
+        rng: for its logits: N(0, spread²) for the first action, N(0, scale²) after it with
+            scale = spread exp(N(0, 1)).
         spread: of the turn's kind.
         length: n.
     """

@@ -85,7 +85,7 @@ def drift_rows(runs: Runs) -> list[Row]:
 
 
 def drift_curve_rows(runs: Runs) -> list[Row]:
-    """Return, for the figure, the predicted and measured drift against the base per step, in bins of steps."""
+    """Return for the figure the predicted and measured drift against the base per step, in bins of steps."""
     rows: list[Row] = []
     for (world, method), run in runs.items():
         if method == "grpo":

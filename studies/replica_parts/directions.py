@@ -37,8 +37,7 @@ def success_weights(rows: Sequence[Row], won: Sequence[bool], mask_BT: Tensor) -
 
 
 def gradients(model: Any, rows: Sequence[Row], mask_BT: Tensor, weights: Sequence[Tensor], pad: int) -> Tensor:
-    """Compute ∇ Σ w log π / tokens for every set of weights, (sets, parameters): the first update, where the ratio is
-    1.
+    """Compute ∇ Σ w log π / tokens for every set of weights, (sets, parameters), at the first update: the ratio is 1.
 
     Args:
         weights: (B, T) each: advantages.

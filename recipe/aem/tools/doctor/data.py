@@ -36,6 +36,7 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
         what = "is no plain file" if path.exists() else "does not exist"
         yield Finding("failure", title, f"{path} {what}", remedy)
         return
+    # columns and number of rows
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         n_rows = file.metadata.num_rows
@@ -56,6 +57,7 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
     if counted != n_rows:
         yield Finding("failure", title, f"{path} is damaged: it has {counted:,} of its {n_rows:,} rows", remedy)
         return
+    # the first rows: benchmark, agent loop and tasks
     for name, wanted in (("data_source", benchmark.name), ("agent_name", "environment")):
         others = sorted({str(row[name]) for row in rows if name in row} - {wanted})
         if others:

@@ -38,6 +38,7 @@ def look():
             path = os.path.abspath(os.path.join(folder, hidden))
             if os.path.isfile(path) and path not in facts["recipes"]:
                 facts["recipes"].append(path)
+    # whether the entry point is installed and verl can be imported
     points = importlib.metadata.entry_points(group="verl.plugins")
     facts["entry_point"] = any(point.value == "verl_aem.autoload" for point in points)
     try:
@@ -49,6 +50,7 @@ def look():
     except Exception as error:
         facts["error"] = f"{type(error).__name__}: {error}"[:500]
         return facts
+    # what verl loaded and registered by itself
     plugin = sys.modules.get("recipe.aem.plugin")
     facts["loaded"] = plugin is not None
     facts["plugin_file"] = str(getattr(plugin, "__file__", "") or "")
@@ -63,6 +65,7 @@ def look():
         for name in names:
             wrapper = getattr(owner.__dict__.get(name), "_self_wrapper", None)
             facts["wrapped"][owner.__name__ + "." + name] = getattr(wrapper, "__module__", "")
+    # if verl did not load the plug-in: the reason
     if not facts["loaded"]:
         try:
             importlib.import_module("verl_aem").load()

@@ -177,7 +177,7 @@ def _data(setup: RunSetup, stack: contextlib.ExitStack) -> Iterator[Finding]:
 
 
 def _data_of_variables() -> Iterator[Finding]:
-    """Without a configuration: check what the variables name, and the benchmarks whose packages are installed."""
+    """Check, without a configuration, what the variables name, and the benchmarks whose packages are installed."""
     asked = False
     for entry in TABLE.values():
         if entry.data and (path := os.environ.get(entry.variable)):

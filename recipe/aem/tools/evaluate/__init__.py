@@ -1,5 +1,6 @@
-"""Evaluation of a checkpoint through verl's own validation, for `aem eval`. Printing is in
-`recipe.aem.tools.cli.eval`.
+"""Evaluation of a checkpoint through verl's own validation, for `aem eval`.
+
+Printing is in `recipe.aem.tools.cli.eval`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ _SHOWN = 2
 
 
 def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
-    """Draw curves over the steps: one column per benchmark, one row per metric; mean, 95 % t band, thin lines per
-    seed.
+    """Draw curves over the steps: one column per benchmark, one row per metric; mean, 95 % t band, thin lines of seeds.
 
     Args:
         found: rows of the CSV; the order in which benchmarks, methods and metrics appear is kept.

@@ -98,8 +98,9 @@ def series(steps: Steps, name: str) -> list[tuple[int, float]]:
 
 
 def resolve(steps: Steps, pattern: str) -> str:
-    """Return the series that a pattern matches; it may match a different series on each benchmark:
-    `val-core/*/acc/mean@1`.
+    """Return the series that a pattern matches.
+
+    A pattern may match a different series on each benchmark: `val-core/*/acc/mean@1`.
 
     Raises:
         StudyError: it matches several.

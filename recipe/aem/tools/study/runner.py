@@ -145,6 +145,7 @@ def _run_cell(
 ) -> dict[str, Any]:
     from recipe.aem.tools.trainer_process import TrainingFailed, train, trainer_command
 
+    # resume from the checkpoint, or move an earlier folder aside
     resumed, aside = 0, None
     if standing.kind == "interrupted" and policy.resume and not standing.differs and state.has_checkpoint(cell):
         state.keep_part(cell)
@@ -153,6 +154,7 @@ def _run_cell(
         why = "other" if standing.kind == "made otherwise" else standing.kind
         aside = state.set_aside(cell, why)
     cell.folder.mkdir(parents=True, exist_ok=True)
+    # record how the cell is made, before it starts
     config = str(Path(cell.config).absolute()) if is_path(cell.config) else cell.config
     overrides = cell.overrides(resume=resumed > 0)
     state.write_json(
@@ -168,6 +170,7 @@ def _run_cell(
         },
     )
     reporter.begins(cell, aside, resumed > 0)
+    # train; a failure becomes part of the result
     began, error, peak = time.time(), "", None
     try:
         peak = train(
@@ -181,6 +184,7 @@ def _run_cell(
         )
     except TrainingFailed as failure:
         error = str(failure)
+    # check that the training reached its last step, and record the result
     steps = state.read_metrics(cell.folder)
     reached = max(steps, default=0)
     if not error and reached < cell.last_step:
