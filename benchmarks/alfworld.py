@@ -29,7 +29,7 @@ RANDOM_STEPS = 15
 
 
 def make_plans(data: Path, n_games: int) -> list[dict[str, Any]]:
-    """Games, and the commands to play in each: its walkthrough, and a random walk over admissible commands."""
+    """Return games with the commands to play in each: its walkthrough, and a random walk over admissible commands."""
     from agent_loops.alfworld import Play, find_games, load_game
 
     rng = Random(0)
@@ -45,7 +45,7 @@ def make_plans(data: Path, n_games: int) -> list[dict[str, Any]]:
 
 
 def measure_ours(data: Path, plans: list[dict[str, Any]]) -> tuple[float, list[float]]:
-    """Returns steps a second, and the milliseconds of each game's loading and first reset together."""
+    """Return steps per second, and for each game the milliseconds of loading plus first reset."""
     from agent_loops.alfworld import Play, load_game
 
     starts, seconds, steps = [], 0.0, 0
@@ -65,7 +65,7 @@ def measure_ours(data: Path, plans: list[dict[str, Any]]) -> tuple[float, list[f
 
 
 def measure_official(python: str, data: Path, plans: list[dict[str, Any]]) -> tuple[float, list[float]]:
-    """The same for the official package."""
+    """Return the same for the official package."""
     done = subprocess.run(
         [python, str(OFFICIAL), str(data)],
         input="\n".join(map(json.dumps, plans)),
@@ -81,7 +81,7 @@ def measure_official(python: str, data: Path, plans: list[dict[str, Any]]) -> tu
 
 
 def megabytes(concurrent: int, data: Path) -> float:
-    """Returns the resident memory of a fresh process that plays so many different games at once."""
+    """Return the resident memory of a fresh process that plays this many different games at once."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from random import Random; from agent_loops.alfworld import Alfworld\n"
@@ -99,7 +99,7 @@ def megabytes(concurrent: int, data: Path) -> float:
 
 
 def measure(data: Path, n_games: int, official: str | None) -> list[tuple[str, float, str]]:
-    """Returns what is measured: a name, the figure, and its target."""
+    """Return the measurements: name, figure and target."""
     plans = make_plans(data, n_games)
     ours, starts = measure_ours(data, plans)
     rows = [
@@ -122,7 +122,7 @@ def measure(data: Path, n_games: int, official: str | None) -> list[tuple[str, f
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ALFWORLD_DATA", "outputs/alfworld")))
     parser.add_argument("--games", type=int, default=24)

@@ -30,19 +30,19 @@ from torch import Tensor
 from aem_core import Responses, aem, find_responses
 
 LAYOUTS = ("turns", "transcript")
-ROLLOUTS = 8  # rows of a prompt group in `transcript`; trajectories of a prompt group in `turns`
-TURNS = 10  # of a trajectory, in both
+ROLLOUTS = 8  # rows per prompt group in `transcript`; trajectories per prompt group in `turns`
+TURNS = 10  # per trajectory, in both layouts
 
 AEM, CHECKED, PASS, LOOP, SLICES = "aem", "aem, validate=True", "one pass", "loop over rows", "loop over slices"
-PASS_LIMIT = 8.0  # times the one pass, at most
-LOOP_LIMIT = 15.0  # times as fast as the loop, at least
-GROWTH_LIMIT = 1.1  # times linear growth, at most
-MEMORY_LIMIT = 4.0  # B×T float32 tensors, at most: the result, and three values a token if every token is a response's
+PASS_LIMIT = 8.0  # at most, relative to the single pass
+LOOP_LIMIT = 15.0  # at least, relative to the loop
+GROWTH_LIMIT = 1.1  # at most, relative to linear growth
+MEMORY_LIMIT = 4.0  # at most, in B×T float32 tensors: the result, and three values per token if all are in responses
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of one layout, with its responses as spans too."""
+    """A batch of one layout, with its responses also as spans."""
 
     advantage_BT: Tensor
     entropy_BT: Tensor
@@ -87,14 +87,14 @@ def one_pass(batch: Batch, mask_BT: Tensor) -> Tensor:
 
 
 def loop_over_rows(batch: Batch) -> Tensor:
-    """What `aem` computes, from what `aem` is given, a response of a row at a time."""
+    """Compute what `aem` computes, from the same inputs, one response of a row at a time."""
     index_BT = batch.responses.index_BT
     on_response = [(row, index_BT[row] == number) for number, row in enumerate(batch.responses.row_N.tolist())]
     return modulate_in_loop(batch, on_response)
 
 
 def loop_over_slices(batch: Batch) -> Tensor:
-    """The same where no response has a hole, so that the spans say all: the quickest of loops."""
+    """Compute the same where no response has a hole, so that spans describe it completely: the fastest loop."""
     spans = [(row, slice(*span)) for row, row_spans in enumerate(batch.spans) for span in row_spans]
     return modulate_in_loop(batch, spans)
 
@@ -141,7 +141,7 @@ def contenders(batch: Batch) -> dict[str, Callable[[], object]]:
 
 
 def check_agreement(batch: Batch) -> None:
-    """A loop is worth timing only if it computes the same."""
+    """Check that the loops compute the same as `aem`; otherwise timing them would be pointless."""
     rescaled_BT, stats = aem(batch.advantage_BT, batch.entropy_BT, batch.responses, batch.group_B)
     assert not stats.guarded_N.all()
     for loop in (loop_over_rows, loop_over_slices):
@@ -149,7 +149,7 @@ def check_agreement(batch: Batch) -> None:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """CPU seconds, the best of three calls in a row: the first may meet caches and a heap that others left behind."""
+    """Return CPU seconds, the best of three consecutive calls: the first may meet cold caches or a used heap."""
     seconds = []
     for _ in range(3):
         start = time.thread_time()
@@ -159,7 +159,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Bytes that the CPU allocator held at most during the call, beyond what it held before; kernels' own included."""
+    """Return the peak bytes allocated on the CPU in the call, beyond those before it, including the kernels' own."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +175,7 @@ def peak_memory(call: Callable[[], object]) -> int:
 
 
 def measure(layout: str, all_rows: Sequence[int], tokens: int, repetitions: int) -> dict:
-    """CPU seconds of every contender at every size, one a repetition; and the peak memory of some."""
+    """Return the CPU seconds of every contender at every size, one per repetition, and the peak memory of some."""
     batches = {rows: make_batch(layout, rows, tokens) for rows in all_rows}
     check_agreement(batches[all_rows[0]])
     calls = {rows: contenders(batch) for rows, batch in batches.items()}
@@ -196,13 +196,13 @@ def ratio(over: list[float], under: list[float]) -> float:
 
 
 def growth(of_rows: dict[int, list[float]]) -> list[float]:
-    """Time at each size over what it would be if it grew from the first size in proportion to the rows."""
+    """Return the time at each size relative to proportional growth from the first size."""
     first, *_ = of_rows
     return [ratio(seconds, of_rows[first]) * first / rows for rows, seconds in of_rows.items()]
 
 
 def figures(result: dict, all_rows: Sequence[int]) -> list[tuple[str, list[float], float, bool]]:
-    """Name, value at each size, target, and whether the target is an upper bound."""
+    """Return name, value at each size, target, and whether the target is an upper bound."""
     seconds = result["seconds"]
     return [
         ("aem / one pass", [ratio(seconds[AEM][rows], seconds[PASS][rows]) for rows in all_rows], PASS_LIMIT, True),

@@ -47,7 +47,7 @@ def milliseconds(function: Callable[[], Any]) -> float:
 
 
 def measure_start() -> tuple[Solutions, list[Row]]:
-    """Returns the solutions of all tasks that are played, and what starting and loading cost."""
+    """Return the solutions of all tasks played, and the cost of starting and loading."""
     from agent_loops.scienceworld import VARIATIONS, Simulator
 
     started = time.perf_counter()
@@ -68,7 +68,7 @@ def measure_start() -> tuple[Solutions, list[Row]]:
 
 
 async def measure_steps(solutions: Solutions, rounds: int) -> list[Row]:
-    """Returns steps a second of the three ways, one episode at a time."""
+    """Return steps per second of the three ways, one episode at a time."""
     from scienceworld import ScienceWorldEnv
 
     from agent_loops.scienceworld import Simulator
@@ -115,7 +115,7 @@ async def measure_steps(solutions: Solutions, rounds: int) -> list[Row]:
 
 
 async def measure_live(solutions: Solutions, live: int, workers: int = 1) -> list[Row]:
-    """Returns steps a second and megabytes of so many episodes at once."""
+    """Return steps per second and megabytes of this many concurrent episodes."""
     from agent_loops.workers import WorkerPool
 
     pool = WorkerPool("agent_loops.scienceworld.ScienceWorld", {}, workers)
@@ -144,7 +144,7 @@ async def measure_live(solutions: Solutions, live: int, workers: int = 1) -> lis
 
 
 def resident(pid: int) -> float:
-    """Megabytes of a process and of all below it."""
+    """Return the megabytes of a process and all its descendants."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     own = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
     below = (int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split())
@@ -152,7 +152,7 @@ def resident(pid: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     from agent_loops.java import find_java
     from agent_loops.scienceworld import JavaError
 

@@ -26,7 +26,7 @@ CASES = ("verl's grpo, plain", "aem over grpo", "aem over grpo_rows", "aem over 
 
 
 class Queue:
-    """TransferQueue's two calls; it copies what it is asked for and what it is given."""
+    """A stand-in for TransferQueue's two calls; it copies what it returns and what it receives."""
 
     def __init__(self, columns: dict[str, list[Any]], meta: Any):
         self.meta, self.columns = meta, {name: dict(zip(meta.keys, rows)) for name, rows in columns.items()}  # noqa: B905
@@ -59,7 +59,7 @@ class Queue:
 
 
 class Shelf:
-    """A writer that keeps nothing."""
+    """A writer that stores nothing."""
 
     stopped = False
 
@@ -71,14 +71,14 @@ class Shelf:
 
 
 class Meta(SimpleNamespace):
-    """verl's `KVBatchMeta`, as far as it is used."""
+    """The part of verl's `KVBatchMeta` that is used."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 def make_queue(rows: int) -> Queue:
-    """A made-up batch."""
+    """Return a synthetic batch."""
     import torch
 
     chance = torch.Generator().manual_seed(0)
@@ -119,7 +119,7 @@ def make_queue(rows: int) -> Queue:
 
 
 def measure(rows: int, dump: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each case, and how often each asked the queue, in this process."""
+    """Return the seconds of each case, and how often each called the queue, in this process."""
     from omegaconf import OmegaConf
 
     import verl_aem
@@ -162,13 +162,13 @@ def measure(rows: int, dump: dict[str, Any]) -> dict[str, Any]:
                 epo.before_update(lambda batch, metrics: batch, trainer, (queue.meta, {}), {})
             return time.perf_counter() - started
 
-        # the least of three: what other processes take is not the seam's
+        # the minimum of three: time taken by other processes is not the seam's
         found[case] = [min(once() for _ in range(3)), queue.gets]
     return found
 
 
 def one_process(tree: Path, rows: int) -> dict[str, Any]:
-    """The measurement of a tree, in its own process; the second pass counts, when everything is loaded."""
+    """Measure one tree in a separate process; the second pass counts, when everything is loaded."""
     settings = [{"dump": {"dir": "x"}}, {"aem": {"dump_dir": "x"}}]
     dump = settings["dump_dir: str" in (tree / "recipe/aem/settings.py").read_text()]
     code = (

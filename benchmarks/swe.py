@@ -31,7 +31,7 @@ FILES, CORES, TURNS = 500, 2, 20
 
 
 def make_repository(directory: Path) -> Path:
-    """A tree of small source files with one commit, about a megabyte."""
+    """Create a tree of small source files with one commit, about a megabyte."""
     for number in range(FILES):
         path = directory / f"package{number % 20}" / f"module{number}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def make_repository(directory: Path) -> Path:
 
 
 def measure_commands(settings: SandboxSettings, source: Path, commands: int) -> list[tuple[str, float, str]]:
-    """One command after the other in one sandbox, beside the same shell without one."""
+    """Time commands one after the other in one sandbox, and in the same shell without a sandbox."""
     from agent_loops.swe.sandbox import open_sandbox
 
     bare, boxed, started, asleep = [], [], [], []
@@ -71,7 +71,7 @@ def measure_commands(settings: SandboxSettings, source: Path, commands: int) -> 
 
 
 def measure_ready(settings: SandboxSettings, source: Path, times: int = 20) -> list[tuple[str, float, str]]:
-    """From nothing to the first command's result, in a fresh copy of the repository."""
+    """Time the start of a sandbox until the first command's result, in a fresh copy of the repository."""
     from agent_loops.swe.sandbox import open_sandbox
 
     ready, closed = [], []
@@ -90,7 +90,7 @@ def measure_ready(settings: SandboxSettings, source: Path, times: int = 20) -> l
 
 
 def play(settings: SandboxSettings, source: Path) -> int:
-    """One episode; returns how many commands did not do what they should."""
+    """Play one episode; return how many commands did not do what they should."""
     from agent_loops.swe.sandbox import open_sandbox, read_patch
 
     failed = 0
@@ -107,7 +107,7 @@ def play(settings: SandboxSettings, source: Path) -> int:
 
 
 def measure_concurrent(settings: SandboxSettings, source: Path, episodes: int) -> list[tuple[str, float, str]]:
-    """So many episodes at once, on two cores."""
+    """Time this many concurrent episodes, on two cores."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, set(sorted(before)[:CORES]))
     try:
@@ -125,7 +125,7 @@ def measure_concurrent(settings: SandboxSettings, source: Path, episodes: int) -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--commands", type=int, default=100)
     parser.add_argument("--episodes", type=int, default=16)

@@ -30,7 +30,7 @@ MAX_STEPS = 15
 
 
 def play(environment: Any, oracle: Any, goal: int, rng: Random) -> tuple[int, float]:
-    """Plays an episode; returns its steps and the seconds spent in them, without the player's."""
+    """Play an episode; return its steps and the seconds spent in them, without the player's time."""
     observation, history, seconds = environment.reset(goal), [], 0.0
     for _ in range(MAX_STEPS):
         if goal % 2:
@@ -49,7 +49,7 @@ def play(environment: Any, oracle: Any, goal: int, rng: Random) -> tuple[int, fl
 
 
 def megabytes(concurrent: int, directory: Path) -> float:
-    """Returns the resident memory of a fresh process that plays so many episodes at once."""
+    """Return the resident memory of a fresh process that plays this many episodes at once."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from random import Random; from agent_loops.webshop import WebShop\n"
@@ -69,7 +69,7 @@ def megabytes(concurrent: int, directory: Path) -> float:
 
 
 def measure_small(directory: Path, episodes: int) -> list[tuple[str, float, str]]:
-    """Returns what is measured on a small catalogue: a name, the figure, and its target."""
+    """Return the measurements on a small catalogue: name, figure and target."""
     from agent_loops.webshop import Oracle, WebShop
 
     started = time.process_time()
@@ -96,7 +96,7 @@ def measure_small(directory: Path, episodes: int) -> list[tuple[str, float, str]
 
 
 def measure_large(directory: Path, cache: Path | None) -> list[tuple[str, float, str]]:
-    """Returns what is measured on a large catalogue, which is prepared if it was not."""
+    """Return the measurements on a large catalogue, which is prepared first if necessary."""
     import resource
 
     from agent_loops.webshop import Oracle, WebShop, WebShopEnvironment, open_prepared, prepare
@@ -104,7 +104,7 @@ def measure_large(directory: Path, cache: Path | None) -> list[tuple[str, float,
     started = time.perf_counter()
     prepared = prepare(directory, cache)
     preparing = time.perf_counter() - started
-    # before anything else is opened: after a build, the memory that building took
+    # measured before anything else is opened: after a build, this is the memory that building took
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
     catalogue = open_prepared(prepared)
@@ -145,7 +145,7 @@ def measure_large(directory: Path, cache: Path | None) -> list[tuple[str, float,
 
 
 def make_large(directory: Path, n_products: int, seed: int = 0) -> None:
-    """Writes a made-up catalogue of texts as long as the real ones (108 words), whose words are as unevenly common."""
+    """Write a synthetic catalogue with the real texts' length (108 words) and skew of word frequencies."""
     import numpy as np
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def show(rows: Sequence[tuple[str, float, str]]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("AEM_WEBSHOP_DATA", ROOT.parent / "shared" / "data" / "webshop")
     parser.add_argument("--data", type=Path, default=Path(default))

@@ -65,7 +65,7 @@ _BLOCK = re.compile(r"(<!-- (\w+ \w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def blocks(ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line]) -> dict[str, Callable[[], str]]:
-    """What may stand between a block's marks, by `NAME WAY`."""
+    """Return the tables that a block may contain, by `NAME WAY`."""
     found = {f"{name} gradients": partial(make, lines) for name, make in WHY.items()}
     for way, of in ways.items():
         found |= {f"{name} {way}": partial(make, of) for name, make in TABLES.items()}
@@ -82,10 +82,10 @@ def blocks(ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line]) -
 
 
 def fill(page: str, ways: Mapping[str, Sequence[Run]], lines: Sequence[gradients.Line] = ()) -> str:
-    """The page with its tables as the runs and the gradients say them.
+    """Return the page with its tables filled in from the runs and the gradients.
 
     Raises:
-        KeyError: a block asks for a table or a way of running that there is not.
+        KeyError: a block names an unknown table or way of running.
     """
     of = blocks(ways, lines)
     return _BLOCK.sub(lambda found: f"{found[1]}{of[found[2]]()}\n{found[3]}", page)

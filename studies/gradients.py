@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
-    """The weights that a run passes through, saved; trained where they are not there yet."""
+    """Save the weights that a run passes through, training it first where they do not exist."""
     import torch
 
     paths = [folder / f"policy{step}.pt" for step in steps]
@@ -64,7 +64,7 @@ def policies(cell: Cell, steps: Sequence[int], folder: Path) -> list[Path]:
 def measure(
     base: Training, algorithms: Mapping[str, DictConfig], batches: int, chance: random.Random
 ) -> Iterator[tuple[str, str, float]]:
-    """Method, measure and value at the policy that `base` holds, under each method's `config.algorithm`."""
+    """Return method, measure and value at the policy in `base`, under each method's `config.algorithm`."""
     import torch
     from replica_parts.advantages import advantages
     from replica_parts.directions import directions, gradients, success_weights
@@ -108,7 +108,7 @@ def measure(
 
 
 def run(all_cells: Sequence[Cell], benchmark: str, seed: int, steps: Sequence[int], batches: int, out: Path) -> None:
-    """Measure the policies of one of GRPO's runs, in a process of its own."""
+    """Measure the policies of one GRPO run, in a separate process."""
     import torch
 
     from recipe.aem.tools.hydra_config import compose
@@ -120,7 +120,7 @@ def run(all_cells: Sequence[Cell], benchmark: str, seed: int, steps: Sequence[in
     if not left:
         return
     paths = policies(chosen[BASE], left, folder)
-    base = training_of(chosen[BASE])  # sets the cells' environment, too
+    base = training_of(chosen[BASE])  # also sets the cells' environment
     algorithms = {name: compose(cell.config, cell.asked).algorithm for name, cell in chosen.items()}
     for step, path in zip(left, paths, strict=True):
         base.model.load_state_dict(torch.load(path))
@@ -155,7 +155,7 @@ def read(path: Path) -> list[Line]:
 
 
 def unfold(lines: Sequence[Line], out: Path) -> None:
-    """Write the policies of an earlier CSV to their files under `out`, where there are none."""
+    """Write the policies of an earlier CSV to their files under `out`, where these do not exist."""
     policies_of: dict[Path, list[Line]] = {}
     for line in lines:
         policies_of.setdefault(out / line.benchmark / f"seed{line.seed}" / f"step{line.step}.csv", []).append(line)

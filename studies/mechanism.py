@@ -20,12 +20,12 @@ from mechanism_parts.corridor import WORLDS
 from mechanism_parts.tables import Row, as_csv
 
 RATES = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0)
-RATE_SEEDS = range(10_000, 10_024)  # none of those that the methods are compared on
+RATE_SEEDS = range(10_000, 10_024)  # disjoint from the seeds that the methods are compared on
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
+    """Run the command line."""
     options = _options(arguments)
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def static_tables(count: int) -> dict[str, list[Row]]:
-    """What needs no training, for `count` random policies or groups a family."""
+    """Compute the tables that need no training, for `count` random policies or groups per family."""
     groups = {
         family.name: [policies.sample_group(family, seed) for seed in range(count)] for family in policies.FAMILIES
     }
@@ -63,7 +63,7 @@ def static_tables(count: int) -> dict[str, list[Row]]:
 
 
 def training_tables(seeds: int, steps: int) -> dict[str, list[Row]]:
-    """The corridor in its three worlds, all methods from the same initial policies."""
+    """Train in the corridor's three worlds, all methods from the same initial policies."""
     rates: list[Row] = []
     runs: dict[tuple[str, str], training.Run] = {}
     for world in WORLDS:
@@ -81,7 +81,7 @@ def training_tables(seeds: int, steps: int) -> dict[str, list[Row]]:
 
 
 def report(tables: dict[str, list[Row]]) -> str:
-    """The main numbers, for the terminal."""
+    """Return the main numbers, for the terminal."""
     lines = ["family               r (H exact)             same sign        r within kinds"]
     within = {row["family"]: row["exact_within"] for row in tables["kinds"]}
     for row in tables["correlation"]:
@@ -113,7 +113,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100, help="initial policies that are trained")
     parser.add_argument("--steps", type=int, default=100, help="of each training")
     options = parser.parse_args(arguments)
-    # fewer leave some quadrant, whose groups the guard may drop, or some third of the training without an interval
+    # with fewer, some quadrant (whose groups the guard may drop) or some third of the training has no interval
     for name, least in (("policies", 10), ("seeds", 2), ("steps", 3)):
         if getattr(options, name) < least:
             parser.error(f"--{name} {getattr(options, name)}: {least} at least, for there to be intervals")

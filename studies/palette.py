@@ -1,4 +1,4 @@
-"""Pictures of the documentation take a quarter of the bytes with 64 colours, and look alike."""
+"""Palette reduction: pictures in the documentation look alike with 64 colours and take a quarter of the bytes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def reduce_colours(path: Path) -> None:
-    """Write a PNG file anew with a palette of 64 colours, without dithering, and without metadata.
+    """Rewrite a PNG file with a palette of 64 colours, without dithering and without metadata.
 
-    So the same picture gives the same bytes, whatever the version of matplotlib that drew it.
+    The same picture then gives the same bytes, whatever version of matplotlib drew it.
     """
     from PIL import Image
 

@@ -41,7 +41,7 @@ HERE_ONLY = {"aem_of_kind": ("method=aem", "+algorithm.alpha_of_kind=true")}
 
 
 def study_of(path: Path, seeds: Sequence[int] | None = None) -> Study:
-    """A study, with these seeds in place of its own, and with the methods that only the replica has."""
+    """Return a study with these seeds instead of its own, and with the methods that only the replica has."""
     study = read_study(path)
     return dataclasses.replace(study, seeds=tuple(seeds or study.seeds), methods={**study.methods, **HERE_ONLY})
 
@@ -51,7 +51,7 @@ def path_of(cell: Cell) -> Path:
 
 
 def training_of(cell: Cell) -> Training:
-    """A cell's run, not begun."""
+    """Return a cell's training, not yet started."""
     os.environ.update(cell.env)
     import hydra.utils
     import pyarrow.parquet as pq
@@ -84,7 +84,7 @@ def training_of(cell: Cell) -> Training:
 
 
 def train(cell: Cell) -> float:
-    """Train a cell, in a process of its own; returns the seconds it took."""
+    """Train a cell in a separate process; return the seconds it took."""
     started = time.perf_counter()
     training = training_of(cell)
     path = path_of(cell)
@@ -99,7 +99,7 @@ def train(cell: Cell) -> float:
 
 
 def run_all(todo: list[Cell], jobs: int, until: datetime | None) -> None:
-    """Train cells, `jobs` at a time; starts none that would not be done in time, judged from the longest so far."""
+    """Train cells, `jobs` at a time; start none that would not finish in time, judged from the longest so far."""
     longest = 0.0
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=fresh, max_tasks_per_child=1) as pool:
@@ -120,7 +120,7 @@ def run_all(todo: list[Cell], jobs: int, until: datetime | None) -> None:
 
 
 def results(study: Study, all_cells: list[Cell], earlier: Sequence[Row] = (), path: str = "") -> list[Result]:
-    """The cells as `aem study` reads its own, those of an earlier CSV at `path` where they are not here."""
+    """Return the cells as `aem study` reads its own; missing cells are taken from an earlier CSV at `path`."""
     found = []
     for cell in all_cells:
         if path_of(cell).exists():

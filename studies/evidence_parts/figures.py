@@ -1,4 +1,4 @@
-"""The pages' figures, from the CSVs' rows."""
+"""The pages' figures, drawn from the CSVs' rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOOKS = {
 
 
 def curves(rows: Sequence[Row], way: str, folder: Path, names: Collection[str] = tuple(CURVES)) -> list[Path]:
-    """Success and entropy over the steps, one picture for each set of methods among `names`."""
+    """Plot success and entropy over the steps, one picture for each set of methods among `names`."""
     drawn = []
     for name in names:
         chosen = [row for row in rows if row.method in CURVES[name]]
@@ -39,9 +39,9 @@ def curves(rows: Sequence[Row], way: str, folder: Path, names: Collection[str] =
 
 
 def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
-    """Differences from GRPO with their intervals: a panel a task, a line a method, a mark a way of running.
+    """Plot differences from GRPO with intervals: one panel per task, one line per method, one mark per way of running.
 
-    All means are in the picture, and the intervals of five pairs and more; those of fewer may run out of it.
+    The axes cover all means, and the intervals of five or more pairs; those of fewer may extend beyond them.
     """
     methods = [name for name in NAMES if name != BASELINE]
     lines = [NAMES[name] for name in methods]
@@ -50,14 +50,14 @@ def forest(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
 
 
 def main_comparison(ways: Mapping[str, Sequence[Run]], path: Path) -> Path:
-    """AEM − GRPO with its interval: a panel a task, a line a way of running."""
+    """Plot AEM − GRPO with its interval: one panel per task, one line per way of running."""
     marks = [Mark(place, way, "aem") for place, way in enumerate(ways)]
     return _draw(ways, marks, [WAYS[way] for way in ways], path, legend=False)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A method's difference from GRPO in a way of running, and the height at which it is drawn."""
+    """A method's difference from GRPO in one way of running, and its vertical position."""
 
     at: float
     way: str

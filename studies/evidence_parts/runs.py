@@ -1,4 +1,4 @@
-"""The runs of a CSV, and what is measured of each: the measures that studies/PROTOCOL.md names."""
+"""The runs of a CSV and their measures, as named in studies/PROTOCOL.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Run:
 
 
 def runs(rows: Sequence[Row]) -> list[Run]:
-    """In the CSV's order."""
+    """Return the runs in the CSV's order."""
     found: dict[tuple[str, str, int], dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
         of = found.setdefault((row.benchmark, row.method, row.seed), {})
@@ -37,7 +37,7 @@ def runs(rows: Sequence[Row]) -> list[Run]:
 
 
 def third(series: Series, which: int) -> float | None:
-    """The mean over the first (0), second (1) or last (2) third of a run's steps."""
+    """Return the mean over the first (0), second (1) or last (2) third of a run's steps."""
     steps = max((step for step, _ in series), default=0)
     chosen = [value for step, value in series if which * steps < 3 * step <= (which + 1) * steps]
     return fmean(chosen) if chosen else None
@@ -51,7 +51,7 @@ def mean_of(name: str) -> Callable[[Run], float | None]:
 
 
 def share_of_step(run: Run) -> float | None:
-    """AEM's own seconds over those of the whole step, in one run."""
+    """Return AEM's own seconds as a share of the whole step, in one run."""
     own, whole = dict(run.series.get("timing_s/aem", ())), dict(run.series.get("timing_s/step", ()))
     both = own.keys() & whole.keys()
     return sum(own[step] for step in both) / sum(whole[step] for step in both) if both else None
@@ -74,14 +74,14 @@ PRIMARY = "mean level"
 
 
 def values(found: Sequence[Run], benchmark: str, method: str, measure: str) -> dict[int, float]:
-    """A measure by seed."""
+    """Return a measure by seed."""
     of = {run.seed: MEASURES[measure](run) for run in found if (run.benchmark, run.method) == (benchmark, method)}
     return {seed: value for seed, value in of.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, paired by seed.
+    """The difference of two methods, paired by seed.
 
     Attributes:
         estimate: with Student's t interval.
@@ -95,7 +95,7 @@ class Difference:
 
 
 def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference | None:
-    """first − second; None where they share no seed."""
+    """Compute first − second; None where they share no seed."""
     estimate = paired_difference(first, second)
     if estimate is None or estimate.low is None or estimate.high is None:
         return None if estimate is None else Difference(estimate, None, None)
@@ -107,7 +107,7 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
 
 
 def apart(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
-    """mean(first) − mean(second) of independent runs, with Welch's 95 % t interval; None for fewer than two on a side.
+    """Compute mean(first) − mean(second) of independent runs, with Welch's 95 % t interval; None below two each.
 
     ν = (a + b)² / (a²/(n₁ − 1) + b²/(n₂ − 1)), a = s₁²/n₁, b = s₂²/n₂, rounded down, which widens the interval.
 
@@ -126,14 +126,14 @@ def apart(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
 
 
 def p_value(mean: float, half: float, degrees: int) -> float:
-    """Two-sided, of a mean with the half-width of its 95 % t interval."""
+    """Return the two-sided p value of a mean with the half-width of its 95 % t interval."""
     if half == 0:
         return 1.0 if mean == 0 else 0.0
     return 2 * float(stats.t.sf(abs(mean) / half * t_quantile(degrees), degrees))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given."""
+    """Return Holm's adjusted p values, in the order given."""
     order, adjusted, largest = sorted(range(len(p)), key=lambda place: p[place]), [math.nan] * len(p), 0.0
     for rank, place in enumerate(order):
         largest = max(largest, min(1.0, (len(p) - rank) * p[place]))

@@ -49,7 +49,7 @@ Found = Sequence[Run]
 
 
 def results(found: Found) -> str:
-    """Each method's level and its difference from GRPO."""
+    """Tabulate each method's level and its difference from GRPO."""
     lines = [
         "| task | method | seeds | mean level, % | − GRPO, points | bootstrap | end, % | − GRPO, points |",
         "|---|---|---|---|---|---|---|---|",
@@ -67,7 +67,7 @@ def results(found: Found) -> str:
 
 
 def main_comparison(found: Found, pairs: int) -> str:
-    """AEM against GRPO, with Holm's correction over the tasks; a verdict where all the protocol's pairs are there."""
+    """Tabulate AEM against GRPO, Holm-corrected over the tasks; a verdict where all the protocol's pairs exist."""
     of = {one: _from_baseline(found, one, "aem", PRIMARY) for one in _benchmarks(found)}
     tested = {name: one for name, one in of.items() if one is not None and one.p is not None}
     adjusted = dict(zip(tested, holm([one.p or 0.0 for one in tested.values()]), strict=True))
@@ -85,7 +85,7 @@ def main_comparison(found: Found, pairs: int) -> str:
 
 
 def verdict(one: Difference) -> str:
-    """As the protocol says it."""
+    """Return the verdict in the protocol's words."""
     of = one.estimate
     if of.low is None or of.high is None or of.low <= 0 <= of.high:
         return "no difference shown"
@@ -93,7 +93,7 @@ def verdict(one: Difference) -> str:
 
 
 def contrasts(found: Found) -> str:
-    """What α is compared with what it might be."""
+    """Tabulate α against its alternatives."""
     lines = ["| task | | pairs | mean level, points | bootstrap |", "|---|---|---|---|---|"]
     for benchmark in _benchmarks(found):
         for first, second in CONTRASTS:
@@ -105,7 +105,7 @@ def contrasts(found: Found) -> str:
 
 
 def agreement(first: Found, second: Found) -> str:
-    """Whether runs of two origins learn alike: the level and the difference from GRPO, first − second."""
+    """Tabulate whether runs of two origins learn alike: the level and the difference from GRPO, first − second."""
     lines = [
         "| task | method | runs | mean level, points | − GRPO, points |",
         "|---|---|---|---|---|",
@@ -127,7 +127,7 @@ def agreement(first: Found, second: Found) -> str:
 
 
 def together(first: Found, second: Found) -> str:
-    """AEM − GRPO over the pairs of two origins taken as one; not in the protocol."""
+    """Tabulate AEM − GRPO over the pooled pairs of two origins; not in the protocol."""
     lines = ["| task | pairs | AEM lower in | AEM − GRPO, mean level, points |", "|---|---|---|---|"]
     for benchmark in _benchmarks(first):
         levels = [[values(of, benchmark, method, PRIMARY) for method in (BASELINE, "aem")] for of in (first, second)]
@@ -139,7 +139,7 @@ def together(first: Found, second: Found) -> str:
 
 
 def spread(ways: Mapping[str, Found]) -> str:
-    """How far equal runs lie apart: the standard deviation between runs, and between their differences from GRPO."""
+    """Tabulate the standard deviation between equal runs, and between their differences from GRPO."""
     lines = ["| task | | method | runs | mean level, SD | − GRPO, SD |", "|---|---|---|---|---|---|"]
     for benchmark in _all_benchmarks(ways):
         for way, found in ways.items():
@@ -156,7 +156,7 @@ def spread(ways: Mapping[str, Found]) -> str:
 
 
 def entropy(found: Found) -> str:
-    """The policy's entropy early and late, as a difference from GRPO's, nats a token."""
+    """Tabulate the policy's entropy early and late, as a difference from GRPO's, nats per token."""
     lines = [
         "| task | method | first third | − GRPO | last third | − GRPO |",
         "|---|---|---|---|---|---|",
@@ -177,7 +177,7 @@ def entropy(found: Found) -> str:
 
 
 def coefficients(found: Found) -> str:
-    """What α was, how often there was something to modulate, and how much of α the kind of turn explains."""
+    """Tabulate α, how often there was something to modulate, and how much of α the kind of turn explains."""
     lines = [
         "| task | method | α, 5 % | α, 95 % | groups guarded | without variance | α between kinds (by chance) |",
         "|---|---|---|---|---|---|---|",
@@ -195,7 +195,7 @@ def coefficients(found: Found) -> str:
 
 
 def overview(ways: Mapping[str, Found]) -> str:
-    """AEM against GRPO wherever both ran."""
+    """Tabulate AEM against GRPO wherever both ran."""
     lines = [
         "| task | | pairs | GRPO's mean level, % | AEM − GRPO, points | of the end, points |",
         "|---|---|---|---|---|---|",
@@ -210,7 +210,7 @@ def overview(ways: Mapping[str, Found]) -> str:
 
 
 def published(ways: Mapping[str, Found]) -> str:
-    """Differences of the last level beside what papers report."""
+    """Tabulate differences of the last level next to what papers report."""
     benchmarks = _all_benchmarks(ways)
     lines = ["| method | published gain in final success, points | | " + " | ".join(benchmarks) + " |"]
     lines.append("|" + "---|" * (3 + len(benchmarks)))
@@ -225,7 +225,7 @@ def published(ways: Mapping[str, Found]) -> str:
 
 
 def overhead(found: Found) -> str:
-    """AEM's own share of a step."""
+    """Tabulate AEM's own share of a step."""
     parts = []
     for benchmark in _benchmarks(found):
         one = interval(found, benchmark, "aem", "share of step")
@@ -235,7 +235,7 @@ def overhead(found: Found) -> str:
 
 
 def missing(found: Found, benchmarks: Sequence[str], wanted: Mapping[str, int]) -> str:
-    """What the protocol asks for and is not there."""
+    """List what the protocol asks for and the runs lack."""
     lacking = []
     for benchmark in benchmarks:
         for method, seeds in wanted.items():

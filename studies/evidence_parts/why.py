@@ -1,4 +1,4 @@
-"""The tables of where updates point, as Markdown, from the lines of studies/gradients.py."""
+"""The tables of update directions, as Markdown, from the lines of studies/gradients.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEEN = 0.05
 
 
 def gains(lines: Sequence[Line]) -> str:
-    """Each method's gain beside GRPO's, summed over a run's policies."""
+    """Tabulate each method's gain next to GRPO's, summed over a run's policies."""
     out = [
         "| task | runs | method | cosine with GRPO's | gain, % of GRPO's | with Adam's scaling |",
         "|---|---|---|---|---|---|",
@@ -33,7 +33,7 @@ def gains(lines: Sequence[Line]) -> str:
 
 
 def steps(lines: Sequence[Line]) -> str:
-    """The same gains, step by step."""
+    """Tabulate the same gains by step."""
     columns = sorted({line.step for line in lines})
     out = _head("method", columns)
     for benchmark, of in _benchmarks(lines):
@@ -44,7 +44,7 @@ def steps(lines: Sequence[Line]) -> str:
 
 
 def _relative(lines: Sequence[Line], method: str, suffix: str, at: Collection[int]) -> str:
-    """100 Σ gain / Σ GRPO's gain with the t interval of the runs' differences; for GRPO, how well its own is known."""
+    """Return 100 Σ gain / Σ GRPO's gain with the t interval of the runs' differences; for GRPO, of its own gain."""
     base, own = (_by_run(lines, name, f"gain{suffix}", at) for name in (BASELINE, method))
     level, apart = mean_interval(list(base.values())), paired_difference(own, base)
     if level is None or apart is None:
@@ -58,14 +58,14 @@ def _relative(lines: Sequence[Line], method: str, suffix: str, at: Collection[in
 
 
 def _by_run(lines: Sequence[Line], method: str, measure: str, at: Collection[int]) -> dict[int, float]:
-    """The sum over these steps of each run that has been measured at all of them, by seed."""
+    """Return by seed the sum over these steps, for each run that was measured at all of them."""
     of = {(line.seed, line.step): line.value for line in lines if (line.method, line.measure) == (method, measure)}
     seeds = sorted({seed for seed, _ in of})
     return {seed: sum(of[seed, step] for step in at) for seed in seeds if all((seed, step) in of for step in at)}
 
 
 def kinds(lines: Sequence[Line]) -> str:
-    """Entropy and α of each kind of turn over all runs, a step a column."""
+    """Tabulate entropy and α of each kind of turn over all runs, one column per step."""
     columns = sorted({line.step for line in lines})
     out = _head("turn", columns)
     for benchmark, of in _benchmarks(lines):

@@ -1,1 +1,1 @@
-"""What studies/mechanism.py computes, a topic a file: numbers in, rows of tables out; nothing here writes or prints."""
+"""What studies/mechanism.py computes, one file per topic: numbers in, table rows out; nothing here writes or prints."""

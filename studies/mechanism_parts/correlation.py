@@ -1,6 +1,6 @@
-"""How well α − 1 tells H_resp − S: correlation, sign, and what it owes to the kind of the turn.
+"""How well α − 1 predicts H_resp − S: correlation, sign, and the part due to the kind of turn.
 
-The sign convention is that of docs/theory.md 6.2: the paper's positive r is one with H_resp − S.
+The sign convention is that of docs/theory.md 6.2: the paper's positive r is a correlation with H_resp − S.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ REFERENCES = ("exact", "doob", *(f"draws{count}" for count in DRAWS), "pooled")
 
 
 def alpha_of(group: Group, entropy: str = "mean", min_range: float = 0.0) -> Tensor:
-    """AEM's α over the group, of the mean token entropy (AEM's) or of the sum (for comparison); no guard by default."""
+    """Return α over the group, of the mean token entropy (AEM's) or of the sum (to compare); no guard by default."""
     entropy_N = group.mean_entropy_N if entropy == "mean" else group.entropy_sum_N
     return modulation_coefficients(entropy_N, torch.zeros_like(group.kind_N), min_range=min_range)
 
 
 def relative(group: Group, reference: str = "exact") -> Tensor:
-    """H − S of each response, with H_resp of its state or with what is put in its place.
+    """Return H − S of each response, with H_resp of its state or with a substitute for it.
 
     Args:
         group: the responses.
         reference: `exact`, H_resp(s); `doob`, the response's own Σh; `drawsK`, a Monte-Carlo estimate from K responses
-            to the same state; `pooled`, the mean surprisal of the whole group, which forgets the state.
+            to the same state; `pooled`, the mean surprisal of the whole group, which ignores the state.
     """
     if reference == "exact":
         expected_N = group.expected_N
@@ -48,32 +48,32 @@ def relative(group: Group, reference: str = "exact") -> Tensor:
 
 
 def correlation(one_N: Tensor, other_N: Tensor) -> float:
-    """Pearson's; 0 where one of them is constant."""
+    """Return Pearson's r; 0 where either input is constant."""
     one_N, other_N = one_N - one_N.mean(), other_N - other_N.mean()
     scale = float((one_N.square().sum() * other_N.square().sum()).sqrt())
     return float((one_N * other_N).sum()) / scale if scale > 1e-12 else 0.0
 
 
 def within(value_N: Tensor, kind_N: Tensor) -> Tensor:
-    """The values less the mean of their kind."""
+    """Subtract the mean of their kind from the values."""
     kinds = int(kind_N.max()) + 1
     sum_K = torch.zeros(kinds, dtype=value_N.dtype).index_add_(0, kind_N, value_N)
     return value_N - (sum_K / torch.bincount(kind_N, minlength=kinds))[kind_N]
 
 
 def kind_share(alpha_N: Tensor, kind_N: Tensor) -> float:
-    """The share of α's variance that lies between the means of the kinds."""
+    """Return the share of α's variance that lies between the means of the kinds."""
     total = float((alpha_N - alpha_N.mean()).square().sum())
     return 1 - float(within(alpha_N, kind_N).square().sum()) / total if total > 0 else 0.0
 
 
 def agreement(alpha_N: Tensor, relative_N: Tensor) -> float:
-    """The share of responses for which α − 1 has the sign of H − S."""
+    """Return the share of responses for which α − 1 has the sign of H − S."""
     return float(((alpha_N - 1) * relative_N > 0).double().mean())
 
 
 def correlation_rows(groups: Groups) -> list[Row]:
-    """Correlation and agreement by family, by what α was made of and by what stands for H_resp."""
+    """Tabulate correlation and agreement by family, by the input of α and by the substitute for H_resp."""
     rows: list[Row] = []
     for family, sampled in groups.items():
         for entropy in ("mean", "sum") if family in RAGGED else ("mean",):
@@ -94,7 +94,7 @@ def _summary(pairs: Sequence[tuple[Tensor, Tensor]], head: Row) -> Row:
 
 
 def kind_rows(groups: Groups) -> list[Row]:
-    """Families of turns: how much of α is the turn's kind, and r over all turns against r within kinds."""
+    """Tabulate for families of turns how much of α is the turn's kind, and r over all turns against r within kinds."""
     rows: list[Row] = []
     for family, sampled in groups.items():
         if int(sampled[0].kind_N.max()) == 0:
@@ -112,7 +112,7 @@ def kind_rows(groups: Groups) -> list[Row]:
 
 
 def state_rows(groups: Groups) -> list[Row]:
-    """The other reading of "55 of 64 states": states in which −H̄ goes with H_resp − S over the state's responses."""
+    """Tabulate the other reading of "55 of 64 states": states whose −H̄ rises with H_resp − S over responses."""
     rows: list[Row] = []
     for family, sampled in groups.items():
         told = [group.leading for group in sampled if group.leading is not None]
@@ -125,7 +125,7 @@ def state_rows(groups: Groups) -> list[Row]:
 
 
 def estimate_rows(groups: Groups) -> list[Row]:
-    """Relative surprisal with a Monte-Carlo mean, Σh or the pooled mean for H_resp, against the exact one."""
+    """Tabulate relative surprisal with a Monte-Carlo mean, Σh or the pooled mean for H_resp, against the exact one."""
     rows: list[Row] = []
     for family, sampled in groups.items():
         for reference in REFERENCES[1:]:
@@ -138,7 +138,7 @@ def estimate_rows(groups: Groups) -> list[Row]:
 
 
 def group_rows(groups: Groups) -> list[Row]:
-    """One line a group, for histograms."""
+    """Return one row per group, for histograms."""
     rows: list[Row] = []
     for family, sampled in groups.items():
         for group in sampled:

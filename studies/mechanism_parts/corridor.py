@@ -1,7 +1,7 @@
 """A corridor of turns with a table of logits for each state: every entropy and success rate is known exactly.
 
-A response is two tokens, a plan and an action; one action is right, whatever the plan, and the reward is 1 at the end
-of the corridor and 0 elsewhere. Axis suffixes: R runs (seeds side by side), K tasks, S states of a task, P plans, A
+A response is two tokens, a plan and an action. One action is right, whatever the plan; the reward is 1 at the end of
+the corridor and 0 elsewhere. Axis suffixes: R runs (seeds in parallel), K tasks, S states of a task, P plans, A
 actions, J trajectories of a group, N responses of all runs.
 """
 
@@ -22,7 +22,7 @@ BIAS = 1.5  # of its logit at the start, in nats
 
 @dataclass(frozen=True)
 class World:
-    """What a wrong action does: `ends` the trajectory, `runs_on` without a chance, or `stays` where it is."""
+    """What a wrong action does: `ends` the trajectory, `runs_on` without a chance, or `stays` in the same state."""
 
     wrong: str
     states: int
@@ -50,7 +50,7 @@ class Policy:
         return (plan * torch.softmax(self.action_RKSPA, -1)[..., RIGHT]).sum(-1)
 
     def success(self, world: World) -> Tensor:
-        """The exact probability of the corridor's end, (R,), the mean over the tasks."""
+        """Compute the exact probability of reaching the corridor's end, (R,), averaged over the tasks."""
         right_RKS = self.right()
         if world.wrong != "stays":
             return right_RKS.prod(-1).mean(-1)
@@ -63,7 +63,7 @@ class Policy:
         return there[..., -1].mean(-1)
 
     def moved(self, change: Policy, rate: Tensor | float) -> Policy:
-        """The policy after a step."""
+        """Return the policy after a step."""
         return replace(
             self,
             plan_RKSP=self.plan_RKSP + rate * change.plan_RKSP,
@@ -87,13 +87,13 @@ class Rollout:
 
 
 def entropy_of(logit_V: Tensor) -> Tensor:
-    """Entropies of softmaxes over the last axis."""
+    """Compute the entropies of softmaxes over the last axis."""
     log_V = torch.log_softmax(logit_V, -1)
     return -(log_V.exp() * log_V).sum(-1)
 
 
 def initial_policy(seeds: Sequence[int], tasks: int, states: int) -> Policy:
-    """The policy a seed starts from: after each plan the logits are spread by that plan's own exp(N(0, ½²))."""
+    """Return a seed's initial policy: after each plan the logits are scaled by that plan's own exp(N(0, ½²))."""
     plans, actions = [], []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -110,7 +110,7 @@ def initial_policy(seeds: Sequence[int], tasks: int, states: int) -> Policy:
 
 
 def roll_out(policy: Policy, world: World, trajectories: int, generator: torch.Generator) -> Rollout:
-    """One group of trajectories for every run and task."""
+    """Sample one group of trajectories for every run and task."""
     runs, tasks, _, _ = policy.plan_RKSP.shape
     shape = (runs, tasks, trajectories)
     label_I = torch.arange(math.prod(shape))
@@ -147,7 +147,7 @@ def roll_out(policy: Policy, world: World, trajectories: int, generator: torch.G
 
 
 def gradient(policy: Policy, rollout: Rollout, advantage_N: Tensor) -> Policy:
-    """The plain policy gradient in the logits: the mean over a run's responses of A ∇ log π."""
+    """Compute the plain policy gradient in the logits: the mean over a run's responses of A ∇ log π."""
     runs, tasks, states, _ = policy.plan_RKSP.shape
     count_R = torch.bincount(rollout.run_N, minlength=runs)
     weight_N1 = (advantage_N / count_R[rollout.run_N])[:, None]
@@ -167,7 +167,7 @@ def gradient(policy: Policy, rollout: Rollout, advantage_N: Tensor) -> Policy:
 
 
 def _sample(logit_IV: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A choice, the entropy of its distribution and its surprisal."""
+    """Sample a choice; return it with the entropy of its distribution and its surprisal."""
     log_IV = torch.log_softmax(logit_IV, -1)
     chosen_I = torch.multinomial(log_IV.exp(), 1, generator=generator)
     return chosen_I[:, 0], entropy_of(logit_IV), -log_IV.gather(1, chosen_I)[:, 0]

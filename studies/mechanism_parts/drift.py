@@ -17,9 +17,9 @@ F64 = torch.float64
 
 
 def drift_rows(policies: int) -> list[Row]:
-    """The error of A (S − H) by size of the step, which is the largest change of a logit.
+    """Tabulate the error of A (S − H) by step size, which is the largest change of a logit.
 
-    One sampled response and one sign of the advantage a policy. The error is that of the slope (ΔH)/η.
+    Each policy has one sampled response and one sign of the advantage. The error is that of the slope (ΔH)/η.
     """
     rows: list[Row] = []
     for name, make in TREES:
@@ -35,7 +35,7 @@ def drift_rows(policies: int) -> list[Row]:
 
 
 def plain_gradient_rows(policies: int) -> list[Row]:
-    """How often a small plain-gradient step in the logits moves the entropy the other way than the law says."""
+    """Tabulate how often a small plain-gradient step in the logits moves the entropy against the law's direction."""
     rows: list[Row] = []
     for name, make in TREES:
         cases = [_case(name, make, seed) for seed in range(policies)]
@@ -60,11 +60,11 @@ def _predicted(tree: Tree, leaf: tuple[int, ...], advantage: float) -> float:
 
 
 def direction(tree: Tree, leaf: tuple[int, ...], advantage: float, natural: bool = True) -> Tree:
-    """The change of every logit per unit of step.
+    """Return the change of every logit per unit of step.
 
-    Plain: A (e_a − π) at each choice on the response's way, 0 elsewhere. The Fisher matrix of a tree has one block a
-    choice, P(choice) (diag π − π πᵀ), so that the natural gradient is A e_a / P(choice and a), up to a constant at each
-    choice, which moves nothing.
+    Plain: A (e_a − π) at each choice on the response's path, 0 elsewhere. The Fisher matrix of a tree has one block
+    per choice, P(choice) (diag π − π πᵀ), so that the natural gradient is A e_a / P(choice and a), up to a constant
+    at each choice, which moves nothing.
     """
     moved = {node: [0.0] * len(logits) for node, logits in tree.items()}
     reached = 1.0
@@ -80,7 +80,7 @@ def direction(tree: Tree, leaf: tuple[int, ...], advantage: float, natural: bool
 
 
 def _slope(tree: Tree, leaf: tuple[int, ...], advantage: float, size: float, natural: bool = True) -> float:
-    """(H after − H before) / η of one step whose largest change of a logit is `size`."""
+    """Return (H after − H before) / η of one step whose largest change of a logit is `size`."""
     moved = direction(tree, leaf, advantage, natural)
     step = size / max(math.fabs(value) for values in moved.values() for value in values)
     after = {node: [z + step * d for z, d in zip(tree[node], moved[node], strict=True)] for node in tree}

@@ -17,8 +17,8 @@ class TreePolicy:
 
         π(a) = Π_j softmax(z(a_<j))[a_j],    S(a) = −log π(a),    H_resp = E S
 
-    A node is the tuple of actions that leads to it. A node with logits is a choice, with as many actions as logits; a
-    node without is a leaf, the end of a response. Leaves may be at any depth, also right below the root.
+    A node is the tuple of actions that leads to it. A node with logits is a choice, with one action per logit; a node
+    without logits is a leaf, the end of a response. Leaves may be at any depth, also right below the root.
 
     Source: ours, for the claims of arXiv 2605.00425.
 
@@ -28,7 +28,7 @@ class TreePolicy:
     Attributes:
         leaves: the W responses, as tuples of actions, in lexicographic order.
         surprisal_W: S of each, nats.
-        entropy_sum_W: Σ_j h_j, the entropies of the choices along its way, summed, nats.
+        entropy_sum_W: Σ_j h_j, the entropies of the choices along its path, summed, nats.
 
     Examples:
         >>> import math
@@ -71,7 +71,7 @@ class TreePolicy:
 
     @property
     def mean_entropy_W(self) -> Tensor:
-        """H̄, the mean token entropy of each response, nats a token: what AEM's α is made from."""
+        """H̄, the mean token entropy of each response, nats per token: the input of AEM's α."""
         length_W = torch.tensor([len(leaf) for leaf in self.leaves], dtype=torch.float64)
         return self.entropy_sum_W / length_W
 
@@ -81,20 +81,20 @@ class TreePolicy:
         return self.mean(self.surprisal_W)
 
     def mean(self, value_W: Tensor) -> Tensor:
-        """The expectation under the policy."""
+        """Return the expectation under the policy."""
         return (self.probability_W * value_W).sum()
 
     def covariance(self, value_W: Tensor, other_W: Tensor) -> Tensor:
-        """The covariance under the policy."""
+        """Return the covariance under the policy."""
         return self.mean((value_W - self.mean(value_W)) * (other_W - self.mean(other_W)))
 
     def variance(self, value_W: Tensor) -> Tensor:
-        """The variance under the policy."""
+        """Return the variance under the policy."""
         return self.covariance(value_W, value_W)
 
 
 def natural_gradient_direction(probability_V: Tensor, action: int, advantage: float) -> Tensor:
-    """The direction on the simplex in which the natural gradient of one sampled action moves the probabilities.
+    """Return the direction on the simplex in which one sampled action's natural gradient moves the probabilities.
 
         d = A (e_a − π)
 
@@ -110,11 +110,11 @@ def natural_gradient_direction(probability_V: Tensor, action: int, advantage: fl
 
 
 def euclidean_gradient_direction(probability_V: Tensor, action: int, advantage: float) -> Tensor:
-    """The direction on the simplex in which the plain gradient of the logits moves the probabilities.
+    """Return the direction on the simplex in which the plain gradient of the logits moves the probabilities.
 
         g = ∇_z A log π_a = A (e_a − π),    d = (diag π − π πᵀ) g = π ⊙ (g − E_π g)
 
-    Source: ours, for comparison: the drift law is not about this direction.
+    Source: ours, for comparison: the drift law does not apply to this direction.
 
     Examples:
         >>> euclidean_gradient_direction(torch.tensor([0.5, 0.5]), action=1, advantage=2.0)
@@ -125,7 +125,7 @@ def euclidean_gradient_direction(probability_V: Tensor, action: int, advantage: 
 
 
 def entropy_derivative(probability_V: Tensor, direction_V: Tensor) -> Tensor:
-    """The derivative of a distribution's entropy along a direction on the simplex.
+    """Compute the derivative of a distribution's entropy along a direction on the simplex.
 
         dH(π)[d] = −Σ_v d_v log π_v,    Σ_v d_v = 0
 

@@ -1,4 +1,4 @@
-"""The figures, made from the tables' rows alone."""
+"""The figures, drawn only from the tables' rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from palette import reduce_colours
 from mechanism_parts.correlation import PAPER_AGREE, PAPER_R, PAPER_STATES
 from mechanism_parts.tables import Row
 
-# Okabe and Ito's palette; line styles and markers tell the lines apart in print
+# Okabe and Ito's palette; line styles and markers distinguish the lines in print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 STYLES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (6, 2)), (0, (1, 2)))
 MARKERS = "osD^vPX*"
@@ -20,7 +20,7 @@ Tables = dict[str, list[Row]]
 
 
 def draw(tables: Tables, folder: Path) -> list[Path]:
-    """Writes one picture a part into a folder that exists."""
+    """Write one picture per part into an existing folder."""
     import matplotlib
 
     matplotlib.use("Agg")

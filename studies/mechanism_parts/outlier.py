@@ -1,4 +1,4 @@
-"""What one outlier does to everybody's α: min–max as AEM has it, and quantiles in its place."""
+"""The effect of one outlier on all α of a group: min–max as in AEM, and quantiles instead."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mechanism_parts.tables import Row
 
 SIZES = (8, 64, 512)
 DISTANCES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-WIDTH = 0.5  # nats: the others' entropies lie evenly from WIDTH to 2 × WIDTH
+WIDTH = 0.5  # nats: the other entropies are spaced evenly from WIDTH to 2 × WIDTH
 QUANTILES = (0.05, 0.95)
 
 
 def outlier_rows() -> list[Row]:
-    """By size of the group and distance above the others: α of the outlier, and the smallest and largest of the others.
+    """Tabulate α of the outlier, and the smallest and largest other α, by group size and distance above the others.
 
     `minmax` is AEM's. `quantile` is hypothetical and ours: entropies beyond the 5 % and 95 % quantiles of the group
     count as those quantiles.

@@ -1,7 +1,7 @@
 """Families of explicit policies, and groups of 64 responses sampled from them, with everything known exactly.
 
-A family is a rule for random trees. In the families of one state all 64 responses answer the same state; in those of
-turns they are 8 trajectories of 8 turns, each turn in a state of its own, and the turn's index is its kind.
+A family is a rule for random trees. In single-state families all 64 responses answer the same state. In families of
+turns they are 8 trajectories of 8 turns, each turn in a different state, and the turn's index is its kind.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TreeMaker = Callable[[random.Random, float], Tree]
 
 RESPONSES, TRAJECTORIES = 64, 8
 ACTIONS = 3
-DRAWS = (8, 64)  # of the Monte-Carlo estimates of H_resp, for each state
+DRAWS = (8, 64)  # draws per state of the Monte-Carlo estimates of H_resp
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Family:
     """A rule for random policies.
 
     Attributes:
-        name: as it stands in the tables.
-        tree: from a generator and the spread of the turn's kind to a tree's logits.
-        length: of the iid tokens after the first action (`LongPolicy`), instead of a tree.
-        turns: 8 × 8 turns, each in its own state, instead of 64 responses to one state.
-        kind_spread: standard deviation over the kinds of the logarithm of what their logits are multiplied by.
+        name: as shown in the tables.
+        tree: maps a generator and the spread of the turn's kind to a tree's logits.
+        length: number of iid tokens after the first action (`LongPolicy`), instead of a tree.
+        turns: whether the group is 8 × 8 turns, each in its own state, instead of 64 responses to one state.
+        kind_spread: standard deviation over the kinds of the log of their logit scale.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Group:
         mean_entropy_N, entropy_sum_N: H̄ and Σh of each response, nats.
         surprisal_N, expected_N: S, and H_resp of its state, nats.
         kind_N, trajectory_N: int64 labels.
-        leading: H_resp − S goes with −H̄ over all responses of the first state (exact covariance above 0); None where
-            one of them is constant there.
+        leading: whether H_resp − S rises with −H̄ over all responses of the first state (exact covariance above 0);
+            None where either is constant there.
     """
 
     mean_entropy_N: Tensor
@@ -67,7 +67,7 @@ class Group:
 
 
 def independent(rng: random.Random, spread: float, depth: int = 3, stop: float = 0.0) -> Tree:
-    """Independent N(0, spread²) logits; below the root, a node ends the response with probability `stop`."""
+    """Return independent N(0, spread²) logits; below the root, a node ends the response with probability `stop`."""
     tree: Tree = {(): [rng.gauss(0, spread) for _ in range(ACTIONS)]}
     for length in range(1, depth):
         for node in itertools.product(range(ACTIONS), repeat=length):
@@ -77,12 +77,12 @@ def independent(rng: random.Random, spread: float, depth: int = 3, stop: float =
 
 
 def ragged(rng: random.Random, spread: float) -> Tree:
-    """Independent logits, with responses of one to four actions."""
+    """Return independent logits, with responses of one to four actions."""
     return independent(rng, spread, depth=4, stop=0.3)
 
 
 def branching(rng: random.Random, spread: float, depth: int = 3, stop: float = 0.0) -> Tree:
-    """The first action decides how spread the later logits are: by exp(N(0, 1))."""
+    """Return logits whose spread after the first action depends on that action: scaled by exp(N(0, 1))."""
     tree: Tree = {(): [rng.gauss(0, spread) for _ in range(ACTIONS)]}
     for branch in range(ACTIONS):
         scale = spread * math.exp(rng.gauss(0, 1))
@@ -95,7 +95,7 @@ def branching(rng: random.Random, spread: float, depth: int = 3, stop: float = 0
 
 
 def branching_ragged(rng: random.Random, spread: float) -> Tree:
-    """As `branching`, with responses of two to four actions."""
+    """Return logits as `branching` does, with responses of two to four actions."""
     return branching(rng, spread, depth=4, stop=0.3)
 
 
@@ -112,16 +112,17 @@ FAMILIES = (
     Family("turns_long_64", length=64, turns=True),
     Family("kinds_long_64", length=64, turns=True, kind_spread=1.0),
 )
-# name and rule of those of one state that are trees
+# name and rule of the single-state families that are trees
 TREES = tuple((one.name, one.tree) for one in FAMILIES if one.tree is not None and not one.turns)
-RAGGED = ("ragged", "branching_ragged")  # the families in which mean and sum of the entropies are not the same thing
+RAGGED = ("ragged", "branching_ragged")  # the families in which mean and sum of the entropies are not equivalent
 
 
 class LongPolicy:
-    """A first action that decides the distribution of `length` independent tokens: a confused or a sure answer.
+    """A policy whose first action decides the distribution of `length` independent tokens: confused or sure.
 
     Args:
-        rng: for its logits: N(0, spread²) for the first action, N(0, scale²) after it with scale = spread exp(N(0, 1)).
+        rng: for its logits: N(0, spread²) for the first action, N(0, scale²) after it with
+            scale = spread exp(N(0, 1)).
         spread: of the turn's kind.
         length: n.
     """
@@ -138,9 +139,9 @@ class LongPolicy:
         self.entropy = (self.first_A.exp() * self.expected_A).sum()
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """H̄, Σh and S of sampled responses."""
+        """Sample responses; return their H̄, Σh and S."""
         first_N = torch.multinomial(self.first_A.exp(), count, replacement=True, generator=generator)
-        # by the inverse of the distribution function: torch.multinomial is slow for many rows
+        # inverse transform sampling: torch.multinomial is slow for many rows
         uniform_NT = torch.rand(count, self.length, generator=generator, dtype=torch.float64)
         below_NV = self.token_AV.exp().cumsum(1)[first_N, :-1].contiguous()
         token_NT = torch.searchsorted(below_NV, uniform_NT)
@@ -149,32 +150,32 @@ class LongPolicy:
         return entropy_sum_N / (1 + self.length), entropy_sum_N, surprisal_N
 
     def covariance(self) -> float:
-        """Of H̄ and S; given the first action H̄ is constant."""
+        """Return the covariance of H̄ and S; given the first action H̄ is constant."""
         probability_A = self.first_A.exp()
         mean = (probability_A * self.entropy_sum_A).sum()
         return float((probability_A * (self.entropy_sum_A - mean) * self.expected_A).sum()) / (1 + self.length)
 
 
 class ShortPolicy:
-    """A tree, with the same methods."""
+    """A tree policy with the same methods."""
 
     def __init__(self, tree: Tree) -> None:
         self.policy = TreePolicy(tree)
         self.entropy = self.policy.entropy
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """H̄, Σh and S of sampled responses."""
+        """Sample responses; return their H̄, Σh and S."""
         leaf_N = torch.multinomial(self.policy.probability_W, count, replacement=True, generator=generator)
         policy = self.policy
         return policy.mean_entropy_W[leaf_N], policy.entropy_sum_W[leaf_N], policy.surprisal_W[leaf_N]
 
     def covariance(self) -> float:
-        """Of H̄ and S."""
+        """Return the covariance of H̄ and S."""
         return float(self.policy.covariance(self.policy.mean_entropy_W, self.policy.surprisal_W))
 
 
 def sample_group(family: Family, seed: int) -> Group:
-    """Random policies of a family and 64 responses from them; the same seed gives the same group."""
+    """Sample random policies of a family and 64 responses from them; the same seed gives the same group."""
     rng = random.Random(f"{family.name} {seed}")
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     turns = RESPONSES // TRAJECTORIES

@@ -1,4 +1,4 @@
-"""The four quadrants of (A, α − 1): which way each moves the entropy, by the law, as sampled."""
+"""The four quadrants of (A, α − 1): the direction in which each moves the entropy, by the law, as sampled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLAIMED = {
 
 
 def sign_quadrants(advantage_N: Tensor, alpha_N: Tensor) -> Tensor:
-    """The place in `CLAIMED` of each response: good means A > 0, certain α > 1; −1 where A = 0 or α = 1.
+    """Return each response's index in `CLAIMED`: good means A > 0, certain α > 1; −1 where A = 0 or α = 1.
 
     Examples:
         >>> sign_quadrants(torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0]), torch.tensor([1.5, 0.5, 1.5, 0.5, 1.5]))
@@ -32,9 +32,9 @@ def sign_quadrants(advantage_N: Tensor, alpha_N: Tensor) -> Tensor:
 
 
 def quadrant_rows(groups: Groups) -> list[Row]:
-    """By family and quadrant: shares of responses with the claimed signs, and the quadrant's summed drift.
+    """Tabulate by family and quadrant the share of responses with the claimed signs, and the summed drift.
 
-    Whether a trajectory succeeds is a fair coin's choice, independent of what it did; the advantages are GRPO's.
+    A trajectory succeeds with probability ½, independent of its actions; the advantages are GRPO's.
     """
     rows: list[Row] = []
     for family, sampled in groups.items():
@@ -58,7 +58,7 @@ def quadrant_rows(groups: Groups) -> list[Row]:
 
 
 def _measured(group: Group, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Quadrant, own drift under αA, that minus the base's, and whether α − 1 tells the sign of H − S; guard at 0.1."""
+    """Return quadrant, drift under αA, that minus the base's, and whether α − 1 has the sign of H − S; guard at 0.1."""
     generator = torch.Generator().manual_seed(seed)
     trajectories = int(group.trajectory_N.max()) + 1
     won_I = torch.zeros(trajectories, dtype=torch.float64)

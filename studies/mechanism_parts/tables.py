@@ -1,4 +1,4 @@
-"""Rows, summaries over independent groups or seeds, and CSV text with a fixed number of decimals."""
+"""Table rows, summaries over independent groups or seeds, and CSV text with a fixed number of decimals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from recipe.aem.tools.statistics import mean_interval, wilson
 
 Row = dict[str, str | int | float]
 
-SIGNIFICANT = 4  # figures of a value in a CSV
+SIGNIFICANT = 4  # significant figures of a value in a CSV
 
 
 def interval(values: Sequence[float], name: str = "mean") -> Row:
-    """The mean of independent values and its 95 % t interval, as columns."""
+    """Return the mean of independent values and its 95 % t interval, as columns."""
     found = mean_interval(list(values))
     if found is None or found.low is None or found.high is None:
         raise ValueError(f"{name}: two values at least are expected, not {len(values)}")
@@ -24,20 +24,20 @@ def interval(values: Sequence[float], name: str = "mean") -> Row:
 
 
 def share(hits: Sequence[bool], name: str) -> Row:
-    """The share of independent hits and Wilson's 95 % interval, as columns."""
+    """Return the share of independent hits and Wilson's 95 % interval, as columns."""
     part = sum(hits) / len(hits)
     low, high = wilson(part, len(hits))
     return {name: part, f"{name}_low": low, f"{name}_high": high}
 
 
 def quantiles(values: Sequence[float], points: Sequence[float] = (0.05, 0.5, 0.95)) -> Row:
-    """Quantiles as columns q05, q50, …"""
+    """Return quantiles as columns q05, q50, …"""
     value_N = torch.tensor(list(values), dtype=torch.float64)
     return {f"q{round(100 * point):02d}": float(torch.quantile(value_N, point)) for point in points}
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV; the first row's columns are those of all."""
+    """Return the rows as CSV; all rows have the first row's columns."""
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

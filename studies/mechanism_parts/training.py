@@ -1,6 +1,6 @@
-"""Training the corridor's tables with GRPO and with AEM on it: success, entropy, and the drift the law predicts.
+"""Trains the corridor's tables with GRPO and with AEM on it: success, entropy, and the drift that the law predicts.
 
-Seeds run side by side in one set of tensors and share nothing: every mean and group is a seed's own.
+Seeds are batched in one set of tensors and share nothing: every mean and group belongs to a single seed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from aem_core.drift import entropy_drift
 from mechanism_parts.corridor import F64, Policy, Rollout, World, gradient, initial_policy, roll_out
 
 TASKS, TRAJECTORIES = 4, 8
-# `aem_state` and `aem_response` are ours: α's mean over the group's responses in the same state, and the rest of it
+# `aem_state` and `aem_response` are ours: the mean of α over the group's responses in one state, and the remainder
 METHODS = ("grpo", "aem", "aem_reversed", "aem_shuffled", "aem_batch", "aem_state", "aem_response")
-TARGET = 0.65  # GRPO's success at the end that the learning rate is chosen for: the middle of 40 to 90 %
+TARGET = 0.65  # GRPO's final success that the learning rate is chosen for: the middle of 40 to 90 %
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Run:
         entropy: H_resp, nats, mean over all states.
         predicted: η Σ A (α − 1)(S − H) over the step's responses, each divided by their number: the law's difference
             to the base's step, summed over the states; nats.
-        measured: the sum over the states of H after the step, less that after the base's step from the same policy and
-            the same responses; nats.
+        measured: the sum over the states of H after the step, less that after the base's step from the same policy
+            and the same responses; nats.
         advantage: the base advantage, mean over the step's responses.
         state_share: the share of α's variance that lies between the states.
-        push_good, push_bad: mean over the step's responses of |A| (S − H)² where A > 0, and where A < 0: 0 elsewhere.
-        relation: Pearson's r of α − 1 and H − S over the step's responses with A ≠ 0; not a number where there is none.
+        push_good, push_bad: mean over the step's responses of |A| (S − H)² where A > 0, and where A < 0; 0 elsewhere.
+        relation: Pearson's r of α − 1 and H − S over the step's responses with A ≠ 0; NaN where there is none.
     """
 
     success: Tensor
@@ -51,16 +51,16 @@ class Run:
 
 
 def base_advantages(rollout: Rollout) -> Tensor:
-    """GRPO's, over trajectories of one group: a run's task."""
+    """Compute GRPO's advantages, over the trajectories of one group: a task of a run."""
     group_N = rollout.run_N * TASKS + rollout.task_N
     return grpo_advantages(rollout.reward_N, group_N, over="trajectories", trajectory_N=rollout.trajectory_N)
 
 
 def advantages(method: str, advantage_N: Tensor, rollout: Rollout, seed: int) -> tuple[Tensor, Tensor]:
-    """A method's advantages and its α."""
+    """Compute a method's advantages and its α."""
     if method == "grpo":
         return advantage_N, torch.ones_like(advantage_N)
-    # runs are independent experiments: the batch of one run is a label of its own
+    # runs are independent experiments: each run gets a separate batch label
     label_N = rollout.run_N if method == "aem_batch" else rollout.run_N * TASKS + rollout.task_N
     rescaled_BT, stats = aem(
         advantage_N[:, None].expand(-1, 2),
@@ -78,7 +78,7 @@ def advantages(method: str, advantage_N: Tensor, rollout: Rollout, seed: int) ->
 
 
 def state_means(value_N: Tensor, rollout: Rollout) -> Tensor:
-    """For each response the mean over its run's responses in the same state of the same task."""
+    """Return for each response the mean over its run's responses in the same state of the same task."""
     states = int(rollout.state_N.max()) + 1
     place_N = (rollout.run_N * TASKS + rollout.task_N) * states + rollout.state_N
     count_P = torch.bincount(place_N)
@@ -87,7 +87,7 @@ def state_means(value_N: Tensor, rollout: Rollout) -> Tensor:
 
 
 def train(method: str, world: World, rate: float, steps: int, seeds: Sequence[int]) -> Run:
-    """Sampled policy gradient from each seed's initial policy; the same for all methods."""
+    """Train by sampled policy gradient from each seed's initial policy, which is the same for all methods."""
     policy = initial_policy(seeds, TASKS, world.states)
     generator = torch.Generator().manual_seed(seeds[0])
     success, entropy = [policy.success(world)], [policy.entropy().mean((1, 2))]
@@ -144,6 +144,6 @@ def _correlation(one_N: Tensor, other_N: Tensor) -> float:
 def choose_rate(
     world: World, rates: Sequence[float], steps: int, seeds: Sequence[int]
 ) -> tuple[float, Mapping[float, Run]]:
-    """The rate with which GRPO, on seeds of its own, ends nearest to `TARGET`; no other method is looked at."""
+    """Choose the rate with which GRPO, on separate seeds, ends closest to `TARGET`; ignore other methods."""
     runs = {rate: train("grpo", world, rate, steps, seeds) for rate in rates}
     return min(rates, key=lambda rate: abs(float(runs[rate].success[-1].mean()) - TARGET)), runs

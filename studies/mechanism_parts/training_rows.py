@@ -1,4 +1,4 @@
-"""The corridor's training as rows of tables: curves, ends with paired differences, and the drift early and late."""
+"""The corridor's training as table rows: curves, final values with paired differences, and the drift early and late."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BINS = 20
 
 
 def rate_rows(world: str, chosen: float, runs: Mapping[float, Run]) -> list[Row]:
-    """GRPO's success at the end by learning rate, and which one was taken."""
+    """Tabulate GRPO's final success by learning rate, and the rate chosen."""
     return [
         {"world": world, "rate": f"{rate:g}", "seeds": run.success.shape[1]}
         | interval(run.success[-1].tolist(), "success")
@@ -28,7 +28,7 @@ def rate_rows(world: str, chosen: float, runs: Mapping[float, Run]) -> list[Row]
 
 
 def curve_rows(runs: Runs, every: int) -> list[Row]:
-    """Success and entropy by step, mean over seeds, and minus GRPO's with the 95 % t interval."""
+    """Tabulate success and entropy by step, mean over seeds, and minus GRPO's with the 95 % t interval."""
     rows: list[Row] = []
     for (world, method), run in runs.items():
         for step in range(0, len(run.success), every):
@@ -41,7 +41,7 @@ def curve_rows(runs: Runs, every: int) -> list[Row]:
 
 
 def end_rows(runs: Runs) -> list[Row]:
-    """Success and entropy at the end and over the whole training (`auc`: the mean over the steps), and minus GRPO's."""
+    """Tabulate final and average (`auc`: mean over steps) success and entropy, and their differences from GRPO's."""
     rows: list[Row] = []
     for (world, method), run in runs.items():
         base = runs[world, "grpo"]
@@ -56,12 +56,12 @@ def end_rows(runs: Runs) -> list[Row]:
 
 
 def drift_rows(runs: Runs) -> list[Row]:
-    """A third of the training at a time: the drift against the base as the law has it, and as the step did it.
+    """Tabulate by thirds of the training the drift against the base, as the law predicts it and as measured.
 
     `predicted` and `measured` are sums over the third's steps, means over seeds; `up` is the share of seeds in which
-    the predicted sum is positive; `same_sign` the share of single steps in which the law has the sign of what the plain
-    gradient did; `push_good` and `push_bad` the means of |A| (S − H)² where A > 0 and where A < 0; `state_share` the
-    part of α's variance that lies between states; `relation` the mean r of α − 1 and H − S.
+    the predicted sum is positive; `same_sign` the share of single steps in which the law has the sign of the plain
+    gradient's effect; `push_good` and `push_bad` the means of |A| (S − H)² where A > 0 and where A < 0; `state_share`
+    the part of α's variance that lies between states; `relation` the mean r of α − 1 and H − S.
     """
     rows: list[Row] = []
     for (world, method), run in runs.items():
@@ -85,7 +85,7 @@ def drift_rows(runs: Runs) -> list[Row]:
 
 
 def drift_curve_rows(runs: Runs) -> list[Row]:
-    """For the figure: the predicted and measured drift against the base, a step, in bins of steps."""
+    """Return for the figure the predicted and measured drift against the base per step, in bins of steps."""
     rows: list[Row] = []
     for (world, method), run in runs.items():
         if method == "grpo":

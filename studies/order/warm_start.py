@@ -44,7 +44,7 @@ _NEXT = re.compile(r"The current task is to take the (.+?)\.")
 
 
 class OrderTasks:
-    """The package's training seeds, the last of them apart."""
+    """The package's training seeds, with the last seeds held out for validation."""
 
     splits = ("train", "validation")
 
@@ -56,19 +56,21 @@ class OrderTasks:
 
 
 class Order:
-    """What of the benchmark is written: its name, and the splits above."""
+    """The parts of the benchmark that are written: its name, and the splits above."""
 
     def __init__(self, game: TextWorldExpress) -> None:
         self.name, self.task_set = game.name, OrderTasks(game)
 
 
 def impatient_policy(seed: int, guess: float, waste: float) -> Policy:
-    """Takes what the book last said, else reads; but guesses instead of reading, and wastes turns.
+    """Return an impatient policy: it guesses instead of reading, and wastes turns.
+
+    Otherwise it takes what the book last named, or reads.
 
     Args:
-        seed: of the moods.
+        seed: of the random choices.
         guess: how often a fruit is taken at random where the book would have to be read.
-        waste: how often something is done that leads nowhere.
+        waste: how often an action without effect is taken.
     """
     mood = random.Random(seed)
 
@@ -126,7 +128,7 @@ def main() -> None:
 
 
 def seen(game: Benchmark, tasks: list[Task], policy: Policy) -> list:
-    """The turns of three times all tasks."""
+    """Return the turns of three passes over all tasks."""
     return [turn for _ in range(3) for turns in demonstrate(game, tasks, SHOWN, policy) for turn in turns]
 
 

@@ -31,13 +31,13 @@ def advantages(
     step: int,
     metrics: dict[str, Any],
 ) -> tuple[Tensor, Computed | None]:
-    """(B, T), and how they came about where the estimator is one of ours.
+    """Compute advantages, (B, T), and return how they came about where the estimator is ours.
 
     Args:
         old_BT: log-probs of the sampled tokens.
         algorithm: `config.algorithm`.
         settings: what `Settings.from_config` reads there.
-        metrics: of the step; written to.
+        metrics: of the step; updated in place.
     """
     reward_BT = torch.zeros(mask_BT.shape)
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Where a method's updates point: their gradients on equal rollouts, against the gradient of success."""
+"""Directions of a method's updates: their gradients on equal rollouts, against the gradient of success."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from replica_parts.rollout import Row
 
 
 def success_weights(rows: Sequence[Row], won: Sequence[bool], mask_BT: Tensor) -> Tensor:
-    """What makes `gradients` an unbiased estimate of the gradient of success, (B, T).
+    """Return the weights that make `gradients` an unbiased estimate of the gradient of success, (B, T).
 
     w = (tokens / trajectories) · (1[won] − the mean of the group's other trajectories), on each response token
-    (REINFORCE with the leave-one-out baseline; no division by σ, a trajectory's tokens summed).
+    (REINFORCE with the leave-one-out baseline; no division by σ; a trajectory's tokens are summed).
 
     Args:
         rows: in any order.
-        won: of each trajectory, as `Rollout` has them: all of a group together.
+        won: of each trajectory, in the order of `Rollout`: trajectories of a group are adjacent.
     """
     names = list(dict.fromkeys((row.group, row.key.split("_")[1]) for row in rows))
     names.sort(key=lambda name: (int(name[0]), int(name[1])))
@@ -37,7 +37,7 @@ def success_weights(rows: Sequence[Row], won: Sequence[bool], mask_BT: Tensor) -
 
 
 def gradients(model: Any, rows: Sequence[Row], mask_BT: Tensor, weights: Sequence[Tensor], pad: int) -> Tensor:
-    """∇ Σ w log π / tokens of every set of weights, (sets, parameters): the first update's, since there the ratio is 1.
+    """Compute ∇ Σ w log π / tokens for every set of weights, (sets, parameters), at the first update: the ratio is 1.
 
     Args:
         weights: (B, T) each: advantages.
@@ -58,7 +58,7 @@ def gradients(model: Any, rows: Sequence[Row], mask_BT: Tensor, weights: Sequenc
 
 @dataclass(frozen=True)
 class Directions:
-    """What is left of K batches' gradients.
+    """Inner products of K batches' gradients.
 
     Attributes:
         cross_KK: g of batch k · the success gradient of batch l.
@@ -69,7 +69,7 @@ class Directions:
     square_K: Tensor
 
     def gain(self) -> float:
-        """E[g] · ∇J / √E‖g‖²: by how much success rises to first order in a step of length 1.
+        """E[g] · ∇J / √E‖g‖²: the first-order rise of success in a step of length 1.
 
         Products of a batch with itself are left out, since their noise is common to both factors.
         """
@@ -79,10 +79,10 @@ class Directions:
 
 
 def directions(gradient_KD: Tensor, success_KD: Tensor, preconditioned: bool) -> Directions:
-    """Of K batches' gradients.
+    """Compute the inner products of K batches' gradients.
 
     Args:
-        preconditioned: divide each coordinate by its root mean square over the batches, as Adam does.
+        preconditioned: whether to divide each coordinate by its root mean square over the batches, as Adam does.
     """
     gradient_KD, success_KD = gradient_KD.double(), success_KD.double()
     if preconditioned:

@@ -1,4 +1,4 @@
-"""What α is on each kind of turn, and AEM with nothing else left of it."""
+"""The values of α on each kind of turn, and AEM reduced to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from replica_parts.rollout import Row
 
 
 class Response(NamedTuple):
-    """One response: its turn's kind, H̄ in nats a token, α, and the base's advantage."""
+    """One response: its turn's kind, H̄ in nats per token, α, and the base's advantage."""
 
     kind: str
     entropy: float
@@ -25,7 +25,7 @@ class Response(NamedTuple):
 
 
 def responses(rows: Sequence[Row], computed: Computed) -> list[Response]:
-    """Those of a batch whose advantage is not 0; a row is a response here."""
+    """Return the responses of a batch whose advantage is not 0; each row is one response here."""
     assert isinstance(computed.stats, AemStats)
     row_N = computed.batch.live.responses.row_N.tolist()
     values = zip(
@@ -43,10 +43,10 @@ def responses(rows: Sequence[Row], computed: Computed) -> list[Response]:
 
 
 def of_the_kind(rows: Sequence[Row], computed: Computed) -> AemStats:
-    """The stats with each α replaced by its mean over the group's responses of the same kind of turn.
+    """Return the statistics with each α replaced by its mean over the group's responses of the same kind of turn.
 
-    The complement of `algorithm.aem.relative_to=turn_kind`: what α says of the rollout is taken off it, what it says of
-    the kind of turn is left. A group's mean stays 1.
+    This is the complement of `algorithm.aem.relative_to=turn_kind`: it removes what α says of the rollout and keeps
+    what it says of the kind of turn. A group's mean stays 1.
     """
     assert isinstance(computed.stats, AemStats)
     of = [(rows[row].group, rows[row].extra["turn_kinds"][0]) for row in computed.batch.live.responses.row_N.tolist()]
@@ -60,7 +60,7 @@ def of_the_kind(rows: Sequence[Row], computed: Computed) -> AemStats:
 
 
 def by_kind(seen: Sequence[Response]) -> dict[str, float]:
-    """Means of entropy and α and the share of responses, of each kind and of each sign of the advantage."""
+    """Return means of entropy and α and the share of responses, for each kind and each sign of the advantage."""
     parts = {f"kind {kind}": [one for one in seen if one.kind == kind] for kind in sorted({one.kind for one in seen})}
     parts |= {"A > 0": [one for one in seen if one.advantage > 0], "A < 0": [one for one in seen if one.advantage < 0]}
     found = {}

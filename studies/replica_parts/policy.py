@@ -1,4 +1,4 @@
-"""What a policy says of sampled rows: log-probs and entropies, at the response tokens alone."""
+"""The policy's log-probs and entropies on sampled rows, at the response tokens only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORWARD_ROWS = 64
 
 
 def response_logits(model: Any, rows: Sequence[Row], pad: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """For parts of the rows: their numbers, and flat over their response tokens the logits and the tokens."""
+    """Yield for parts of the rows: row indices, and flattened over the response tokens the logits and the tokens."""
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
     for start in range(0, len(order), FORWARD_ROWS):
         part = order[start : start + FORWARD_ROWS]
@@ -27,7 +27,7 @@ def response_logits(model: Any, rows: Sequence[Row], pad: int) -> Iterator[tuple
             of = rows[number]
             ids[at, : len(of.ids)] = torch.tensor(of.ids)
             mask[at, : len(of.ids)] = 1
-            # the distribution of a token stands where the token before it was read
+            # a token's distribution is at the position of the preceding token
             place += [(at, column) for column in range(len(of.prompt) - 1, len(of.ids) - 1)]
         hidden = model.model(input_ids=ids, attention_mask=mask).last_hidden_state
         at_M, column_M = torch.tensor(place).T
@@ -48,7 +48,7 @@ def mask_of(rows: Sequence[Row], width: int) -> Tensor:
 
 @torch.no_grad()
 def old_policy(model: Any, rows: Sequence[Row], mask_BT: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """Log-probs of the sampled tokens and entropies, (B, T)."""
+    """Compute log-probs of the sampled tokens and entropies, (B, T)."""
     log_prob_BT, entropy_BT = torch.zeros(mask_BT.shape), torch.zeros(mask_BT.shape)
     for part, logits_MV, token_M in response_logits(model, rows, pad):
         lengths = [len(rows[number].response) for number in part]

@@ -1,4 +1,4 @@
-"""Episodes in lock step: sampled by transformers, in rows as the engine has them."""
+"""Episodes in lock step, sampled with transformers, in the engine's row format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipe.aem.keys import parse_key
 
 @dataclass
 class Row:
-    """One turn: its prompt, what was sampled, and what the estimators want to know of it."""
+    """One turn: its prompt, the sampled response, and the estimators' inputs."""
 
     key: str
     group: str
@@ -83,7 +83,7 @@ def roll_out(
             rows.append(Row(f"{name}_{len(rows)}", name.split("_")[0], prompt, response, extra))
     for episode, rows, _ in played:
         episode.environment.close()
-        for row in rows:  # as verl does: the outcome stands on every row of the trajectory
+        for row in rows:  # as in verl, every row of the trajectory holds the outcome
             row.reward = episode.outcome_reward
     return Rollout(
         [row for _, rows, _ in played for row in rows],
@@ -93,12 +93,12 @@ def roll_out(
 
 
 def _until(tokens: Sequence[int], end: int) -> list[int]:
-    """The sampled tokens with their end, without the padding behind it."""
+    """Return the sampled tokens up to and including the end token, without the padding after it."""
     return list(tokens[: tokens.index(end) + 1]) if end in tokens else list(tokens)
 
 
 def as_ended(rows: Sequence[Row], chance: random.Random) -> list[Row]:
-    """Whole trajectories in the order in which they ended, as in verl's batch: in lock step, the shorter first."""
+    """Return whole trajectories in the order in which they ended, as in verl's batch: in lock step, shorter first."""
     of: dict[str, list[Row]] = {}
     for row in rows:
         of.setdefault(parse_key(row.key).trajectory, []).append(row)

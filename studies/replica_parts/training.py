@@ -1,4 +1,4 @@
-"""The training loop: rollout, old policy, advantages (the product's own), update, validation."""
+"""The training loop: rollout, old policy, advantages (the package's own), update, validation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from replica_parts.policy import mask_of, old_policy
 from replica_parts.rollout import Rollout, Row, as_ended, roll_out
 from replica_parts.update import EpoTerms, mini_batches, update
 
-# what this loop does in one way only: the value that a configuration must have
+# what this loop supports only one value of: the value that a configuration must have
 FIXED = {
     "algorithm.use_kl_in_reward": False,
     "algorithm.rollout_correction.bypass_mode": False,
@@ -47,7 +47,7 @@ FIXED = {
 
 
 def check(config: DictConfig) -> None:
-    """Refuse what this loop does not do, so that a run is never other than its configuration.
+    """Refuse settings that this loop does not support, so that a run always matches its configuration.
 
     Raises:
         ValueError: names the setting.
@@ -66,7 +66,7 @@ class Training:
 
     Attributes:
         tokenizer: of the model.
-        seed: fixes the order of tasks and every sample.
+        seed: determines the order of tasks and every sample.
     """
 
     config: DictConfig
@@ -88,7 +88,7 @@ class Training:
         )
 
     def run(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """Train in place; yields each step's metrics under verl's names. Step 0 is the validation before training."""
+        """Train in place; yield each step's metrics under verl's names. Step 0 is the validation before training."""
         torch.manual_seed(self.seed)
         # no dropout, and nothing else that differs between the modes
         self.model.eval()
@@ -108,7 +108,7 @@ class Training:
             yield step, metrics
 
     def play(self, tasks: Sequence[Task], copies: int, temperature: float) -> Rollout:
-        """Every task `copies` times, by the policy as it is."""
+        """Play every task `copies` times with the current policy."""
         return roll_out(
             self.model,
             self.tokenizer,
@@ -183,7 +183,7 @@ class Training:
 
 
 def share_of_kinds(alpha_N: np.ndarray, groups: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
-    """The share of α's variance inside groups that lies between kinds of turn, and what chance would explain."""
+    """Return the share of α's within-group variance between kinds of turn, and the share expected by chance."""
     found = eta_squared(alpha_N.astype(float), np.array(groups), np.array(kinds))
     names = {"eta2": "aem/alpha/between_kinds", "chance": "aem/alpha/between_kinds_by_chance"}
     return {name: found[key] for key, name in names.items() if found[key] is not None}

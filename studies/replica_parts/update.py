@@ -1,4 +1,4 @@
-"""One pass of updates over a batch: verl's vanilla policy loss, EPO's terms where they are switched on, AdamW."""
+"""One pass of updates over a batch: verl's vanilla policy loss, EPO's terms where they are enabled, AdamW."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from replica_parts.rollout import Row
 
 
 def policy_loss(log_prob_M: Tensor, old_M: Tensor, advantage_M: Tensor, actor: Mapping[str, Any]) -> Tensor:
-    """verl's vanilla policy loss of each token: PPO's clip, and the dual clip at `clip_ratio_c`."""
+    """Compute verl's vanilla policy loss of each token: PPO's clip, and the dual clip at `clip_ratio_c`."""
     low = actor["clip_ratio_low"] if actor.get("clip_ratio_low") is not None else actor["clip_ratio"]
     high = actor["clip_ratio_high"] if actor.get("clip_ratio_high") is not None else actor["clip_ratio"]
     ratio_M = torch.exp((log_prob_M - old_M).clamp(-20.0, 20.0))
@@ -46,10 +46,10 @@ class EpoTerms:
 
 
 def mini_batches(rows: int, size: int, shuffle: bool, chance: random.Random) -> list[list[int]]:
-    """The numbers of the rows of each update.
+    """Return the row indices of each update.
 
-    verl fills the batch with masked rows to a multiple of `size`. They stand at its end, so without `actor.shuffle` the
-    last update has what is left over; with it they are spread over all.
+    verl pads the batch with masked rows to a multiple of `size`. They are at its end, so without `actor.shuffle` the
+    last update has the remainder; with it they are spread over all updates.
     """
     order = list(range(-(-rows // size) * size))
     if shuffle:
@@ -70,7 +70,7 @@ def update(
     pad: int,
     terms: EpoTerms | None,
 ) -> float:
-    """One optimiser step a part; a part without a row is passed over, as `recipe.aem.seam.empty_updates` does.
+    """Take one optimizer step per part; skip a part without rows, as `recipe.aem.seam.empty_updates` does.
 
     Returns:
         The mean norm of the gradients before clipping.
@@ -98,5 +98,5 @@ def update(
 
 
 def clip_norm(actor: Mapping[str, Any]) -> float:
-    """The gradient's largest norm: the optimiser's setting, or the actor's."""
+    """Return the maximum gradient norm: the optimizer's setting, or the actor's."""
     return float(actor["optim"].get("clip_grad") or actor["grad_clip"])

@@ -51,7 +51,7 @@ def main() -> None:
     careful = [turn for turns in demonstrate(shop, train, SETTINGS, careful_policy(shop)) for turn in turns]
     policy = hurried_policy(shop, options.seed, options.first_hit, options.early_buy)
     hurried = [turn for turns in demonstrate(shop, train, SETTINGS, policy) for turn in turns]
-    # the words of the careful shopper too, who sees more pages: the tokenizer must not limit what can be learned
+    # include the careful policy's words, which sees more pages: the tokenizer must not limit what can be learned
     tokenizer = build_tokenizer(
         [text for one in careful for text in (one.prompt, one.response)], shown_phrases(shop, train)
     )

@@ -1,4 +1,4 @@
-"""What a check finds, whether it ends well or not."""
+"""The findings of a check, including a check that crashes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from agent_loops.finding import Finding
 
 
 def guarded(title: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """What a check finds. Its own crash is a failure among the others, never a traceback in their place.
+    """Return the findings of a check; turn its crash into a failure instead of a traceback.
 
     Args:
-        title: of the failure, should the check crash.
+        title: of the failure if the check crashes.
         check: returns or yields its findings; those before a crash are kept.
 
     Example:
@@ -26,7 +26,7 @@ def guarded(title: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]
     try:
         for finding in check():
             found.append(finding)
-    except Exception as error:  # whatever it is, the other checks still have something to say
+    except Exception as error:  # catch everything, so that the other checks still run
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         said = " ".join(str(error).split())[:500]

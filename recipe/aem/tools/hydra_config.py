@@ -1,4 +1,4 @@
-"""A configuration as hydra composes it for the trainer, without the trainer."""
+"""Composes a configuration with hydra as the trainer does, without starting the trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_NODES = 200_000
 
 
 class ConfigurationError(AEMError, ValueError):
-    """There is no such configuration; `remedy` says what to write instead."""
+    """Raised if there is no such configuration; `remedy` says what to write instead."""
 
     def __init__(self, message: str, remedy: str = "") -> None:
         super().__init__(harmless(message))
@@ -33,22 +33,22 @@ class ConfigurationError(AEMError, ValueError):
 
 
 def shipped() -> list[str]:
-    """The names of our configurations."""
+    """Return the names of our configurations."""
     names = (file.name for file in files("recipe.aem.config").iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def is_path(config: str) -> bool:
-    """Is a configuration meant as a file, and not as the name of one of ours?"""
+    """Return whether a configuration is given as a file rather than as the name of one of ours."""
     return config.endswith(YAML)
 
 
 def plain_yaml(path: Path) -> str:
-    """The text of a YAML file whose aliases cannot blow it up: ten lines of them can stand for a billion values.
+    """Return the text of a YAML file, refusing alias bombs: ten lines of aliases can expand to a billion values.
 
     Raises:
-        OSError: it cannot be read, or is no plain file.
-        ValueError: it is no UTF-8 text, no YAML, or stands for too much.
+        OSError: it cannot be read, or is not a plain file.
+        ValueError: it is not UTF-8 text, not YAML (AEMValueError), or expands to too many values (AEMValueError).
         RecursionError: it is nested too deeply.
     """
     import yaml
@@ -60,7 +60,7 @@ def plain_yaml(path: Path) -> str:
         if not isinstance(node, yaml.CollectionNode):
             return 1
         if id(node) not in sizes:
-            sizes[id(node)] = MOST_NODES + 1  # a node within itself
+            sizes[id(node)] = MOST_NODES + 1  # a node that contains itself
             parts = (
                 node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
             )
@@ -77,7 +77,7 @@ def plain_yaml(path: Path) -> str:
 
 
 def compose(config: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a configuration; interpolations stand as they are written.
+    """Compose a configuration; interpolations stay unresolved.
 
     Args:
         config: one of `shipped()`, or the path of a YAML file.
@@ -90,7 +90,7 @@ def compose(config: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def compose_with_choices(config: str, overrides: Sequence[str]) -> tuple[DictConfig, Mapping[str, str]]:
-    """As `compose`; also the file that was chosen of each group, such as `method`."""
+    """Compose like `compose`; also return the file that was chosen in each group, such as `method`."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -127,16 +127,16 @@ def compose_with_choices(config: str, overrides: Sequence[str]) -> tuple[DictCon
         return composed, choices
     except RecursionError:
         raise ConfigurationError(f"{config} is nested too deeply", "mend that file, or the override") from None
-    # the last ones come from the loaders of YAML, for values that cannot be converted
+    # the last ones come from the YAML loaders, for values that cannot be converted
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AttributeError) as error:
         said = [line.strip() for line in str(error).splitlines() if line.strip()][:3]
-        if override := getattr(error, "override", None):  # where hydra cannot read one
+        if override := getattr(error, "override", None):  # set where hydra cannot parse an override
             said.insert(0, f"{override}:")
         raise ConfigurationError(" ".join(said), "correct that override; docs/methods.md lists the settings") from error
 
 
 def select(config: DictConfig, key: str) -> Any:
-    """A value as plain data; None where it is missing, or waits for a variable of the environment."""
+    """Return a value as plain data; None where it is missing, or needs an environment variable that is not set."""
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationResolutionError
 
@@ -148,14 +148,14 @@ def select(config: DictConfig, key: str) -> Any:
 
 
 def target_of(config: DictConfig) -> str:
-    """What makes the benchmark that our agent loop plays; empty where the loop is another one."""
+    """Return the target of the benchmark that our agent loop plays; empty where the agent loop is not ours."""
     if config.actor_rollout_ref.rollout.agent.default_agent_loop != "environment":
         return ""
     return str(select(config, f"{CUSTOM}.benchmark.target") or "")
 
 
 def quoted(value: Any) -> str:
-    """A value as hydra's command line takes it, whatever is in it; a plain path stays as it is.
+    """Quote any value for hydra's command line; a plain path stays as it is.
 
     Example:
         >>> quoted("/data/tasks"), quoted("it's")
@@ -164,12 +164,12 @@ def quoted(value: Any) -> str:
     text = str(value)
     if re.fullmatch(r"(/[A-Za-z0-9_.-]+)+", text):
         return text
-    # a backslash is one everywhere but before a quote
+    # a backslash is literal except before a quote
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
 
 
 def training_command(config_name: str) -> list[str]:
-    """The words that train with a configuration, quoted: its script where this is a checkout, else `aem train`."""
+    """Return the quoted words of the training command: the script in a checkout, else `aem train`."""
     import verl_aem
 
     script = Path(verl_aem.__file__).resolve().parents[1] / "scripts" / f"run_{config_name}.sh"

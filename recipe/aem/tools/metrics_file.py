@@ -1,4 +1,4 @@
-"""What verl's file logger wrote (metrics.jsonl), line by line; reports and studies read it through this."""
+"""Reads verl's file logger output (metrics.jsonl) line by line, for reports and studies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Log:
 
     Attributes:
         lines: step and metrics of each, as JSON has them; numbers may be NaN, infinite or null.
-        unfinished: the last line is broken and has no end: the run is being written, or was killed.
+        unfinished: whether the last line is incomplete: the run is still writing, or was killed.
     """
 
     lines: list[tuple[int, dict[str, Any]]]
@@ -28,16 +28,16 @@ class Log:
 
 
 def read_log(file: Path, wrong: type[FileError], content: bytes | None = None) -> Log:
-    """Read a file of verl's file logger.
+    """Read a file written by verl's file logger.
 
     Args:
         file: JSON lines.
-        wrong: what to raise.
-        content: of the file, where it has been read already.
+        wrong: the class to raise.
+        content: of the file, if it has been read already.
 
     Raises:
-        FileError: of the class `wrong`: the file cannot be read, or a line is no such record, unless it is the last one
-            and has no end. Names the file and the line.
+        FileError: of the class `wrong`: the file cannot be read, or a line is not such a record, unless it is an
+            incomplete last line. Names the file and the line.
     """
     try:
         lines = (read_bytes(file, AT_MOST) if content is None else content).split(b"\n")

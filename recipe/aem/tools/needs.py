@@ -1,4 +1,4 @@
-"""What a configuration needs before its engine starts: packages, programs, data and a device."""
+"""Checks what a configuration needs before its engine starts: packages, programs, data and a device."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 def benchmark_of(config: DictConfig) -> BenchmarkEntry | None:
-    """The entry of the benchmark that a composed configuration plays; None for one that is not of this package."""
+    """Return the entry of the benchmark that a composed configuration plays; None for one outside this package."""
     return entry_of(target_of(config))
 
 
 def data_setting(entry: BenchmarkEntry) -> str:
-    """The setting of a configuration that names the benchmark's data."""
+    """Return the setting that names the benchmark's data."""
     return f"{CUSTOM}.benchmark.{entry.data}"
 
 
 def check_requirements(config: DictConfig, entry: BenchmarkEntry) -> Iterator[Finding]:
-    """Are the packages and programs there that the benchmark runs on, with the configuration's settings?"""
+    """Check the packages and programs that the benchmark needs, with the configuration's settings."""
     names = config.actor_rollout_ref.rollout.custom.benchmark
     yield from entry.check_requirements({name: select(config, f"{CUSTOM}.benchmark.{name}") for name in names})
 
 
 def check_named(config: DictConfig, entry: BenchmarkEntry, otherwise: str = "") -> Iterator[Finding]:
-    """Are the benchmark's data named, and is there something?
+    """Check that the benchmark's data are named and that something is there.
 
     Args:
         config: composed.
@@ -42,7 +42,7 @@ def check_named(config: DictConfig, entry: BenchmarkEntry, otherwise: str = "") 
 
 
 def check_device(config: DictConfig, name: str) -> Iterator[Finding]:
-    """Refuse a configuration for GPUs where there is none."""
+    """Refuse a configuration for GPUs on a machine without them."""
     if config.trainer.device != "cuda":
         return
     import torch
@@ -57,5 +57,5 @@ def check_device(config: DictConfig, name: str) -> Iterator[Finding]:
 
 
 def first_failure(findings: Iterator[Finding]) -> str:
-    """The first failure and its remedy as text; empty where there is none."""
+    """Return the first failure and its remedy as text; empty if there is none."""
     return next((f"{one.detail}: {one.remedy}" for one in findings if one.level == "failure"), "")

@@ -1,13 +1,13 @@
 """Means with intervals: Student's t over seeds, Wilson's and a bootstrap over tasks, Fisher's z for a correlation.
 
-Over seeds: a percentile bootstrap over three seeds is no 95 % interval: each extreme resample has probability
-1/27 > 0.025, so its interval is the span of the three values, which holds a symmetric distribution's centre 75 % of the
-time. Student's t with n − 1 degrees of freedom has the stated coverage for normal values, however few.
+Over seeds: a percentile bootstrap over three seeds is not a 95 % interval. Each extreme resample has probability
+1/27 > 0.025, so its interval is the range of the three values, which covers a symmetric distribution's centre 75 % of
+the time. Student's t with n − 1 degrees of freedom has the stated coverage for normal values at any sample size.
 
-Over tasks that were each played several times: tasks are what a benchmark samples; episodes of one task resemble each
-other. So these intervals are over tasks, each with the mean of its episodes (whatever their seed): a resample of tasks
-takes a task's episodes along, and the spread of these means holds both kinds of variance already. Episodes are never
-drawn again within a task; that would count the variance among them twice.
+Over tasks that were each played several times: tasks are what a benchmark samples, and episodes of one task resemble
+each other. These intervals are therefore over tasks, each with the mean of its episodes (whatever their seed): a
+resample of tasks takes a task's episodes along, and the spread of these means already holds both kinds of variance.
+Episodes are never resampled within a task; that would count their variance twice.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Estimate:
     """A mean with its 95 % interval.
 
     Attributes:
-        low, high: None where the values say nothing of it, such as fewer than two for Student's t.
-        n: how many values are behind it: seeds, or tasks.
+        low, high: None where the values do not determine them, such as fewer than two for Student's t.
+        n: the number of values: seeds or tasks.
         method: how the interval was made.
     """
 
@@ -47,7 +47,7 @@ class Estimate:
 
 
 def t_quantile(degrees: int) -> float:
-    """The t with P(|T| <= t) = 0.95.
+    """Return the t with P(|T| <= t) = 0.95.
 
     >>> round(t_quantile(2), 3)
     4.303
@@ -56,7 +56,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate | None:
-    """The mean of independent values and its 95 % t interval; None for no value.
+    """Return the mean of independent values and its 95 % t interval; None without values.
 
     >>> mean_interval([1.0, 2.0, 3.0]).n
     3
@@ -71,7 +71,7 @@ def mean_interval(values: Sequence[float]) -> Estimate | None:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
-    """The mean difference over the seeds that both have, with its 95 % t interval; None where they share none.
+    """Return the mean difference over the shared seeds with its 95 % t interval; None if they share none.
 
     Args:
         values: by seed.
@@ -81,20 +81,20 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def share_interval(means: Sequence[float], episodes: int = 1) -> Estimate:
-    """A share, such as success, of tasks with a share each.
+    """Return the mean of per-task shares, such as success rates, with a 95 % interval.
 
-    Wilson's score interval, whose number of trials is the number of independent ones that would have the same variance:
-    p (1 − p) / (s² / n), with s² the variance of the n tasks' means. That is about n where a task's episodes agree,
-    near n times the episodes where they are independent, and never more. It is n, which is Wilson's own interval, with
-    one episode a task and where all episodes have one outcome. Unlike a bootstrap it does not collapse there, and it
-    holds with few tasks.
+    Wilson's score interval with an effective number of trials: the number of independent trials that would have the
+    same variance, p (1 − p) / (s² / n), with s² the variance of the n tasks' means. That is about n where a task's
+    episodes agree, and near n times the episodes where they are independent, which is its maximum. It is n, which is
+    Wilson's own interval, with one episode per task and where all episodes have one outcome. Unlike a bootstrap the
+    interval does not collapse there, and it holds with few tasks.
 
     Args:
         means: each task's share, in [0, 1].
         episodes: of each task.
 
     Raises:
-        AEMValueError: there are no tasks, or a share is none.
+        AEMValueError: there are no tasks, or a value is not a share.
 
     Example:
         >>> found = share_interval([1.0, 0.0, 1.0, 1.0] * 16)
@@ -114,7 +114,7 @@ def share_interval(means: Sequence[float], episodes: int = 1) -> Estimate:
 
 
 def wilson(share: float, trials: float) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a share; scipy's (`binomtest`) takes whole numbers of trials alone.
+    """Return Wilson's 95 % score interval of a share; scipy's (`binomtest`) takes only whole numbers of trials.
 
     Example:
         >>> [round(bound, 4) for bound in wilson(0.0, 10)]
@@ -123,15 +123,15 @@ def wilson(share: float, trials: float) -> tuple[float, float]:
     z2 = float(stats.norm.ppf((1 + LEVEL) / 2)) ** 2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = (z2 * share * (1 - share) / trials + z2**2 / (4 * trials**2)) ** 0.5 / (1 + z2 / trials)
-    # the bounds hold the share; in floating point they may miss it where it is 0 or 1
+    # the interval contains the share; rounding may exclude it where it is 0 or 1
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 def bootstrap_interval(means: Sequence[float]) -> Estimate:
-    """A mean of any quantity, such as turns: a bootstrap over tasks, of percentiles.
+    """Return the mean of any quantity, such as turns, with a percentile bootstrap interval over tasks.
 
-    The resampled means are spread by √(n / (n − 1)) about the mean, for a resample's variance is that of the n tasks
-    and not n − 1's. Same numbers, same interval: the generator has a fixed seed.
+    The resampled means are scaled by √(n / (n − 1)) about the mean, because a resample has the variance of the n tasks
+    divided by n, not n − 1. The generator has a fixed seed, so the same numbers give the same interval.
 
     Args:
         means: each task's mean.
@@ -148,10 +148,10 @@ def bootstrap_interval(means: Sequence[float]) -> Estimate:
 
 
 def difference_of_shares(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """second − first, of shares that are paired by task: a bootstrap over the pairs.
+    """Return second − first for shares paired by task, with a bootstrap interval over the pairs.
 
-    Where no task differs, a bootstrap would claim certainty. Then the interval is ± Wilson's upper bound on the share
-    of tasks that do: a difference of the means cannot be larger than that share.
+    Where no task differs, a bootstrap would claim certainty. The interval is then ± Wilson's upper bound on the share
+    of tasks that differ: a difference of the means cannot be larger than that share.
 
     Args:
         first: each task's share in one evaluation.
@@ -171,10 +171,11 @@ def difference_of_shares(first: Sequence[float], second: Sequence[float]) -> Est
 
 
 def correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float | None, float | None] | None:
-    """Pearson's r with a 95 % interval by Fisher's z, which takes the pairs for independent.
+    """Return Pearson's r with a 95 % interval by Fisher's z, which assumes independent pairs.
 
     Returns:
-        r, low, high (None for fewer than five pairs); None for fewer than three pairs, or where one side does not vary.
+        r, low, high (None for fewer than five pairs); None for fewer than three pairs, or where one side does not
+            vary.
 
     Example:
         >>> [round(value, 2) for value in correlation([1, 2, 3, 4, 5], [1, 3, 2, 5, 4])]
@@ -192,12 +193,12 @@ def correlation(x: ArrayLike, y: ArrayLike) -> tuple[float, float | None, float 
 
 
 def summarise(series: Sequence[tuple[int, float]], how: str) -> float | None:
-    """One value of a run's series.
+    """Reduce a run's series to one value.
 
     Args:
         series: (step, value), in the order of the steps.
         how: `last`; `best`, the largest, which is optimistic; `mean_last_K`; or `auc`, the area under the series over
-            its steps divided by their range, so a mean level.
+            its steps divided by their range, i.e. a mean level.
 
     Returns:
         The value; None where the series is empty, or shorter than K.
@@ -230,7 +231,7 @@ def _values(means: Sequence[float]) -> NDArray[np.float64]:
 
 def _bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
     n, rng = len(values), np.random.default_rng(0)
-    # a value and how often it is drawn: far fewer numbers than n draws where values repeat, as shares do
+    # values and how often each is drawn: far fewer numbers than n draws where values repeat, as shares do
     distinct, counts = np.unique(values, return_counts=True)
     resampled = rng.multinomial(n, counts / n, size=RESAMPLES) @ distinct / n
     low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -1,15 +1,15 @@
-"""Runs a command, and leaves nothing of it behind: `python -I -S supervise.py PARENT [--say TEXT] -- COMMAND…`.
+"""Runs a command and ends all its processes: `python -I -S supervise.py PARENT [--say TEXT] -- COMMAND…`.
 
 A training is a tree of some thirty processes (Ray's own, verl's workers, vLLM's engines), most of which do not notice
-that the command that started it is gone. This small process stands between the two. It outlives a parent that is
-killed, sees that it has a new one, and ends the tree; a signal does the same, and so does the end of the command.
+that the command that started it is gone. This small process runs between that command and the training. It outlives a
+killed parent, notices that it has been re-parented, and ends the tree; a signal or the end of the command does so too.
 
-What belongs to the run is found by descent alone: orphans are re-parented to this process (PR_SET_CHILD_SUBREAPER), so
-that all processes below it are the run's, and no other is. Should this process itself be killed, the kernel kills the
-command (PR_SET_PDEATHSIG).
+Processes of the run are identified by descent alone: orphans are re-parented to this process
+(PR_SET_CHILD_SUBREAPER), so its descendants are exactly the run's processes. If this process itself is killed, the
+kernel kills the command (PR_SET_PDEATHSIG).
 
-The exit status is the command's, 128 + N where signal N ended either. The standard library alone is used, so that it
-starts in a moment.
+The exit status is the command's, or 128 + N if signal N ended either process. Only the standard library is imported,
+so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PROBLEM = "these processes of the run do not end: %s"
 
 @dataclass
 class _Run:
-    """The command, as far as it is over."""
+    """The command, and whether it has ended."""
 
     pid: int
     began: str
@@ -42,7 +42,7 @@ class _Run:
     seen: set[int] = field(default_factory=set)
 
     def reap(self) -> None:
-        """Collect whatever ended: the command, and orphans."""
+        """Collect the exit status of everything that ended: the command, and orphans."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -53,14 +53,14 @@ class _Run:
                     self.status = code if code >= 0 else 128 - code
 
     def alive(self) -> list[int]:
-        """The processes of the run that are not over."""
+        """Return the processes of the run that have not ended."""
         self.reap()
         found = descendants(os.getpid())
         self.seen.update(found)
         return found
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all of the run is over; False where it takes too long."""
+        """Wait until the whole run has ended; return False on timeout."""
         until = time.monotonic() + seconds
         while self.alive():
             if time.monotonic() > until:
@@ -70,7 +70,7 @@ class _Run:
 
 
 def descendants(root: int) -> list[int]:
-    """The living processes below one, without it; zombies are over."""
+    """Return the living descendants of a process, without itself; zombies count as ended."""
     below: dict[int, list[int]] = {}
     states = {}
     for pid in _pids():
@@ -86,13 +86,13 @@ def descendants(root: int) -> list[int]:
 
 
 def send(pid: int, number: int) -> None:
-    """Send a signal to a descendant, and to no process that has its number by now."""
+    """Send a signal to a descendant, but never to another process that has reused its number."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
         return
     try:
-        if pid in descendants(os.getpid()):  # the handle is of this very process from here on
+        if pid in descendants(os.getpid()):  # from here on the handle refers to this very process
             signal.pidfd_send_signal(handle, number)
     except OSError:
         pass
@@ -101,21 +101,21 @@ def send(pid: int, number: int) -> None:
 
 
 def supervise(command: Sequence[str], parent: int, say: str = "") -> int:
-    """Run a command to its end, that of the parent, or a signal; then end all that it started.
+    """Run a command until it ends, the parent ends or a signal arrives; then end all that it started.
 
     Args:
-        command: is looked for on PATH.
-        parent: the process that this one is a child of.
-        say: printed on standard error where a signal ends the run.
+        command: looked up on PATH.
+        parent: this process's parent.
+        say: printed on standard error if a signal ends the run.
 
     Returns:
         The exit status.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in _inherited():
-        with contextlib.suppress(OSError):  # the listing's own is closed
-            os.set_inheritable(number, False)  # a lock is held by this process, not by the run
-    # what the caller had this process ignore (nohup, `&` in a script), it ignores
+        with contextlib.suppress(OSError):  # the listing's own descriptor is closed already
+            os.set_inheritable(number, False)  # this process holds a lock, not the run
+    # also ignore the signals that the caller had this process ignore (nohup, `&` in a script)
     heard = {one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN}
     heard.add(signal.SIGCHLD)
     signal.pthread_sigmask(signal.SIG_BLOCK, heard)
@@ -133,7 +133,7 @@ def supervise(command: Sequence[str], parent: int, say: str = "") -> int:
     if ended_by:
         if say and os.getppid() == parent:
             _print(say)
-        # SIGTERM would end Ray's driver as abruptly, but for a stack of its library's on the screen
+        # SIGTERM would end Ray's driver as abruptly, except for a stack trace from its library on the screen
         run.alive()
         send(run.pid, signal.SIGKILL)
     _end_rest(run)
@@ -148,7 +148,7 @@ def _start(command: Sequence[str], heard: set[signal.Signals]) -> int:
     if pid := os.fork():
         return pid
     try:
-        os.setsid()  # a terminal's Ctrl-C is for this process, which ends the run in order
+        os.setsid()  # a terminal's Ctrl-C goes to this process, which ends the run in order
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == us:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as Python found it
@@ -160,8 +160,8 @@ def _start(command: Sequence[str], heard: set[signal.Signals]) -> int:
 
 
 def _end_rest(run: _Run) -> None:
-    """End what the command has left: asked first, then killed, until there is nothing."""
-    if run.wait(REST_SECONDS):  # helpers see that the command is over, and end by themselves
+    """End the command's remaining processes: terminate, then kill, until none is left."""
+    if run.wait(REST_SECONDS):  # helpers notice that the command has ended, and end by themselves
         return
     for pid in run.alive():
         send(pid, signal.SIGTERM)
@@ -177,7 +177,7 @@ def _end_rest(run: _Run) -> None:
 
 
 def _remove_sessions(run: _Run) -> None:
-    """Remove the folders of the Ray clusters that the run started: a name ends in the number of the process."""
+    """Remove the folders of the Ray clusters that the run started; their names end in the process number."""
     where = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     folder = os.path.join(where, "ray")
     with contextlib.suppress(OSError):
@@ -196,7 +196,7 @@ def _pids() -> Iterator[int]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """State, parent and so on of a process; its name, before them, may hold anything."""
+    """Return state, parent and so on of a process; the name before them may contain any character."""
     try:
         with open(f"/proc/{pid}/stat", errors="replace") as file:
             return file.read().rpartition(")")[2].split()
@@ -219,12 +219,12 @@ def _print(text: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command line."""
+    """Run the command line."""
     parent, *rest = arguments
     say = rest[1] if rest[0] == "--say" else ""
     status = supervise(rest[rest.index("--") + 1 :], int(parent), say)
     if status == 128 + signal.SIGINT and say:
-        # so that the calling shell ends too, and what called it
+        # so that the calling shell and its callers end too
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         os.kill(os.getpid(), signal.SIGINT)

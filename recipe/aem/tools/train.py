@@ -1,4 +1,4 @@
-"""A training from a configuration alone: what it needs, its tasks, its output folder, and verl's own trainer."""
+"""Training from a configuration: its requirements, its tasks, its output folder, and verl's own trainer."""
 
 from __future__ import annotations
 
@@ -37,23 +37,24 @@ if TYPE_CHECKING:
 
 
 class TrainingRefused(AEMError, ValueError):
-    """What the user can put right before a training starts; the message says how."""
+    """An error that the user can fix before a training starts; the message says how."""
 
 
 @dataclass
 class Training:
-    """A training that has been looked at, and not begun.
+    """A training that has been checked but not started.
 
     Attributes:
         config_name: the configuration.
-        arguments: as main_ppo is given them.
+        arguments: as passed to main_ppo.
         config: composed.
-        name: the configuration's and the method's, for the experiment and its folder: verl resumes from what it finds.
-        entry: of the benchmark; None for one that is not of this package.
+        name: the configuration's and the method's, names the experiment and its folder, from whose contents verl
+            resumes.
+        entry: of the benchmark; None for a benchmark outside this package.
         home: where verl runs, and where `outputs` is.
         output: for checkpoints, metrics and tasks.
         data: the benchmark's variables that are set; paths are absolute.
-        generate: the folder for data that are not named and can be made; None where there are some.
+        generate: the folder for data that are not named and can be generated; None where data are named.
     """
 
     config_name: str
@@ -68,7 +69,7 @@ class Training:
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of verl's processes, beyond this one's."""
+        """The environment variables to add for verl's processes."""
         found = dict(self.data)
         if self.entry is not None:
             parquet = os.environ.get(self.entry.parquet_variable) or self.output / "tasks"
@@ -79,7 +80,7 @@ class Training:
         return found
 
     def _metrics(self) -> Path:
-        """verl writes the file anew in each run: one that resumes or evaluates would lose what was there."""
+        """Return an unused file: verl truncates the file, so a resumed run or an evaluation would lose metrics."""
         path, number = self.output / "metrics.jsonl", 1
         while path.exists():
             number += 1
@@ -87,13 +88,13 @@ class Training:
         return path
 
     def command(self, variables: dict[str, str]) -> list[str]:
-        """verl's trainer with all that it is told."""
+        """Return the command of verl's trainer with all its arguments."""
         ours = [
             f"trainer.default_local_dir={quoted(self.output / 'checkpoints')}",
             f"trainer.experiment_name={self.name}",
         ]
         environment = {**os.environ, "AEM_OUTPUT": str(self.output), **variables}
-        if environment.get("RAY_ADDRESS"):  # processes of a cluster that is there already do not inherit it
+        if environment.get("RAY_ADDRESS"):  # processes of a running cluster do not inherit it
             prefixes = ("AEM_", "VERL_", *([f"{self.entry.name.upper()}_"] if self.entry else []))
             ours += [
                 f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}={quoted(value)}"
@@ -103,13 +104,13 @@ class Training:
         return trainer_command(self.config_name, [*ours, *self.arguments])
 
     def run(self, say: Callable[[str], Any]) -> int:
-        """Make what is missing of the data, write the tasks, and train; returns the exit status.
+        """Generate missing data, write the tasks, and train; return the exit status.
 
         Args:
             say: prints a line.
 
         Raises:
-            TrainingRefused: the data or the tasks cannot be made.
+            TrainingRefused: the data or the tasks cannot be created.
             InUse: another run holds the output folder.
         """
         self.output.mkdir(parents=True, exist_ok=True)
@@ -135,7 +136,7 @@ class Training:
             if self.generate is not None:
                 say(f"{entry.variable} is not set: making data in {self.generate} ({entry.fetch_remedy})")
                 resolve(entry.generate)(self.generate)
-            # with all overrides: what chooses tasks for the environments chooses those that verl draws too
+            # with all overrides: settings that choose tasks for the environments also choose those that verl draws
             doing = f"the benchmark of {self.config_name} cannot be opened"
             arguments: Any = OmegaConf.to_container(OmegaConf.select(self.config, f"{CUSTOM}.benchmark"), resolve=True)
             benchmark = hydra.utils.get_object(arguments.pop("target"))(**arguments)
@@ -149,7 +150,7 @@ class Training:
         latest = self.output / "checkpoints" / "latest_checkpointed_iteration.txt"
         if not latest.is_file() or "trainer.val_only=true" in self.arguments:
             return []
-        # AEM_OUTPUT as it is: the checkpoint is found in there
+        # AEM_OUTPUT unresolved: the checkpoint is found there
         knobs = {"AEM_OUTPUT": str(self.output), **self.data, "AEM_MODEL": os.environ.get("AEM_MODEL")}
         given = [f"{name}={shlex.quote(value)}" for name, value in knobs.items() if value]
         again = [*self.arguments, "trainer.val_only=true", "trainer.val_before_train=true"]
@@ -163,11 +164,11 @@ class Training:
 
 
 def prepare(config_name: str, arguments: Sequence[str], home: Path) -> Training:
-    """Compose the configuration, and look whether it can be trained here. Writes nothing.
+    """Compose the configuration and check that it can be trained here. Writes nothing.
 
     Args:
         config_name: one of `recipe/aem/config`, or the path of a YAML file.
-        arguments: overrides, and options of hydra's, which have no part in the configuration.
+        arguments: overrides, and hydra options, which are not part of the configuration.
         home: see `Training`.
 
     Raises:
@@ -194,7 +195,7 @@ def prepare(config_name: str, arguments: Sequence[str], home: Path) -> Training:
             training.data[entry.variable] = str(training.generate.absolute())
         else:
             problem = problem or first_failure(check_named(config, entry))
-    # the driver of a cluster need not be on a node with GPUs
+    # the driver of a cluster need not run on a node with GPUs
     if not problem and not os.environ.get("RAY_ADDRESS"):
         problem = first_failure(check_device(config, config_name))
     if problem:

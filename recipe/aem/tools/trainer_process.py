@@ -1,6 +1,6 @@
-"""Running verl's own trainer as a process of its own, and reading what it logs.
+"""Runs verl's own trainer as a separate process, and reads what it logs.
 
-Nothing of a training outlives the command that started it: `supervise.py` stands between the two.
+No process of a training outlives the command that started it: `supervise.py` runs between the two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrainingFailed(AEMError, RuntimeError):
 
 
 def trainer_command(config_name: str, overrides: Sequence[str]) -> list[str]:
-    """The command line of verl's trainer.
+    """Return the command line of verl's trainer.
 
     Args:
         config_name: one of `recipe/aem/config`, or the path of a YAML file.
@@ -70,14 +70,14 @@ def train(
         overrides: hydra's.
         environment: added to this process's.
         log: receives all that verl prints.
-        metrics: receives verl's JSON lines, one a step.
+        metrics: receives verl's JSON lines, one per step.
         on_metrics: called with (step, metrics).
         on_look: called about once a second while it runs.
-        lock: a descriptor of `agent_loops.locks`: the directory stays held until the last process has ended, also where
-            this one is killed.
+        lock: a descriptor of `agent_loops.locks`: the directory stays locked until the last process has ended, even
+            if this one is killed.
 
     Returns:
-        The largest sum of the processes' resident memory that was seen, in GB (shared pages count once a process).
+        The largest sum of the processes' resident memory observed, in GB (shared pages count once per process).
 
     Raises:
         TrainingFailed: verl did not end well.
@@ -93,7 +93,7 @@ def train(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a terminal's Ctrl-C is for this process
+            start_new_session=True,  # a terminal's Ctrl-C goes to this process
             pass_fds=() if lock is None else (lock,),
         )
         try:
@@ -116,15 +116,15 @@ def train(
 
 
 def run_in_terminal(command: Sequence[str], folder: Path, lock: int) -> int:
-    """Run a training whose output goes where this process's goes, after which nothing of it is left.
+    """Run a training in this process's terminal; leave none of its processes behind.
 
     Args:
         command: as `trainer_command` gives it.
-        folder: where it runs.
+        folder: its working directory.
         lock: see `train`.
 
     Returns:
-        The exit status; 128 + N where signal N ended it, or this process, which then passes it on and waits.
+        The exit status; 128 + N if signal N ended it or this process, which passes the signal on and waits.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), "--say", INTERRUPTED, "--", *command],
@@ -144,7 +144,7 @@ def _failure(status: int, log: Path) -> TrainingFailed:
     how = f"verl ended with status {status}"
     if 128 < status < 128 + signal.NSIG:
         how = f"verl was ended by {signal.Signals(status - 128).name}"
-    # of several, the last is ours where we saw it, and names the path
+    # of several such lines, take the last of our own, which names the path
     full = [line for line in lines if _FULL.fullmatch(line)]
     said = next((line for line in reversed(full) if "no space left" in line), full[-1] if full else "")
     if said:
@@ -156,7 +156,7 @@ def _failure(status: int, log: Path) -> TrainingFailed:
 
 
 def _lines(path: Path) -> Callable[[], Iterator[tuple[int, Metrics]]]:
-    """A function that yields what was appended to a JSON-lines file since its last call."""
+    """Return a function that yields what was appended to a JSON-lines file since its last call."""
     position = 0
 
     def read() -> Iterator[tuple[int, Metrics]]:
@@ -174,7 +174,7 @@ def _lines(path: Path) -> Callable[[], Iterator[tuple[int, Metrics]]]:
 
 
 def _family(pid: int) -> list[psutil.Process]:
-    """The processes of the run, without the one that looks after them."""
+    """Return the processes of the run, without the supervisor."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -184,19 +184,19 @@ def _family(pid: int) -> list[psutil.Process]:
 def _resident(processes: Sequence[psutil.Process]) -> int:
     total = 0
     for one in processes:
-        with contextlib.suppress(psutil.Error):  # it ended between the two looks
+        with contextlib.suppress(psutil.Error):  # it ended between the two queries
             total += one.memory_info().rss
     return total
 
 
 def _end(process: subprocess.Popen, family: Sequence[psutil.Process]) -> None:
-    """Have the trainer and all it started ended, where that has not happened."""
+    """End the trainer and all its descendants, if the supervisor has not done so."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_END_SECONDS)
     if process.returncode is None or process.returncode < 0:
-        # whoever looked after them was killed itself; those that were last seen are left (psutil knows a number anew)
+        # the supervisor was killed; the processes last seen remain (psutil detects reused process numbers)
         for one in family:
             with contextlib.suppress(psutil.Error):
                 one.kill()

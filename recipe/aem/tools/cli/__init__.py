@@ -1,4 +1,4 @@
-"""The command `aem`: its subcommands, what they print, and how they fail. The work is done elsewhere."""
+"""The `aem` command: its subcommands, their output and their error handling. Other modules do the work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recipe.aem.tools.cli import check, data, doctor, eval, grade, replay, repor
 
 
 class Commands(TyperGroup):
-    """Lists the commands in the order of a project; typer itself would put groups of commands last."""
+    """Lists the commands in the order in which a project uses them; typer would put command groups last."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         order = ("data", "check", "doctor", "train", "report", "replay", "eval", "grade", "study")

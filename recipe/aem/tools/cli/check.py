@@ -39,7 +39,7 @@ def check(
     try:
         with explained(lambda: (BenchmarkError,), "cpu"):
             made = make_benchmark(benchmark, read_settings(settings or ()))
-    except Exception as error:  # of any benchmark: whatever is wrong is the user's to correct
+    except Exception as error:  # any benchmark may raise; the user has to correct it
         if isinstance(error, typer.Exit):
             raise
         raise stop(f"{benchmark} does not open: {type(error).__name__}: {reason(error)}") from None

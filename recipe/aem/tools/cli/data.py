@@ -1,4 +1,4 @@
-"""`aem data`: a command for each benchmark of the table, and for any other that is named by its target."""
+"""`aem data`: one command per benchmark in the table, and one for any other benchmark named by its target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from recipe.aem.tools.hydra_config import CUSTOM, training_command
 
 
 class BenchmarkCommand(TyperCommand):
-    """A benchmark's own command, which is imported when it is called: `aem data --help` imports none."""
+    """A benchmark's own command, imported when it is called: `aem data --help` imports no benchmark."""
 
     def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
         assert self.name is not None
@@ -34,7 +34,7 @@ class BenchmarkCommand(TyperCommand):
 
 
 class DataGroup(TyperGroup):
-    """The benchmarks of the table; a name with a dot is the target of another one."""
+    """The benchmarks in the table; a name with a dot is the target of another benchmark."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return super().get_command(ctx, cmd_name) or (BenchmarkCommand(cmd_name) if "." in cmd_name else None)
@@ -106,7 +106,7 @@ def _write_tasks(name: str, entry: BenchmarkEntry | None, settings: Sequence[str
     began = time.monotonic()
     use_working_folder()
     for finding in entry.check_requirements() if entry else ():
-        # the tasks can be written all the same, for another machine
+        # the tasks can still be written, for another machine
         where, colon = (err, f": {finding.remedy}") if finding.level == "failure" else (out, "")
         where.print(f"{finding.title}: {finding.detail}{colon}", soft_wrap=True, markup=False)
     with explained(lambda: (ValueError, TypeError), entry.extra if entry else "cpu"):
@@ -115,13 +115,13 @@ def _write_tasks(name: str, entry: BenchmarkEntry | None, settings: Sequence[str
         counts = {split: len(benchmark.task_set.tasks(split)) for split in benchmark.task_set.splits}
         summary = f"{benchmark.name}: {', '.join(f'{count:,} {split}' for split, count in counts.items())}"
         _show("", PreparedData(home, summary, benchmark, parquet or home / "tasks"))
-    if entry:  # what chooses tasks for the environments has to choose those that verl draws
+    if entry:  # the settings that choose tasks for the environments must choose the tasks that verl draws
         overrides = [f"{CUSTOM}.benchmark.{word}" for word in settings]
         _say_next(entry, None, overrides, time.monotonic() - began)
 
 
 def _show(title: str, prepared: PreparedData) -> None:
-    """Write the tasks for verl, and print what there is."""
+    """Write the tasks for verl and print what was prepared."""
     table = files_table(title, prepared.counted)
     for file in prepared.files:
         table.add_row(file.name, f"{file.n_records:,}", f"{file.n_bytes / 1e6:,.1f}", file.sha256[:12], file.remark)
@@ -141,7 +141,7 @@ def _show(title: str, prepared: PreparedData) -> None:
 
 
 def _say_next(entry: BenchmarkEntry, directory: Path | None, overrides: Sequence[str], seconds: float) -> None:
-    """Print the command that trains on what has been prepared."""
+    """Print the command that trains on the prepared data."""
     data = [f"{entry.variable}={shlex.quote(str(directory.resolve()))}"] if directory and entry.variable else []
     out.print(f"Ready in {seconds:.0f} s. Next, on a node with GPUs:\n")
     out.print(

@@ -87,7 +87,7 @@ def doctor(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[tuple]:
-    """What foreign imports print would stand among the findings: it goes nowhere. Yields the real streams."""
+    """Discard what third-party imports print, which would mix with the findings. Yields the real streams."""
     real = sys.stdout, sys.stderr
     logging.disable(logging.ERROR)
     try:
@@ -113,7 +113,7 @@ def _print_section(section: str, findings: Sequence[Finding]) -> None:
 
 
 def print_rows(rows: Sequence[Sequence[Segment]]) -> None:
-    """Show rows with what counts as response: in colour in a terminal, in ⟦brackets⟧ elsewhere."""
+    """Print rows with the response tokens marked: in colour in a terminal, in ⟦brackets⟧ elsewhere."""
     if not rows:
         return
     marks = ("", "") if out.is_terminal else ("⟦", "⟧")

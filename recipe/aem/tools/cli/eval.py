@@ -142,7 +142,7 @@ def _evaluate(request: Any, seeds: Sequence[int], folder: Path | None, json_: Pa
     from recipe.aem.tools.evaluate.run import check_folder, finished
 
     if json_ is not None and not json_.resolve().parent.is_dir():
-        raise EvaluationError(f"{json_}: there is no folder {json_.resolve().parent}")  # before hours of work
+        raise EvaluationError(f"{json_}: there is no folder {json_.resolve().parent}")  # fail before hours of work
     with quietly():
         plan = make_plan(request)
     if plan.sampling["temperature"] == 0 and (plan.repetitions > 1 or len(seeds) > 1):
@@ -153,7 +153,7 @@ def _evaluate(request: Any, seeds: Sequence[int], folder: Path | None, json_: Pa
     folder = folder or _folder(plan)
     check_folder(plan, folder)
     with held(folder, "--out to another folder") as lock:
-        check_folder(plan, folder)  # another may have begun meanwhile
+        check_folder(plan, folder)  # another process may have started meanwhile
         kept = [seed for seed in seeds if finished(plan, folder, seed) is not None]
         _announce(plan, seeds, kept, folder)
         began = time.monotonic()
@@ -181,7 +181,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _folder(plan: Plan) -> Path:
-    """Of its own for each evaluation, so that none stands in another's way."""
+    """Return a separate folder for each evaluation, so that evaluations do not collide."""
     path = Path(plan.checkpoint.path)
     parts = path.parts[-4:] if plan.checkpoint.kind == "verl" else path.parts[-2:]
     words = [part for part in parts if part not in ("/", "checkpoints")]

@@ -41,7 +41,7 @@ def grade(
         from recipe.aem.tools.statistics import wilson
 
         if json_ is not None:
-            json_.parent.mkdir(parents=True, exist_ok=True)  # before the work
+            json_.parent.mkdir(parents=True, exist_ok=True)  # fail before the work
         result = resolve(entry.grade)(
             predictions,
             tasks,

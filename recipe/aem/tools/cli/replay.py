@@ -26,7 +26,7 @@ LOG_SECONDS = 15.0
 
 
 class ReplayCommand(TyperCommand):
-    """Lets `--method` take several names: `--method grpo aem empg`."""
+    """Allows `--method` to take several names: `--method grpo aem empg`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         spread: list[str] = []
@@ -39,7 +39,7 @@ class ReplayCommand(TyperCommand):
             else:
                 spread += ["--method", arg] if inside else [arg]
         if inside and spread[-2:-1] != ["--method"]:
-            spread.append("--method")  # without a name: typer says so
+            spread.append("--method")  # no name given: typer reports it
         return super().parse_args(ctx, spread)
 
 
@@ -84,7 +84,7 @@ def replay(
         began = time.monotonic()
         files = find_files(dump)
         metas = read_metas(files)
-        for text in method or ():  # a wrong name shows before the work
+        for text in method or ():  # report a wrong name before the work
             parse_method(text, metas[0].algorithm)
         replayed = Replay(list(dict.fromkeys(method or ())))
         with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
@@ -112,7 +112,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _verdict(replayed: Replay, metas: list[Meta]) -> None:
-    """The first line: are these the training's advantages?"""
+    """Print the first line: are these the training's advantages?"""
     checks = replayed.checks
     rows = sum(step["rows"] for step in replayed.steps)
     left_out = sum(meta.rows_left_out for meta in metas)

@@ -1,4 +1,4 @@
-"""What the commands share: where they print and how they fail."""
+"""What the commands share: consoles and error handling."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent_loops.reading import harmless
 
 
 class SafeConsole(Console):
-    """A console on which texts from outside can do nothing: what does not print is shown as Python escapes it."""
+    """A console that is safe for untrusted text: unprintable characters are shown as Python escapes."""
 
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(harmless(text), **settings)
@@ -30,13 +30,13 @@ class SafeConsole(Console):
 
 out = SafeConsole(highlight=False)
 if not out.is_terminal:
-    out.width = 100  # a log: no narrower than the widest table
+    out.width = 100  # for log files: no narrower than the widest table
 AGAIN = "interrupted; run the same command again to go on"
 err = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def files_table(title: str, counted: str) -> Table:
-    """A table of files: name, what is counted in them, size, checksum, remark."""
+    """Return a table of files with columns for name, count, size, checksum and remark."""
     table = Table(title=title, title_justify="left")
     table.add_column("File", no_wrap=True)
     table.add_column(counted, justify="right", no_wrap=True)
@@ -47,7 +47,7 @@ def files_table(title: str, counted: str) -> Table:
 
 
 def use_working_folder() -> None:
-    """Let modules of the working folder be imported, as `python -m` does: a benchmark of the user's own."""
+    """Make modules in the working folder importable, as `python -m` does: for the user's own benchmarks."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
@@ -56,13 +56,13 @@ def use_working_folder() -> None:
 def explained(
     wrong: Callable[[], tuple[type[Exception], ...]], extra: str, interrupted: str = "interrupted"
 ) -> Iterator[None]:
-    """Turn what users can put right into one line and exit code 1; everything else keeps its traceback.
+    """Turn errors that users can fix into one line and exit code 1; other errors keep their traceback.
 
     Args:
-        wrong: imports and returns the errors whose messages are for users; those of several lines keep them where they
-            say so (`lines = True`).
-        extra: of this package, that brings what the command needs.
-        interrupted: what is said after Ctrl-C (exit code 130), SIGTERM (143) and SIGHUP (129).
+        wrong: imports and returns the errors whose messages are for users; an error with `lines = True` keeps the line
+            breaks of its message.
+        extra: of this package, that provides what the command needs.
+        interrupted: message after Ctrl-C (exit code 130), SIGTERM (143) and SIGHUP (129).
     """
 
     def missing(error: ModuleNotFoundError) -> typer.Exit:
@@ -90,7 +90,7 @@ def explained(
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asks this process to end: the way out is that of Ctrl-C, whatever the signal."""
+    """Raised when a signal asks this process to end: every such signal is handled like Ctrl-C."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -99,13 +99,13 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise `Ended`, once: a second one does not cut the way out short.
+    """Raise `Ended` on the first SIGINT, SIGTERM or SIGHUP; a second signal does not interrupt the clean-up.
 
-    What the caller had this process ignore (`nohup`, `&` in a script) stays ignored.
+    Signals that the caller had this process ignore (`nohup`, `&` in a script) stay ignored.
     """
     numbers = [one for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():
-        numbers = []  # signals are the main thread's
+        numbers = []  # only the main thread receives signals
 
     def end(number: int, _: Any) -> None:
         for one in numbers:
@@ -121,9 +121,9 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def ended(status: int) -> None:
-    """End as a process did that this command ran in its terminal; return where that went well."""
+    """Exit as the process that this command ran in its terminal did; return if it succeeded."""
     if status == 128 + signal.SIGINT:
-        # by the signal itself, so that the calling shell ends too, and what called it
+        # die by the same signal, so that the calling shell and its callers end too
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     if status:
@@ -132,7 +132,7 @@ def ended(status: int) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what foreign packages say when they are imported."""
+    """Silence what third-party packages print on import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -143,6 +143,6 @@ def quietly() -> Iterator[None]:
 
 
 def stop(message: str, code: int = 1) -> typer.Exit:
-    """Print why the command ends, on standard error; returns what to raise."""
+    """Print the reason for ending on standard error; return the exception to raise."""
     err.print(f"aem: {message}", style="red" if err.is_terminal else "", markup=False)
     return typer.Exit(code)

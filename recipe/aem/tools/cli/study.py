@@ -225,7 +225,7 @@ def figure(
 
 
 class _Reporter:
-    """Prints how a run goes: a line when a cell begins, ends or is left out; in a terminal its steps too."""
+    """Prints the progress of a run: one line when a cell begins, ends or is skipped; in a terminal its steps too."""
 
     def __init__(self) -> None:
         self.status = err.status("") if err.is_terminal else None

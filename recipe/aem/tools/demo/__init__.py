@@ -1,1 +1,1 @@
-"""A small agent that learns within minutes on two cores: its model, its warm start, and what the demo shows."""
+"""A small agent that learns within minutes on two cores: its model, its warm start, and the demo's results."""

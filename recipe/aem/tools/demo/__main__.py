@@ -23,7 +23,7 @@ from recipe.aem.tools.demo.shopping import open_shop
 from recipe.aem.tools.demo.warm_start import warm_start
 from recipe.aem.tools.trainer_process import Metrics, TrainingFailed, train
 
-# this small model is local; nothing is to be looked up on a hub, nor reported anywhere
+# this small model is local: no hub look-ups, no reporting
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -73,9 +73,9 @@ def _run(options: argparse.Namespace, output: Path, lock: int, console: Console)
 def _learn(
     options: argparse.Namespace, output: Path, lock: int, progress: Display
 ) -> tuple[dict[str, Any], list[tuple[int, Metrics]]]:
-    """Clone, then train; returns the figures, and the metrics of each step."""
+    """Clone, then train; return the summary figures and the metrics of each step."""
     dump = output / "dump"
-    shutil.rmtree(dump, ignore_errors=True)  # steps of an earlier, longer run would stay
+    shutil.rmtree(dump, ignore_errors=True)  # steps of an earlier, longer run would remain
     os.environ.update(QUIET)
 
     shop = open_shop(output.parent / "shop")
@@ -124,7 +124,7 @@ def _learn(
 def _show(
     figures: dict[str, Any], history: list[tuple[int, Metrics]], output: Path, steps: int, console: Console
 ) -> None:
-    """Write and print the results, and say where everything is."""
+    """Write and print the results and the paths of all outputs."""
     write_json(output / "result.json", figures)
     with replacing(output / "learning.png") as part:
         summary.picture(history, figures, part)
@@ -145,7 +145,7 @@ def _show(
         ("report", f"{aem} report {shown} --out {shown / 'report'}"),
         ("checkpoint", shown / "checkpoints" / f"global_step_{steps}"),
     ):
-        # a command on two lines could not be copied
+        # a command split over two lines could not be copied
         console.print(f"{name:<11} {of}", highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Behaviour cloning: a warm start for the small model from an oracle's episodes, before it learns by itself."""
+"""Behaviour cloning: a warm start for the small model from an oracle's episodes, before reinforcement learning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Demonstration:
 def demonstrate(
     benchmark: Benchmark, tasks: Sequence[Task], settings: EpisodeSettings, policy: Policy
 ) -> Iterator[list[Demonstration]]:
-    """Play each task with `policy`; yields the turns of each episode, won or not."""
+    """Play each task with `policy`; yield the turns of each episode, whether it succeeded or not."""
     for task in tasks:
         episode = Episode(benchmark.make(), settings)
         episode.reset(task)
@@ -54,12 +54,12 @@ def clone(
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
-    """Maximum likelihood on the responses: AdamW (0.9, 0.95), linear warm-up then linear decay, gradient norm 1.
+    """Fit the responses by maximum likelihood: AdamW (0.9, 0.95), linear warm-up then linear decay, gradient norm 1.
 
-    The number of steps is fixed, not the time, so that the result does not depend on the machine's speed.
+    The number of steps is fixed rather than the time, so the result does not depend on the machine's speed.
 
     Returns:
-        The mean loss (nats a token) of the last tenth of the steps.
+        The mean loss (nats per token) over the last tenth of the steps.
     """
     torch.manual_seed(seed)
     rows = [_encode(tokenizer, one) for one in demonstrations]

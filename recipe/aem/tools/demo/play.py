@@ -1,4 +1,4 @@
-"""Playing many episodes in lock step with a local model: fast enough to measure a cloned policy without an engine."""
+"""Batched episodes in lock step with a local model: fast enough to measure a cloned policy without an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent_loops.episode import Episode, EpisodeSettings
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one episode."""
+    """The outcome of one episode."""
 
     won: bool
     score: float

@@ -1,4 +1,4 @@
-"""How far the demo is: bars on a terminal; plain lines, each written at once, where the output is a file or a pipe."""
+"""Progress display of the demo: bars in a terminal; plain lines, flushed at once, in a file or a pipe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ EVERY_SHARE = 0.25
 
 
 class Display(Protocol):
-    """What shows the stages of the demo, one after the other."""
+    """Shows the stages of the demo, one after the other."""
 
     def stage(self, title: str, total: float) -> None:
         """Begin a stage that is complete at `total`: a number of steps, or 1.0 for a share."""
         ...
 
     def update(self, work: str, done: float, note: str = "") -> None:
-        """Show what is being done, how much of the stage or of this piece of work is done, and a remark on it."""
+        """Show the current piece of work, the completed share of the stage or of this work, and a remark."""
         ...
 
 
 @contextmanager
 def display(console: Console) -> Iterator[Display]:
-    """Show progress on a console as long as the context lasts."""
+    """Show progress on a console for the duration of the context."""
     if not console.is_terminal:
         yield _Lines(console)
         return
@@ -45,7 +45,7 @@ def display(console: Console) -> Iterator[Display]:
 
 
 class _Bars:
-    """One bar for each stage."""
+    """One bar per stage."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -58,7 +58,7 @@ class _Bars:
 
 
 class _Lines:
-    """One line for each stage, each new piece of work, and each `EVERY_STEPS` steps or `EVERY_SHARE` of the work."""
+    """One line per stage, per new piece of work, and per `EVERY_STEPS` steps or `EVERY_SHARE` of the work."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -79,5 +79,5 @@ class _Lines:
 
     def _print(self, text: str) -> None:
         seconds = f"{time.perf_counter() - self.began:.0f} s"
-        # print, and not the console, which breaks lines at its width
+        # print, because the console breaks lines at its width
         print(f"[{seconds:>6}] {text}", file=self.console.file, flush=True)

@@ -1,4 +1,4 @@
-"""The demo's task: the generated WebShop, played by the oracle in the words that the pages show."""
+"""The demo's task: the generated WebShop, played by an oracle whose actions are spelt as on the pages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ SETTINGS = EpisodeSettings(prompt="webshop/compact", max_turns=8, require_think=
 
 
 def open_shop(directory: Path) -> WebShop:
-    """The generated catalogue, written to `directory` where it is not there yet.
+    """Open the generated catalogue, writing it to `directory` first if it does not exist.
 
-    Products of one title differ in price alone, which the results show: what is to be learned can be seen.
+    Products with the same title differ only in price. The results show prices, so what is to be
+    learned can be seen.
     """
     return WebShop(generate_catalogue(directory, colours_offered=5, sizes_offered=5), n_validation=N_VALIDATION)
 
 
 def careful_policy(shop: WebShop) -> Policy:
-    """The oracle's actions, spelt as the page spells what is clicked: a small model copies, it cannot lower a case."""
+    """Return the oracle's policy, with actions spelt as on the page: a small model can copy but not change case."""
     oracle = Oracle(shop.catalogue)
 
     def act(episode: Episode, task: Task) -> str:
@@ -37,12 +38,14 @@ def careful_policy(shop: WebShop) -> Policy:
 
 
 def hurried_policy(shop: WebShop, seed: int = 0, first_hit: float = 0.5, early_buy: float = 0.7) -> Policy:
-    """The oracle in a hurry: it often takes the first product of the page whatever its price, and mostly buys before it
-    has set the last option. Who imitates it, however well, keeps these habits; reward alone can tell that they are bad.
+    """Return the oracle in a hurry, a flawed policy to clone.
+
+    It often takes the first product of the page whatever its price, and mostly buys before it has set the last option.
+    A model that imitates it keeps these habits, however well it imitates; only the reward shows that they are bad.
 
     Args:
         shop: the benchmark.
-        seed: of the moods.
+        seed: of the random choices.
         first_hit: how often the first product of the results is taken.
         early_buy: how often a second option is skipped.
     """
@@ -64,7 +67,7 @@ def hurried_policy(shop: WebShop, seed: int = 0, first_hit: float = 0.5, early_b
 
 
 def as_shown(action: str, observation: Observation) -> str:
-    """`click[buy now]` becomes `click[Buy Now]` where the page says so; a query gets a blank before its first word."""
+    """Turn `click[buy now]` into `click[Buy Now]` where the page says so; put a blank before a query's first word."""
     name, _, argument = action.partition("[")
     argument = argument.removesuffix("]")
     if name == "search":
@@ -76,6 +79,6 @@ def as_shown(action: str, observation: Observation) -> str:
 
 
 def phrases(observation: Observation) -> list[str]:
-    """What can be clicked on a page, as it is shown there."""
+    """Return what can be clicked on a page, as it is shown there."""
     shown = (as_shown(f"click[{name}]", observation) for name in observation.info["clickables"])
     return [re.sub(r"^click\[|\]$", "", action) for action in shown]

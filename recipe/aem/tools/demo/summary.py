@@ -1,4 +1,4 @@
-"""What the demo shows at its end: a table and a picture."""
+"""The demo's summary: a table and a picture."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TURNS = "val-aux/webshop/turns/mean@1"
 
 
 def summarise(history: History, warm: Mapping[str, Any], peak_gb: float, start_seconds: float) -> dict[str, Any]:
-    """The demo's figures from the metrics that verl logged.
+    """Compute the demo's figures from the metrics that verl logged.
 
     Args:
         history: (step, metrics), with the validation before training as step 0.
-        warm: of `warm_start`.
-        peak_gb: memory.
+        warm: result of `warm_start`.
+        peak_gb: peak memory.
         start_seconds: from the start of the process to the first validation.
     """
     steps = [values for _, values in history if "timing_s/step" in values]
@@ -55,7 +55,7 @@ def summarise(history: History, warm: Mapping[str, Any], peak_gb: float, start_s
 
 
 def table(figures: Mapping[str, Any]) -> Table:
-    """The figures as the terminal shows them."""
+    """Return the figures as a table for the terminal."""
     shown = Table(title="What the agent learned", title_justify="left")
     for heading in ("", "before", "after"):
         shown.add_column(heading, justify="right" if heading else "left")
@@ -85,7 +85,7 @@ def table(figures: Mapping[str, Any]) -> Table:
 
 
 def picture(history: History, figures: Mapping[str, Any], file: Path) -> None:
-    """Success, and entropy with the spread of α, over the steps."""
+    """Plot success, and entropy with the spread of α, over the steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     left.plot(*zip(*figures["validations"], strict=True), marker="o", color="C0", label="trained with AEM")
     for (who, rates), colour in zip(figures["cloned"].items(), ("C1", "C2"), strict=True):

@@ -1,4 +1,4 @@
-"""A Qwen2 of about 200 thousand weights with a tokenizer of its own, made on the spot: no weights can be downloaded."""
+"""A Qwen2 model of about 200 thousand weights with its own tokenizer, created locally: no weights are downloaded."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _DIGIT_WORD = re.compile(r"[$\w.]*\d[\w.]*")
 def build_tokenizer(
     texts: Sequence[str], phrases: Iterable[str], max_words: int = 3000, markup: Sequence[str] = MARKUP
 ) -> Qwen2Tokenizer:
-    """Qwen2's own kind of tokenizer (byte-level BPE), trained so that whatever is worth copying is one token.
+    """Train a tokenizer of Qwen2's kind (byte-level BPE) in which everything worth copying is one token.
 
-    That is what lets so small a model shop: a product's id, a price, an option or a link is one token wherever it
-    stands, and so is a plain word after a space; other text is spelt in pieces, so any page can be read.
+    This lets so small a model shop: a product id, a price, an option or a link is one token everywhere, and so is a
+    plain word after a space. Other text is split into pieces, so any page can be read.
 
     Args:
         texts: prompts and responses.
         phrases: what can be clicked, as the pages show it.
-        max_words: at most so many tokens for phrases and numbers, and as many for plain words, most frequent first.
-        markup: what stands around an action, a token each.
+        max_words: the maximum number of tokens for phrases and numbers, and again for plain words, most frequent first.
+        markup: the strings around an action, one token each.
     """
     text = "\n".join(texts)
     for mark in (*markup, END, START):
@@ -64,7 +64,7 @@ def build_tokenizer(
         additional_special_tokens=[START],
     )
     added: list[str | AddedToken] = [AddedToken(mark, normalized=False, lstrip=True) for mark in markup]
-    # the blank before an atom belongs to it, so that it is the same token after a blank and after a bracket
+    # the preceding blank belongs to the atom, so that it is the same token after a blank and after a bracket
     added += [AddedToken(atom, normalized=False, lstrip=True, single_word=True) for atom in kept]
     tokenizer.add_tokens(added)  # type: ignore[arg-type]  # its annotation knows no list of them
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -75,7 +75,7 @@ def build_tokenizer(
 def build_model(
     tokenizer: Qwen2Tokenizer, *, seed: int = 0, hidden: int = 64, layers: int = 3, heads: int = 2
 ) -> Qwen2ForCausalLM:
-    """A freshly initialised model whose vocabulary is the tokenizer's: a larger one would shift verl's log-probs."""
+    """Return a freshly initialised model with the tokenizer's vocabulary: a larger one would shift verl's log-probs."""
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -86,7 +86,7 @@ def build_model(
         num_key_value_heads=heads,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
-        # with the default 0.02 a model this narrow learned nothing in two minutes
+        # with the default 0.02, a model this narrow learned nothing in two minutes
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END),
@@ -97,12 +97,12 @@ def build_model(
 
 
 def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, directory: Path, facts: dict) -> None:
-    """Write a Hugging Face model folder, whole or not at all, with `facts` about how it came to be beside the weights.
+    """Write a Hugging Face model folder atomically, with `facts` about its origin next to the weights.
 
     Raises:
         DiskFull: there is no room.
     """
-    disable_progress_bar()  # for one shard of a megabyte
+    disable_progress_bar()  # it is one shard of a megabyte
     with replacing_folder(directory) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)

@@ -1,4 +1,4 @@
-"""The demo's first phase: clone the hurried shopper, and measure what imitation can and cannot do."""
+"""The demo's first phase: clone the hurried oracle, and measure what imitation achieves."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Progress = Callable[[str, float], None]
 
 
 def warm_start(shop: WebShop, directory: Path, seed: int, progress: Progress) -> dict[str, Any]:
-    """Make the warm-started model in `directory`, unless it is there already; returns what is known of it.
+    """Create the warm-started model in `directory` unless it exists; return the facts recorded about it.
 
-    Both policies are cloned on the oracle's episodes for the training goals alone, and measured on the same validation
-    goals: `hurried` is what reinforcement learning starts from, `careful` is the best imitation there could be, from an
-    expert that makes no mistakes.
+    Both policies are cloned on the oracle's episodes for the training goals only, and measured on the same validation
+    goals: `hurried` is where reinforcement learning starts, `careful` is the best possible imitation, of an expert that
+    makes no mistakes.
     """
     facts_file = directory / "made_by.json"
     wanted = {"format": FORMAT, "seed": seed, "cloning_steps": CLONING_STEPS, "measured_tasks": MEASURED_TASKS}
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged one is made anew
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged model is made again
         facts = json.loads(facts_file.read_text())
         if isinstance(facts, dict) and {key: facts.get(key) for key in wanted} == wanted:
             return facts
@@ -80,7 +80,7 @@ def warm_start(shop: WebShop, directory: Path, seed: int, progress: Progress) ->
 
 
 def shown_phrases(shop: WebShop, tasks: Sequence[int]) -> set[str]:
-    """What can be clicked on the pages of the oracle's episodes."""
+    """Return what can be clicked on the pages of the oracle's episodes."""
     policy: Policy = careful_policy(shop)
     seen: set[str] = set()
     for task in tasks:

@@ -1,1 +1,1 @@
-"""What `aem doctor` looks at before a run: a module a topic, each with small checks that return findings."""
+"""The checks of `aem doctor`: one module per topic, each with small checks that return findings."""

@@ -1,4 +1,4 @@
-"""What a scripted policy answers: an admissible action, in the required format. Nothing of verl is imported here."""
+"""The scripted policy's answers: an admissible action in the required format. This module imports nothing from verl."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _SLOT = re.compile(r"<[^<>]*>")
 
 
 def choose_action(observation: Observation, instruction: str, choose: random.Random) -> str:
-    """An admissible action. What it leaves open (`search[<your query>]`) is filled with words of the task."""
+    """Choose an admissible action; fill its placeholder (`search[<your query>]`) with words from the task."""
     actions = list(observation.actions)
     if not actions:
         return FREE_COMMAND
-    # "Find me …" is how WebShop's begin
+    # WebShop's instructions begin with "Find me …"
     words = " ".join(re.findall(r"[a-z]+", instruction.lower())[2:6]) or "lamp"
     return _SLOT.sub(words, choose.choice(actions))
 
 
 def answer(settings: EpisodeSettings, action: str, first: bool = False) -> str:
-    """A response in the format that the episode asks for.
+    """Return a response in the format that the episode asks for.
 
     Args:
         settings: of the episode.
-        action: what to do, where the environment lists its actions.
-        first: whether this is the first turn, in which a software engineer looks around: with `finish` alone there
-            would be no second message to look at.
+        action: the chosen action, where the environment lists its actions.
+        first: whether this is the first turn. There a software-engineering answer inspects the repository: with
+            `finish` alone there would be no second message to check.
     """
     thought = "<think>the doctor tries an admissible action</think>" if settings.require_think else ""
     if settings.action_format == "function_calls":

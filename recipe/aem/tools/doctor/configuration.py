@@ -1,4 +1,4 @@
-"""Does the chosen configuration compose, and would the trainer take it?"""
+"""Checks whether the chosen configuration composes and whether the trainer would accept it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from recipe.aem.tools.needs import data_setting
 
 @dataclass(frozen=True)
 class ChosenBenchmark:
-    """What the checks need to know of a configuration.
+    """What the checks need to know about a configuration.
 
     Attributes:
-        entry: of the benchmark; None for one that is not of this package.
-        target: what makes the benchmark; empty where the agent loop is not ours.
+        entry: of the benchmark; None for a benchmark outside this package.
+        target: the benchmark's class; empty where the agent loop is not ours.
         data: the benchmark's data; None where it has none, or its variable is not set.
-        unset: the environment variable that they wait for.
-        parquet: the tasks' files by the setting that names them; None where a variable is not set.
+        unset: the environment variable that the data need and that is not set.
+        parquet: the task files by the setting that names them; None where a variable is not set.
         model: a folder or a name; None where a variable is not set.
     """
 
@@ -38,7 +38,7 @@ class ChosenBenchmark:
 
 
 def read(config: DictConfig) -> ChosenBenchmark:
-    """What a composed configuration names."""
+    """Read these facts from a composed configuration."""
     target = target_of(config)
     entry = entry_of(target)
     data = select(config, data_setting(entry)) if entry and entry.data else None
@@ -58,9 +58,9 @@ def read(config: DictConfig) -> ChosenBenchmark:
 
 
 def check_settings(config: DictConfig) -> Iterator[Finding]:
-    """What our part of the trainer checks before it starts (`checks.check_run`), in its words.
+    """Run our trainer-side start-up checks (`checks.check_run`) and report their messages.
 
-    The plug-in has to be loaded in this process.
+    The plug-in must be loaded in this process.
     """
     import verl
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
@@ -103,7 +103,7 @@ def check_settings(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_precision(config: DictConfig) -> Iterator[Finding]:
-    """What entropies are computed in, where it is float32 for certain; `check_settings` says where it is not."""
+    """Report the precision of entropies where it is certainly float32; `check_settings` reports where it is not."""
     from recipe.aem.seam.precision import entropy_precision
 
     precision = entropy_precision(config)
@@ -112,7 +112,7 @@ def check_precision(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_row_order(config: DictConfig) -> Iterator[Finding]:
-    """Whether each update of a step sees the same kind of rows (docs/choices.md, "The order of rows")."""
+    """Check whether each update of a step sees the same kind of rows (docs/choices.md, "The order of rows")."""
     title = "Order of rows"
     rollout, actor = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor
     turns = str(select(config, f"{CUSTOM}.episode.layout") or "turns") == "turns"
@@ -131,13 +131,13 @@ def check_row_order(config: DictConfig) -> Iterator[Finding]:
 
 
 def check_verl(config: DictConfig) -> Iterator[Finding]:
-    """What verl's own trainer checks before it starts."""
+    """Run the checks that verl's own trainer makes before it starts."""
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
     title = "verl's own checks"
     config = config.copy()
-    for key in ("data.train_files", "data.val_files"):  # of no interest here, and a variable may be unset
+    for key in ("data.train_files", "data.val_files"):  # irrelevant here, and their variable may be unset
         OmegaConf.update(config, key, "unread.parquet")
     try:
         validate_config(config, need_reference_policy(config), need_critic(config))

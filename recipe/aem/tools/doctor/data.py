@@ -1,4 +1,4 @@
-"""Are the tasks in verl's parquet files those of the benchmark?"""
+"""Checks whether the tasks in verl's parquet files are the benchmark's."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WANTED = {"data_source", "agent_name"}
 
 
 def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Finding]:
-    """Are these the benchmark's own tasks?
+    """Check that a parquet file holds the benchmark's own tasks.
 
     Args:
-        setting: what names the file.
+        setting: the setting that names the file.
         path: the file.
-        benchmark: what will play them.
+        benchmark: the benchmark that will play them.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -36,6 +36,7 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
         what = "is no plain file" if path.exists() else "does not exist"
         yield Finding("failure", title, f"{path} {what}", remedy)
         return
+    # columns and number of rows
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         n_rows = file.metadata.num_rows
@@ -47,15 +48,16 @@ def check_parquet(setting: str, path: Path, benchmark: Benchmark) -> Iterator[Fi
             return
         columns = sorted({"data_source", "agent_name", "extra_info"} - lacking)
         rows = next(file.iter_batches(_ROWS, columns=columns)).to_pylist()
-        # all of it: a page that is damaged further on would end a training that has begun
+        # read the whole file: a damaged page further on would end a running training
         counted = sum(len(batch) for batch in file.iter_batches(columns=["extra_info"]))
-    # what pyarrow says of pages that do not fit their headers
+    # the errors that pyarrow raises for pages that do not match their headers
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, StopIteration, MemoryError) as error:
         yield Finding("failure", title, f"{path} cannot be read: {reason(error)[:200]}", remedy)
         return
     if counted != n_rows:
         yield Finding("failure", title, f"{path} is damaged: it has {counted:,} of its {n_rows:,} rows", remedy)
         return
+    # the first rows: benchmark, agent loop and tasks
     for name, wanted in (("data_source", benchmark.name), ("agent_name", "environment")):
         others = sorted({str(row[name]) for row in rows if name in row} - {wanted})
         if others:
@@ -86,7 +88,7 @@ def _check_tasks(
 ) -> Finding:
     task_set = benchmark.task_set
     named = {row["extra_info"].get("split") for row in rows} - {None}
-    # a run reads the task alone; a row that names no split may be of any
+    # a run reads only the task; a row without a split may belong to any split
     splits = sorted(map(str, named)) or sorted(task_set.splits)
     foreign = [split for split in splits if split not in task_set.splits]
     if foreign:
@@ -116,4 +118,4 @@ def _has_task(extra_info: Any) -> bool:
 
 
 def _plain(task: Any) -> str:
-    return json.dumps(task, sort_keys=True, default=repr)  # of another's file: bytes, times
+    return json.dumps(task, sort_keys=True, default=repr)  # a foreign file may hold bytes or times

@@ -1,4 +1,4 @@
-"""Has this machine what the run asks for: devices, memory that Ray can share, disk?"""
+"""Checks whether this machine has what the run asks for: devices, shared memory for Ray, disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent_loops.finding import Finding
 GB = 1e9
 _LITTLE_DISK = 20 * GB
 _RAY_STOPS_AT = 0.95  # Ray's local_fs_capacity_threshold
-_RAY_TAKES = 0.3  # Ray's object store, of the memory
+_RAY_TAKES = 0.3  # Ray's object store, as a share of memory
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Gpu:
 
 
 def find_gpus() -> list[Gpu]:
-    """The GPUs that this process may use."""
+    """Return the GPUs that this process may use."""
     import torch
 
     if not torch.cuda.is_available():
@@ -36,10 +36,10 @@ def find_gpus() -> list[Gpu]:
 
 
 def memory_limits(root: Path = Path("/")) -> tuple[int, int]:
-    """Total and available bytes of memory, of a container where that is less than the machine's.
+    """Return total and available memory in bytes, of the container where that is less than the machine's.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: the directory that holds `proc` and `sys`.
     """
     lines = (root / "proc" / "meminfo").read_text().splitlines()
     kilobytes = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines if ":" in line)}
@@ -56,10 +56,10 @@ def memory_limits(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def check_device(gpus: Sequence[Gpu], platform: str, device: str | None, n_gpus: int | None) -> Iterator[Finding]:
-    """Devices against what the configuration asks for.
+    """Compare the devices with what the configuration asks for.
 
     Args:
-        gpus: what torch sees.
+        gpus: the GPUs that torch sees.
         platform: VERL_PLATFORM.
         device: `trainer.device`; None without a configuration.
         n_gpus: `trainer.n_gpus_per_node`.
@@ -113,12 +113,12 @@ def check_device(gpus: Sequence[Gpu], platform: str, device: str | None, n_gpus:
 
 
 def check_shared_memory(total: int, free: int, memory: int) -> Finding:
-    """/dev/shm, in which Ray keeps what its processes share.
+    """Check /dev/shm, where Ray keeps the objects its processes share.
 
     Args:
-        total: its size in bytes; 0 for none.
-        free: what is free of it.
-        memory: the machine's, or the container's.
+        total: its size in bytes; 0 if there is none.
+        free: its free bytes.
+        memory: of the machine, or of the container.
     """
     wanted = _RAY_TAKES * memory
     found = f"/dev/shm has {free / GB:.1f} GB free of {total / GB:.1f}"
@@ -134,7 +134,7 @@ def check_shared_memory(total: int, free: int, memory: int) -> Finding:
 
 
 def check_disk(title: str, folder: Path) -> Finding:
-    """Room for what is written to a folder, whether it exists yet or not."""
+    """Check that there is room to write to a folder, whether it exists yet or not."""
     place = folder.resolve()
     while not place.exists():
         place = place.parent
@@ -151,7 +151,7 @@ def check_disk(title: str, folder: Path) -> Finding:
 
 
 def check_machine(device: str | None, n_gpus: int | None, checkpoints: Path) -> Iterator[Finding]:
-    """All of the above, on this machine."""
+    """Run all checks above on this machine."""
     yield from check_device(find_gpus(), os.environ.get("VERL_PLATFORM", ""), device, n_gpus)
     total, available = memory_limits()
     yield Finding("ok", "Memory", f"{available / GB:.1f} GB available of {total / GB:.1f}")

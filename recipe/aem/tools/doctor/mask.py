@@ -1,4 +1,4 @@
-"""Is the mask of one real batch sane? Plays episodes through the agent loop, and looks at every token of their rows."""
+"""Checks the mask of one real batch: plays episodes through the agent loop and checks every token of their rows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BYTES_A_TOKEN = 8
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring tokens of a row that all count as response, or all do not."""
+    """Neighbouring tokens of a row with the same mask value."""
 
     response: bool
     text: str
@@ -38,12 +38,12 @@ class PlayedRow:
 
     Attributes:
         prompt_ids, response_ids, mask, spans: as the agent loop gave them to verl.
-        turn_index: which of the trajectory's turns each span is.
-        messages: of the chat, the row's responses left out where they end it.
+        turn_index: the trajectory's turn of each span.
+        messages: of the chat, without the row's responses at the end.
         fault: why the environment failed.
-        cut: what cut the trajectory short.
+        cut: which limit cut the trajectory short.
         valid: whether each answer was counted as well-formed.
-        shortened: what of each prompt was shortened.
+        shortened: which parts of each prompt were shortened.
     """
 
     prompt_ids: list[int]
@@ -60,7 +60,7 @@ class PlayedRow:
 
 @dataclass(frozen=True)
 class Played:
-    """A trajectory: its rows, and what the policy was asked."""
+    """A trajectory: its rows and the requests that the policy received."""
 
     rows: list[PlayedRow]
     requests: list[Request]
@@ -68,7 +68,7 @@ class Played:
 
 @dataclass(frozen=True)
 class Limits:
-    """Tokens: `data.max_prompt_length`, `data.max_response_length`, `rollout.max_model_len`."""
+    """Limits in tokens: `data.max_prompt_length`, `data.max_response_length`, `rollout.max_model_len`."""
 
     prompt: int
     response: int
@@ -77,7 +77,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer, verl's family of its model, and why it is not the model's own."""
+    """A tokenizer, verl's name for its model family, and the reason if it is not the model's own tokenizer."""
 
     tokenizer: Any
     model_type: str | None
@@ -85,21 +85,21 @@ class LoadedTokenizer:
 
 
 def load_configured_tokenizer(config: DictConfig) -> LoadedTokenizer:
-    """The configured model's tokenizer if it is on disk, else one of bytes. Fetches nothing."""
+    """Load the configured model's tokenizer if it is on disk, else a byte tokenizer. Nothing is downloaded."""
     model = config.actor_rollout_ref.model
     try:
         path = str(model.get("tokenizer_path") or model.path)
-    except Exception as error:  # omegaconf's, for a variable that is not set
+    except Exception as error:  # omegaconf's error for a variable that is not set
         return LoadedTokenizer(ByteTokenizer(), None, str(error).splitlines()[0])
     try:
         return LoadedTokenizer(*load_tokenizer(model))
-    except Exception as error:  # transformers raises OSError, ValueError and its hub's own
+    except Exception as error:  # transformers raises OSError, ValueError and hub errors
         reason = "it is not on this disk" if not Path(path).is_dir() else " ".join(str(error).split())[:200]
         return LoadedTokenizer(ByteTokenizer(), None, f"{path}: {reason}")
 
 
 def check_loaded(loaded: LoadedTokenizer, model: str | None) -> Finding:
-    """Was the model's own tokenizer there?"""
+    """Report whether the model's own tokenizer was found."""
     if not loaded.missing:
         return Finding("ok", "Tokenizer", f"{model} ({loaded.model_type})")
     return Finding(
@@ -111,7 +111,7 @@ def check_loaded(loaded: LoadedTokenizer, model: str | None) -> Finding:
 
 
 def limits_of(config: DictConfig, loaded: LoadedTokenizer) -> Limits:
-    """The configured lengths, longer for the tokenizer of bytes."""
+    """Return the configured lengths, increased for the byte tokenizer."""
     rollout, times = config.actor_rollout_ref.rollout, BYTES_A_TOKEN if loaded.missing else 1
     prompt, response = int(rollout.prompt_length) * times, int(rollout.response_length) * times
     return Limits(prompt, response, int(rollout.get("max_model_len") or 0) * times or prompt + response)
@@ -120,14 +120,14 @@ def limits_of(config: DictConfig, loaded: LoadedTokenizer) -> Limits:
 def play(
     config: DictConfig, loaded: LoadedTokenizer, limits: Limits, tasks: Sequence[Task], seed: int = 0
 ) -> list[Played]:
-    """Play tasks through the agent loop as it is configured, but for compact filtering, which would mask all away."""
+    """Play tasks through the configured agent loop, without compact filtering, which would mask everything."""
     config = config.copy()
     rollout = config.actor_rollout_ref.rollout
     OmegaConf.update(config, "actor_rollout_ref.rollout.custom.episode.compact_filtering", False, force_add=True)
     OmegaConf.update(config, "actor_rollout_ref.rollout.prompt_length", limits.prompt)
     OmegaConf.update(config, "actor_rollout_ref.rollout.response_length", limits.response)
     OmegaConf.update(config, "actor_rollout_ref.rollout.max_model_len", limits.context)
-    if loaded.missing:  # a path that names no model here says nothing about the tokenizer of bytes
+    if loaded.missing:  # a path that names no model here is meaningless for the byte tokenizer
         OmegaConf.update(config, "actor_rollout_ref.model.path", None)
     log_probs = bool(rollout.get("calculate_log_probs", False))
 
@@ -179,13 +179,13 @@ async def _play(
 
 
 def template_for(config: DictConfig, loaded: LoadedTokenizer) -> ChatTemplate:
-    """The chat template as the agent loop reads it."""
+    """Return the chat template as the agent loop reads it."""
     model = None if loaded.missing else config.actor_rollout_ref.model
     return template_of(loaded.tokenizer, config.data.get("apply_chat_template_kwargs"), model)
 
 
 def template_problem(config: DictConfig, loaded: LoadedTokenizer) -> str:
-    """Why the configured layout cannot be played with the model's chat template; empty where it can."""
+    """Return why the model's chat template does not support the configured layout; empty if it does."""
     if loaded.missing:
         return ""
     layout = str((config.actor_rollout_ref.rollout.custom.get("episode") or {}).get("layout", "turns"))
@@ -194,7 +194,7 @@ def template_problem(config: DictConfig, loaded: LoadedTokenizer) -> str:
 
 
 def check_template(played: Sequence[Played], template: ChatTemplate, tokenizer: Any) -> Iterator[Finding]:
-    """Are later messages as the model's chat template has them, and do control tokens in a page stay text?"""
+    """Check that later messages follow the model's chat template, and that control tokens in a page stay text."""
     named = lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False)  # noqa: E731
     ends = ", ".join(named([token]) for token in sorted(template.end.tokens))
     if problems := [each for one in played for each in between_problems(one, template, tokenizer)]:
@@ -226,14 +226,14 @@ def check_played(
     byte_lengths: bool,
     ends: Collection[int] | None = None,
 ) -> Iterator[Finding]:
-    """Every finding about trajectories that were played.
+    """Yield all findings about the played trajectories.
 
     Args:
         played: the trajectories.
-        limits: what they were played with.
-        tokenizer: likewise.
-        byte_lengths: whether it is the one of bytes.
-        ends: the tokens that end a response; by default the tokenizer's alone.
+        limits: used for playing.
+        tokenizer: used for playing.
+        byte_lengths: whether it is the byte tokenizer.
+        ends: the tokens that end a response; by default only the tokenizer's own.
     """
     ends = {tokenizer.eos_token_id} if ends is None else set(ends)
     faults = [row.fault for one in played for row in one.rows[:1] if row.fault]
@@ -275,12 +275,12 @@ def check_played(
 
 
 def _check_answers(played: Sequence[Played], tokenizer: Any, ends: Collection[int]) -> Finding:
-    """Does the environment get the action that was meant? The agent loop reads it out of the decoded tokens."""
+    """Check that the environment gets the intended action, which the agent loop parses from the decoded tokens."""
     title = "Answers"
     requests = [request for one in played for request in one.requests]
     for request in requests:
         if request.ids[-1] not in ends:
-            continue  # cut for want of room, which the lengths say
+            continue  # cut because the context was full; the length check reports it
         read = tokenizer.decode(request.ids[:-1], skip_special_tokens=False)
         if read.strip() == request.text:
             continue
@@ -299,7 +299,7 @@ def _check_answers(played: Sequence[Played], tokenizer: Any, ends: Collection[in
 
 
 def _check_turns(played: Sequence[Played]) -> Iterator[Finding]:
-    """Findings only where something is wrong: answers in the format that count as invalid, prompts that were cut."""
+    """Report problems only: well-formed answers counted as invalid, and shortened prompts."""
     rows = [row for one in played for row in one.rows]
     valid = [one for row in rows for one in row.valid]
     if not all(valid):
@@ -321,7 +321,7 @@ def _check_turns(played: Sequence[Played]) -> Iterator[Finding]:
 
 
 def span_problems(played: Played) -> list[str]:
-    """Where spans and mask disagree, in words."""
+    """Describe where spans and mask disagree."""
     found = []
     for number, row in enumerate(played.rows):
         owned = [0] * len(row.response_ids)
@@ -344,7 +344,7 @@ def span_problems(played: Played) -> list[str]:
 
 
 def token_problems(played: Played, end_token: int | Collection[int]) -> list[str]:
-    """Where the masked-in tokens are not what the policy sampled, in words."""
+    """Describe where the unmasked tokens are not what the policy sampled."""
     ends = {end_token} if isinstance(end_token, int) else set(end_token)
     found = []
     seen: list[int] = []
@@ -355,7 +355,7 @@ def token_problems(played: Played, end_token: int | Collection[int]) -> list[str
                 found.append(f"row {number}: a span for turn {turn}, which was never asked for")
                 continue
             wanted, have = played.requests[turn].ids, row.response_ids[start:stop]
-            # a template whose next message begins with the token that ended the response takes it over
+            # a template whose next message begins with the token that ended the response reuses that token
             shorter = wanted[: len(have)] == have and set(wanted[len(have) :]) <= ends
             if not have or not shorter:
                 place = next((i for i, (a, b) in enumerate(zip(wanted, have, strict=False)) if a != b), len(have))
@@ -366,7 +366,7 @@ def token_problems(played: Played, end_token: int | Collection[int]) -> list[str
 
 
 def between_problems(played: Played, template: ChatTemplate, tokenizer: Any) -> list[str]:
-    """Where the tokens between two responses are not the chat template's, in words."""
+    """Describe where the tokens between two responses do not match the chat template."""
     found = []
     for number, row in enumerate(played.rows):
         said = [str(one["content"]) for one in row.messages if one["role"] == "user"][1:]
@@ -384,7 +384,7 @@ def between_problems(played: Played, template: ChatTemplate, tokenizer: Any) -> 
 
 
 def text_problems(played: Played, tokenizer: Any) -> list[str]:
-    """Where the policy saw other tokens than the row has, or a message does not read back, in words."""
+    """Describe where the policy saw other tokens than the row holds, or a message does not decode back."""
     found = []
     for number, row in enumerate(played.rows):
         ids = [*row.prompt_ids, *row.response_ids]
@@ -404,7 +404,7 @@ def text_problems(played: Played, tokenizer: Any) -> list[str]:
 
 
 def _squeezed(text: str) -> str:
-    """Without blanks, which chat templates trim, and in one of Unicode's normal forms, as tokenizers have it."""
+    """Return the text without blanks, which chat templates trim, in a Unicode normal form, as tokenizers do."""
     return "".join(unicodedata.normalize("NFKC", text).split())
 
 
@@ -438,7 +438,7 @@ def _check_lengths(played: Sequence[Played], limits: Limits, byte_lengths: bool)
 
 
 def segments(row: PlayedRow, tokenizer: Any) -> list[Segment]:
-    """A row as text, cut where the mask changes."""
+    """Split a row into text segments at each change of the mask."""
     flags = [False] * len(row.prompt_ids) + [bool(one) for one in row.mask]
     ids = [*row.prompt_ids, *row.response_ids]
     found, start = [], 0

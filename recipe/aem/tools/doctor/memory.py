@@ -1,6 +1,6 @@
-"""What the environments of one step take of this machine's memory: a few are measured, the rest follows.
+"""Estimate of the memory that one step's environments need: a few are measured, the rest is extrapolated.
 
-They are measured in a process of their own (`main`), so that nothing else is counted.
+They are measured in a separate process (`main`), so that nothing else is counted.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _HALF = 0.5
 
 @dataclass(frozen=True)
 class Load:
-    """How many environments a step has at once, and in how many processes.
+    """The number of concurrent environments in a step, and of processes that hold them.
 
     Attributes:
-        groups: tasks a step, `data.train_batch_size`.
-        copies: episodes a task, `rollout.n`.
+        groups: tasks per step, `data.train_batch_size`.
+        copies: episodes per task, `rollout.n`.
         loops: verl's agent loop workers, each of which opens the benchmark.
-        workers: processes of each for environments that are not thread-safe.
+        workers: processes per agent loop worker for environments that are not thread-safe.
     """
 
     groups: int
@@ -54,12 +54,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes of one process.
+    """Memory of one process, in bytes.
 
     Attributes:
         opened: the benchmark with one episode.
-        episodes: how many more were then played side by side.
-        added: what they took together.
+        episodes: how many more were then played concurrently.
+        added: additional memory of all of these.
         thread_safe: whether they may share a process with the agent loop.
     """
 
@@ -70,7 +70,7 @@ class Measured:
 
 
 def load_of(config: DictConfig) -> Load:
-    """What a configuration asks for."""
+    """Read the load from a configuration."""
     from agent_loops.workers import DEFAULT_WORKERS
 
     rollout = config.actor_rollout_ref.rollout
@@ -84,11 +84,11 @@ def load_of(config: DictConfig) -> Load:
 
 
 def measure(custom: Mapping[str, Any], tasks: Sequence[Task], copies: int, seconds: float = SECONDS) -> Measured:
-    """Measure in a process of its own.
+    """Measure memory in a separate process.
 
     Args:
         custom: `rollout.custom` as plain data.
-        tasks: one for the beginning, and more for what is measured.
+        tasks: the first opens the benchmark; the others are measured.
         copies: episodes of each.
 
     Raises:
@@ -110,7 +110,7 @@ def measure(custom: Mapping[str, Any], tasks: Sequence[Task], copies: int, secon
 
 
 def main() -> None:
-    """The measuring process: reads its work from standard input."""
+    """Run the measuring process; the work comes from standard input."""
     import hydra.utils
 
     from recipe.aem.tools.doctor.answers import choose_action
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def resident() -> int:
-    """Bytes in memory of this process and those that it started."""
+    """Return the resident memory in bytes of this process and its descendants."""
     import gc
 
     import psutil
@@ -158,13 +158,13 @@ def resident() -> int:
 
 
 def check_memory(measured: Measured, load: Load, available: int, heap: int = 0) -> Iterator[Finding]:
-    """Extrapolate, and compare with what there is.
+    """Extrapolate the memory and compare it with what is available.
 
     Args:
-        measured: of one process.
+        measured: memory of one process.
         load: what the run asks for.
         available: bytes.
-        heap: the bound of a process's JVM, which it may grow to; 0 for none.
+        heap: the maximum JVM heap of a process; 0 if there is none.
     """
     processes = load.loops * (1 if measured.thread_safe else load.workers)
     each = measured.added / max(measured.episodes, 1)

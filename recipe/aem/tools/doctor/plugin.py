@@ -1,4 +1,4 @@
-"""Is the plug-in in force: in a fresh process like the trainer's, and in a Ray worker?"""
+"""Checks whether the plug-in is active in a fresh process like the trainer's, and in a Ray worker."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Seen:
     """What the probe reported.
 
     Attributes:
-        here: facts of a fresh process (`probe.look`); None if it ended or hung before it had any.
-        worker: the same of a Ray worker, or `{"ray_error": …}`; None if it was not asked for, or hung.
+        here: facts about a fresh process (`probe.look`); None if it ended or hung before reporting any.
+        worker: the same for a Ray worker, or `{"ray_error": …}`; None if it was not requested, or hung.
         stopped: why there are no more facts, else empty.
     """
 
@@ -41,13 +41,13 @@ class Seen:
 
 @contextlib.contextmanager
 def probing(ray: bool) -> Iterator[Callable[..., Seen]]:
-    """Look into a fresh process in this folder and environment, and with `ray` into a worker of a Ray started for it.
+    """Probe a fresh process in this folder and environment, and with `ray` a worker of a temporary Ray cluster.
 
-    Yields what waits for the report, for at most `seconds` from the start on. Nothing is left behind: whatever still
-    runs at the end is killed, and Ray's files are removed.
+    Yields a function that waits for the report, for at most `seconds` from the start. Nothing is left behind: processes
+    that still run at the end are killed, and Ray's files are removed.
     """
     source = files("recipe.aem.tools.doctor").joinpath("probe.py").read_text(encoding="utf-8")
-    # short, for Ray makes sockets in it, whose paths may have 107 characters
+    # short, because Ray creates sockets in it, whose paths may have 107 characters
     with (
         tempfile.TemporaryDirectory(prefix="aemdr-", dir="/tmp", ignore_cleanup_errors=True) as folder,
         tempfile.TemporaryFile("w+", errors="replace") as out,
@@ -80,7 +80,7 @@ def probing(ray: bool) -> Iterator[Callable[..., Seen]]:
 
 
 def read_report(out: str, err: str, status: int, stopped: str = "") -> Seen:
-    """What the probe printed among whatever else its imports printed."""
+    """Extract the probe's report from the output, which also holds what its imports printed."""
     facts: dict[str, Any] = {}
     for line in out.splitlines():
         if line.startswith(_MARK):
@@ -92,7 +92,7 @@ def read_report(out: str, err: str, status: int, stopped: str = "") -> Seen:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that still runs, and all that it started; Ray puts its own into other process groups."""
+    """Kill a running process and all its descendants; Ray puts some of them into other process groups."""
     import psutil
 
     if process.poll() is not None:
@@ -109,11 +109,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def check_here(seen: Seen, estimators: Sequence[str], root: Path) -> Iterator[Finding]:
-    """Findings about a fresh process.
+    """Check a fresh process.
 
     Args:
         seen: what the probe reported.
-        estimators: names that verl must know.
+        estimators: names that verl must have registered.
         root: the directory that holds our packages (`verl_aem` and `recipe`).
     """
     if seen.here is None:
@@ -123,7 +123,7 @@ def check_here(seen: Seen, estimators: Sequence[str], root: Path) -> Iterator[Fi
 
 
 def check_worker(seen: Seen, estimators: Sequence[str], root: Path) -> Iterator[Finding]:
-    """Findings about a Ray worker."""
+    """Check a Ray worker."""
     title = "Plug-in in a Ray worker"
     trouble = (seen.worker or {}).get("ray_error") or (seen.stopped if seen.worker is None else "")
     if trouble:
@@ -140,12 +140,12 @@ def check_worker(seen: Seen, estimators: Sequence[str], root: Path) -> Iterator[
 
 
 def check_process(facts: Mapping[str, Any], where: str, estimators: Sequence[str], root: Path) -> Iterator[Finding]:
-    """Findings about one process.
+    """Check one process.
 
     Args:
-        facts: of `probe.look`.
+        facts: from `probe.look`.
         where: `here` or `in a Ray worker`, for the titles.
-        estimators: names that verl must know.
+        estimators: names that verl must have registered.
         root: the directory that holds our packages.
     """
     title = f"Plug-in {where}"
@@ -201,7 +201,7 @@ def _names_us(modules: str) -> bool:
 
 
 def _why_not_loaded(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """Detail and remedy."""
+    """Return why the plug-in is not loaded: detail and remedy."""
     policy = facts["plugins"].strip().lower()
     if facts["load_error"]:
         return f"it fails to load: {facts['load_error']}", f"mend that, or: {REINSTALL}"

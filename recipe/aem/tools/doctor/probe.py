@@ -1,7 +1,7 @@
 """What a process of a run sees of the plug-in. Never imported: `plugin.py` runs this text in a fresh interpreter.
 
-It stands alone, since it looks at processes in which `recipe` may be hidden, and since Ray sends functions of a main
-module by value. `python -c TEXT` looks for modules where `python -m verl.trainer.main_ppo` does.
+It imports nothing from this package: it inspects processes in which `recipe` may be hidden, and Ray sends functions of
+a main module by value. `python -c TEXT` looks for modules where `python -m verl.trainer.main_ppo` does.
 """
 
 import json
@@ -12,7 +12,7 @@ MARK = "AEM-DOCTOR "
 
 
 def look():
-    """Facts about this process, after it has imported what verl's trainer and its workers import."""
+    """Return facts about this process, after importing what verl's trainer and its workers import."""
     import importlib
     import importlib.metadata
     import os
@@ -32,12 +32,13 @@ def look():
         "loop": "",
         "wrapped": {},
     }
-    # a regular package hides every namespace portion, wherever on the path it stands
+    # a regular package hides every namespace portion, wherever it is on the path
     for folder in sys.path:
         for hidden in (os.path.join("recipe", "__init__.py"), "recipe.py"):
             path = os.path.abspath(os.path.join(folder, hidden))
             if os.path.isfile(path) and path not in facts["recipes"]:
                 facts["recipes"].append(path)
+    # whether the entry point is installed and verl can be imported
     points = importlib.metadata.entry_points(group="verl.plugins")
     facts["entry_point"] = any(point.value == "verl_aem.autoload" for point in points)
     try:
@@ -49,10 +50,11 @@ def look():
     except Exception as error:
         facts["error"] = f"{type(error).__name__}: {error}"[:500]
         return facts
+    # what verl loaded and registered by itself
     plugin = sys.modules.get("recipe.aem.plugin")
     facts["loaded"] = plugin is not None
     facts["plugin_file"] = str(getattr(plugin, "__file__", "") or "")
-    # the function beneath functools.partial
+    # the function inside functools.partial
     facts["estimators"] = {
         str(name): getattr(getattr(function, "func", function), "__module__", "")
         for name, function in core.ADV_ESTIMATOR_REGISTRY.items()
@@ -63,6 +65,7 @@ def look():
         for name in names:
             wrapper = getattr(owner.__dict__.get(name), "_self_wrapper", None)
             facts["wrapped"][owner.__name__ + "." + name] = getattr(wrapper, "__module__", "")
+    # if verl did not load the plug-in: the reason
     if not facts["loaded"]:
         try:
             importlib.import_module("verl_aem").load()
@@ -72,12 +75,12 @@ def look():
 
 
 def look_in_worker(folder):
-    """The same in a worker of a small Ray of its own, with verl's environment for it."""
+    """Return the same facts from a worker of a small temporary Ray cluster, with verl's environment for it."""
     import ray
     from verl.trainer.constants_ppo import get_ppo_ray_runtime_env
 
     try:
-        # `local`: never a cluster that runs already
+        # `local`: never join a running cluster
         ray.init(
             address="local",
             num_cpus=1,

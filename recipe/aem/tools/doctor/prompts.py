@@ -1,4 +1,4 @@
-"""Do the tasks fit the prompt? Of a sample only the first message is made; whole episodes are in `mask`."""
+"""Checks whether the tasks fit the prompt: only first messages, of a sample. `mask` checks whole episodes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE = "Length of tasks"
 
 
 def first_lengths(config: DictConfig, loaded: LoadedTokenizer, tasks: Sequence[Task]) -> list[int]:
-    """Tokens of the first message of each task, uncut; a task whose episode does not begin is left out.
+    """Count the tokens of each task's first message, uncut; skip tasks whose episode fails to start.
 
     Args:
         config: of the run.
@@ -37,7 +37,7 @@ def first_lengths(config: DictConfig, loaded: LoadedTokenizer, tasks: Sequence[T
         try:
             await slot.call(settings.step_seconds, episode.reset, task)
             messages = [{"role": "user", "content": episode.prompt()}]
-        except Exception:  # of any environment: the episodes that are played say what is wrong with it
+        except Exception:  # any environment may raise; the played episodes report the cause
             return None
         finally:
             with contextlib.suppress(Exception):
@@ -54,15 +54,15 @@ def first_lengths(config: DictConfig, loaded: LoadedTokenizer, tasks: Sequence[T
 
 
 def check_lengths(lengths: Sequence[int], limits: Limits) -> Iterator[Finding]:
-    """How many tasks would be shown shortened from the beginning.
+    """Report how many tasks would have their first prompt shortened.
 
     Args:
         lengths: tokens of first messages (`first_lengths`).
-        limits: the configured ones.
+        limits: the configured limits.
     """
     if not lengths:
         return
-    # the last token of the context is the answer's
+    # the last token of the context belongs to the answer
     limit = min(limits.prompt, limits.context)
     setting = "data.max_prompt_length" if limit == limits.prompt else "actor_rollout_ref.rollout.max_model_len"
     long = [one for one in lengths if one >= limit]

@@ -1,4 +1,4 @@
-"""The doctor's round: every check in its order, each kept from stopping the others."""
+"""Runs all checks in order; a check that crashes does not stop the others."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _READ_TASKS = 32
 
 @dataclass
 class RunSetup:
-    """What is asked for, and what one check leaves for the next.
+    """The request, and results that one check passes to the next.
 
     Attributes:
         name: of the configuration; None for the installation alone.
-        overrides: as the trainer is given them.
-        data: the benchmark's data, in the place of what the configuration names.
+        overrides: as passed to the trainer.
+        data: the benchmark's data, overriding what the configuration names.
         ray: whether to look into a Ray worker.
     """
 
@@ -51,10 +51,10 @@ class RunSetup:
 
 
 def examine(setup: RunSetup) -> Iterator[tuple[str, list[Finding]]]:
-    """Yield each section with its findings, as they are found. What a later section lacks, it leaves out."""
+    """Yield each section with its findings as they become available; skip checks that lack their inputs."""
     installed = versions.installed_versions()
     with contextlib.ExitStack() as stack:
-        # the longest check goes on beside the others
+        # run the longest check in parallel with the others
         probe = stack.enter_context(plugin.probing(setup.ray)) if "verl" in installed else None
         composed = guarded("Configuration", lambda: _compose(setup)) if setup.name and probe else []
         yield "Versions", guarded("Versions", lambda: _versions(installed, setup.config))
@@ -91,7 +91,7 @@ def _machine(config: DictConfig | None) -> Iterator[Finding]:
     trainer = config.trainer
     try:
         checkpoints = Path(str(trainer.default_local_dir))
-    except Exception:  # it waits for a variable, which the configuration's own checks name
+    except Exception:  # it needs a variable that the configuration checks report
         checkpoints = Path.cwd()
     return machine.check_machine(str(trainer.device), int(trainer.n_gpus_per_node), checkpoints)
 
@@ -177,7 +177,7 @@ def _data(setup: RunSetup, stack: contextlib.ExitStack) -> Iterator[Finding]:
 
 
 def _data_of_variables() -> Iterator[Finding]:
-    """Without a configuration: whatever a variable names, and the benchmarks whose own packages are installed."""
+    """Check, without a configuration, what the variables name, and the benchmarks whose packages are installed."""
     asked = False
     for entry in TABLE.values():
         if entry.data and (path := os.environ.get(entry.variable)):
@@ -192,7 +192,7 @@ def _data_of_variables() -> Iterator[Finding]:
 
 
 def _open(setup: RunSetup, opened: list[Any]) -> Iterator[Finding]:
-    """Opens the benchmark as the trainer does, and looks at its parquet files."""
+    """Open the benchmark as the trainer does, and check its parquet files."""
     from agent_loops.loop import open_benchmark
     from recipe.aem.tools.doctor import configuration, data
 
@@ -207,10 +207,10 @@ def _open(setup: RunSetup, opened: list[Any]) -> Iterator[Finding]:
         )
         return
     if chosen.unset and not setup.made_up:
-        return  # said under Data
+        return  # reported under Data
     try:
         benchmark, _, _ = open_benchmark(config.actor_rollout_ref.rollout.custom)
-    except Exception as error:  # of any benchmark: whatever is wrong is the user's to mend
+    except Exception as error:  # any benchmark may raise; the user has to fix it
         said = " ".join(str(error).split())[:500]
         yield Finding("failure", "Benchmark", f"{type(error).__name__}: {said}", "the trainer would stop here too")
         return
@@ -226,7 +226,7 @@ def _open(setup: RunSetup, opened: list[Any]) -> Iterator[Finding]:
 
 
 def _tasks(benchmark: Any, count: int) -> list[Any]:
-    """Training tasks, spread over the split."""
+    """Return training tasks, spread over the split."""
     split = benchmark.task_set.splits[0]
     tasks = benchmark.task_set.tasks(split)
     if not len(tasks):
@@ -253,7 +253,7 @@ def _mask(setup: RunSetup, benchmark: Any) -> Iterator[Finding]:
         yield Finding("failure", "Episodes", str(error), "the first rollout would stop here too")
         return
     yield from mask.check_played(played, limits, loaded.tokenizer, bool(loaded.missing), template.end.tokens)
-    if not loaded.missing:  # lengths in bytes say nothing
+    if not loaded.missing:  # lengths in bytes mean nothing
         yield from mask.check_template(played, template, loaded.tokenizer)
         yield from guarded(prompts.TITLE, lambda: _lengths(setup, benchmark, loaded, limits))
     setup.shown = [mask.segments(row, loaded.tokenizer) for row in played[0].rows]
@@ -263,7 +263,7 @@ def _lengths(setup: RunSetup, benchmark: Any, loaded: LoadedTokenizer, limits: L
     from recipe.aem.tools.doctor import prompts
 
     safe = bool(type(benchmark.make()).thread_safe)
-    # a simulator's process takes a second an episode
+    # a simulator's process takes a second per episode
     tasks = _tasks(benchmark, _READ_TASKS if safe else _READ_TASKS // 8)
     return prompts.check_lengths(prompts.first_lengths(_config(setup), loaded, tasks), limits)
 
@@ -277,7 +277,7 @@ def _memory(setup: RunSetup, benchmark: Any) -> Iterator[Finding]:
     custom: Any = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom, resolve=True)
     load = memory.load_of(config)
     safe = bool(type(benchmark.make()).thread_safe)
-    # a simulator's process takes a second an episode
+    # a simulator's process takes a second per episode
     tasks = _tasks(benchmark, 1 + min(load.groups, _MEASURED_TASKS if safe else 2))
     measured = memory.measure(custom, tasks, min(load.copies, 8 if safe else 2))
     heap = 0 if safe else _heap(custom["benchmark"].get("heap"))
@@ -285,7 +285,7 @@ def _memory(setup: RunSetup, benchmark: Any) -> Iterator[Finding]:
 
 
 def _heap(text: Any) -> int:
-    """Bytes of a JVM's bound, such as `1g`."""
+    """Parse a JVM's heap limit, such as `1g`, into bytes."""
     units = {"m": 1 << 20, "g": 1 << 30}
     return int(str(text)[:-1]) * units[str(text)[-1].lower()] if text else 0
 
@@ -305,7 +305,7 @@ def _root() -> Path:
 
 
 def as_json(setup: RunSetup, found: Sequence[tuple[str, Sequence[Finding]]], seconds: float) -> str:
-    """What `--json` prints: `schema` grows when a key changes its meaning or goes; new keys may come."""
+    """Return what `--json` prints: `schema` grows when a key goes or changes its meaning; keys may be added."""
     every = [(section, finding) for section, findings in found for finding in findings]
     return json.dumps(
         {
@@ -335,7 +335,7 @@ def as_json(setup: RunSetup, found: Sequence[tuple[str, Sequence[Finding]]], sec
 
 
 def worst(findings: Sequence[Finding]) -> str:
-    """`ok`, `warning` or `failure`.
+    """Return the worst level: `ok`, `warning` or `failure`.
 
     Example:
         >>> worst([Finding("ok", "", ""), Finding("warning", "", "")])

@@ -1,4 +1,4 @@
-"""In the model's place: a policy that takes admissible actions in the required format, and a tokenizer of bytes."""
+"""Stand-ins for the model: a policy that takes admissible actions in the required format, and a byte tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipe.aem.tools.doctor.answers import answer, choose_action
 
 
 class ByteTokenizer:
-    """One token a byte; 0 ends a message. It stands in where the model's tokenizer is not on disk."""
+    """One token per byte; 0 ends a message. Used where the model's tokenizer is not on disk."""
 
     eos_token_id = 0
 
@@ -35,7 +35,7 @@ class ByteTokenizer:
 
 @dataclass(frozen=True)
 class Request:
-    """What the policy was asked, and what it answered."""
+    """A request to the policy, and its answer."""
 
     prompt_ids: list[int]
     ids: list[int]
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass
 class ScriptedPolicy:
-    """verl's server, as the agent loop calls it; `episode` is the one being played."""
+    """verl's server, as the agent loop calls it; `episode` is the current episode."""
 
     tokenizer: Any
     choose: random.Random
@@ -58,7 +58,7 @@ class ScriptedPolicy:
         assert self.episode is not None and self.episode.observation is not None and self.rows is not None
         action = choose_action(self.episode.observation, self.episode.instruction, self.choose)
         text = answer(self.episode.settings, action, first=not self.episode.turns)
-        if self.rows.thought_open:  # as the model would, which goes on within it
+        if self.rows.thought_open:  # like the model, which continues inside the open thought
             text = text.removeprefix(TAGS[0])
         ids = [*self.tokenizer.encode(text, add_special_tokens=False), self.rows.ends.own]
         ids = ids[: sampling_params["max_tokens"]]
@@ -69,7 +69,7 @@ class ScriptedPolicy:
 
 
 class WatchedLoop(EnvironmentAgentLoop):
-    """The agent loop, which lets the scripted policy see the page that it answers."""
+    """The agent loop, which also shows the current observation to the scripted policy."""
 
     async def _play(self, episode: Episode, *args: Any, **kwargs: Any) -> str:
         policy: Any = self.server_manager

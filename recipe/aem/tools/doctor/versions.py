@@ -1,4 +1,4 @@
-"""Are the big packages in the versions that this release was tested with? Those are in constraints/, nowhere else."""
+"""Checks the main packages against the versions this release was tested with, which only constraints/ lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SETUP_PIN = re.compile(rf"={CPU_VLLM}==([\w.]+)")
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions by package, without those that are missing. `vllm` may be either distribution."""
+    """Return versions by package, without missing packages. `vllm` may be either distribution."""
     found = {}
     for name in PACKAGES:
         for distribution in (name, CPU_VLLM) if name == "vllm" else (name,):
@@ -31,7 +31,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def installed_stack() -> str:
-    """`gpu` or `cpu`: which of the two stacks this environment holds."""
+    """Return `gpu` or `cpu`: which of the two stacks this environment holds."""
     try:
         importlib.metadata.distribution("vllm")
     except importlib.metadata.PackageNotFoundError:
@@ -40,7 +40,7 @@ def installed_stack() -> str:
 
 
 def tested_versions(root: Path, stack: str) -> dict[str, str]:
-    """What the constraints of a checkout say; empty where there are none (a wheel brings none).
+    """Read the versions in a checkout's constraints; empty where there are none (a wheel contains none).
 
     Args:
         root: the checkout.
@@ -50,7 +50,7 @@ def tested_versions(root: Path, stack: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     pins = {name.lower(): version for name, version in _PIN.findall(path.read_text(encoding="utf-8"))}
-    if stack == "cpu":  # installed apart from the constraints, without its requirements
+    if stack == "cpu":  # installed separately from the constraints, without its requirements
         found = _SETUP_PIN.search((root / "scripts" / "setup.sh").read_text(encoding="utf-8"))
         if found:
             pins["vllm"] = found[1]
@@ -67,10 +67,10 @@ def check_versions(
     """Compare what is installed with what was tested.
 
     Args:
-        installed: versions by package, without those that are missing.
-        tested: versions by package; empty where they are not known.
+        installed: versions by package, without missing packages.
+        tested: versions by package; empty where unknown.
         tested_verl: the versions of verl that the trainer accepts.
-        stack: whose constraints these are.
+        stack: the stack that these constraints are for.
         untested_verl: `algorithm.untested_verl`.
     """
     setup = f"bash scripts/setup.sh, or: pip install -c constraints/{stack}.txt 'verl-aem[{stack}]'"
@@ -107,5 +107,5 @@ def check_versions(
 
 
 def _public(version: str) -> str:
-    """Without what says how it was built: 2.13.0+cpu is 2.13.0."""
+    """Return the version without its build tag: 2.13.0+cpu is 2.13.0."""
     return version.partition("+")[0]

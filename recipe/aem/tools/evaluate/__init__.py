@@ -1,4 +1,7 @@
-"""Evaluating a checkpoint through verl's own validation, for `aem eval`. Printing is in `recipe.aem.tools.cli.eval`."""
+"""Evaluation of a checkpoint through verl's own validation, for `aem eval`.
+
+Printing is in `recipe.aem.tools.cli.eval`.
+"""
 
 from __future__ import annotations
 
@@ -7,4 +10,4 @@ from agent_loops.reading import FileError
 
 
 class EvaluationError(AEMError, FileError):
-    """What the user can put right: the message says what is wrong and what to do."""
+    """An error that the user can fix: the message says what is wrong and what to do."""

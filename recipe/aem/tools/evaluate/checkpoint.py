@@ -1,4 +1,4 @@
-"""What a checkpoint's name stands for: a Hugging Face model, or what verl saved in training."""
+"""Resolution of a checkpoint name: a Hugging Face model, or what verl saved in training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipe.aem.tools.evaluate import EvaluationError
 TRACKER = "latest_checkpointed_iteration.txt"
 _SHARD = re.compile(r"model_world_size_([0-9]{1,6})_rank_([0-9]{1,6})\.pt")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# what has to be the same in a base model for a checkpoint's weights to fit it
+# what must match in a base model for a checkpoint's weights to fit it
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -26,10 +26,10 @@ class Checkpoint:
 
     Attributes:
         kind: `hf`, or `verl` (sharded, to be loaded onto a base model).
-        path: the folder as an absolute path, or the hub's name.
-        step: of the training; 0 for `hf`.
-        world_size: how many processes wrote it, and have to read it; 0 for `hf`.
-        identity: the files' names, sizes and times of change, or the hub's commit: other weights, another identity.
+        path: the folder as an absolute path, or the hub name.
+        step: training step; 0 for `hf`.
+        world_size: the number of processes that wrote it and must read it; 0 for `hf`.
+        identity: the files' names, sizes and modification times, or the hub commit; differs for other weights.
     """
 
     kind: Literal["hf", "verl"]
@@ -40,13 +40,13 @@ class Checkpoint:
 
 
 def resolve(name: str) -> Checkpoint:
-    """Find a checkpoint, and see that it is whole.
+    """Find a checkpoint and check that it is complete.
 
     Args:
         name: a Hugging Face folder or hub name; a `global_step_N`, a folder of them, or the output of a run.
 
     Raises:
-        EvaluationError: there is none, or it is not whole.
+        EvaluationError: there is none, or it is incomplete.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -81,11 +81,11 @@ def resolve(name: str) -> Checkpoint:
 
 
 def check_fits(checkpoint: Checkpoint, base: str, processes: int) -> None:
-    """Can verl load the checkpoint in this configuration?
+    """Check that verl can load the checkpoint in this configuration.
 
     Args:
-        checkpoint: of verl; another kind passes.
-        base: the base model, a folder or a hub name (which is not looked into).
+        checkpoint: of verl; checkpoints of another kind pass.
+        base: the base model, a folder or a hub name (which is not inspected).
         processes: how many the trainer will have.
 
     Raises:
@@ -147,7 +147,7 @@ def _of_verl(path: Path) -> Checkpoint:
         raise EvaluationError(
             f"{path} is unfinished, or not of verl's FSDP trainer: there is no actor/model_world_size_N_rank_0.pt"
         )
-    # the trainer reads those of its own size; an older set beside them is of an earlier run in the same folder
+    # the trainer reads the files of its own world size; an older set next to them is from an earlier run in this folder
     size = max(found, key=lambda one: max(file.stat().st_mtime_ns for file in found[one]))
     shards = [actor / f"model_world_size_{size}_rank_{rank}.pt" for rank in range(size)]
     for shard in shards:
@@ -158,7 +158,7 @@ def _of_verl(path: Path) -> Checkpoint:
 
 
 def check_safetensors(file: Path) -> None:
-    """See that a file of weights is whole: its header says which bytes each tensor has. The weights are not read.
+    """Check that a weights file is complete: its header lists the bytes of each tensor. The weights are not read.
 
     Raises:
         EvaluationError: names the file and the tensor.
@@ -210,7 +210,7 @@ def _second(pair: tuple[str, tuple[int, int]]) -> tuple[int, int]:
 
 
 def _check_pickle(file: Path) -> None:
-    """A zip file, or the older format. Nothing of it is loaded, for a pickle is a program."""
+    """Check a pickle: a zip file, or the older format. Nothing in it is loaded, because a pickle is a program."""
     if not _size(file):
         raise EvaluationError(f"{file} is empty: the checkpoint is unfinished")
     with file.open("rb") as stream:
@@ -222,10 +222,10 @@ def _check_pickle(file: Path) -> None:
 
 
 def _check_zip(file: Path, checkpoint: Path) -> None:
-    """Is torch's zip file whole, as far as its list of parts says? The weights are not read."""
+    """Check that torch's zip file is complete, as far as its directory says. The weights are not read."""
     size = _size(file)
     try:
-        if not zipfile.is_zipfile(file):  # torch writes the list, which stands at the end, last
+        if not zipfile.is_zipfile(file):  # torch writes the directory, which is at the end, last
             raise EvaluationError(f"{checkpoint} is unfinished: {file} is cut short")
         with zipfile.ZipFile(file) as parts:
             infos = parts.infolist()
@@ -240,7 +240,7 @@ def _check_zip(file: Path, checkpoint: Path) -> None:
                     f"{file} is damaged: {shown(wrong.filename if wrong else 'a part')} does not fit into it"
                 )
             for info in infos:
-                parts.open(info).close()  # compares the name in the list with the one at its place
+                parts.open(info).close()  # compares the name in the directory with the name at its position
     except (*_DAMAGED_ZIP, OSError) as error:
         raise EvaluationError(f"{file} is damaged: {reason(error)}") from None
 
@@ -291,12 +291,12 @@ def _from_hub(name: str) -> Checkpoint:
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         said = " ".join(str(error).split())[:200]
         raise EvaluationError(f"{looked}, and the Hugging Face hub gives no such model ({said})") from None
-    return Checkpoint("hf", name, 0, 0, [file.parent.name])  # the cache's folders are called by their commits
+    return Checkpoint("hf", name, 0, 0, [file.parent.name])  # the cache names its folders after their commits
 
 
 def _identity(folder: Path, files: list[Path]) -> list[Any]:
     try:
         states = [(file, file.stat()) for file in files]
-    except OSError as error:  # it vanished meanwhile
+    except OSError as error:  # it vanished in the meantime
         raise EvaluationError(f"{folder} cannot be read: {reason(error)}") from None
     return [[str(file.relative_to(folder)), state.st_size, state.st_mtime_ns] for file, state in states]

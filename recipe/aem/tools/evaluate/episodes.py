@@ -1,4 +1,4 @@
-"""Episodes, as verl's dump of a validation has them (`trainer.validation_data_dir`)."""
+"""Episodes read from verl's dump of a validation (`trainer.validation_data_dir`)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Episode:
     """One episode of one task.
 
     Attributes:
-        task: the task's place in its split.
+        task: the task's index in its split.
         seed: of the engine.
         success, score: in [0, 1].
-        reward: what a training would have been given.
-        turns, invalid_turns: how many.
-        fault: the environment failed; the episode counts as a failure.
-        cut: a limit ended it.
-        lost: the agent loop itself failed, so nothing came back; the episode counts as a failure, as verl counts it.
+        reward: the reward that training would have received.
+        turns, invalid_turns: counts.
+        fault: whether the environment failed; the episode then counts as a failure.
+        cut: whether a limit ended it.
+        lost: whether the agent loop itself failed, so that nothing came back; counts as a failure, as in verl.
         kind: the type of the task, empty where there are no types.
     """
 
@@ -45,13 +45,13 @@ class Episode:
 def read_episodes(path: Path, tasks: Sequence[int], repetitions: int, seed: int) -> list[Episode]:
     """Read the dump of one run.
 
-    verl writes a line a row, and of a trajectory with several rows the same outcome on each. A line's `uid` is
-    `{prompt}_{session}_{row}`; its `gts` is what `write_files` wrote there, the task's place.
+    verl writes one line per row, with the same outcome on every row of a trajectory. A line's `uid` is
+    `{prompt}_{session}_{row}`; its `gts` is the task's index, as `write_files` wrote it.
 
     Args:
         path: the file.
-        tasks: the places of the tasks that were to be played.
-        repetitions: how often each.
+        tasks: the indices of the requested tasks.
+        repetitions: episodes per task.
         seed: of the run.
 
     Returns:
@@ -95,7 +95,7 @@ def read_episodes(path: Path, tasks: Sequence[int], repetitions: int, seed: int)
 
 
 def with_kinds(episodes: Iterable[Episode]) -> dict[int, str]:
-    """The type of each task: of its first episode that knows it (a fault at the start does not)."""
+    """Return the type of each task, from its first episode that has one (a fault at the start leaves it empty)."""
     kinds: dict[int, str] = {}
     for episode in episodes:
         kinds[episode.task] = kinds.get(episode.task) or episode.kind

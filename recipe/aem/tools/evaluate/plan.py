@@ -1,4 +1,4 @@
-"""What an evaluation is: everything that is decided before the engine starts, and what makes two of them the same."""
+"""The plan of an evaluation: everything decided before the engine starts, and what makes two evaluations the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent_loops.finding import Finding
 
 _VALIDATION = "actor_rollout_ref.rollout.val_kwargs"
-# settings that have an option here, or that an evaluation is made of
+# settings that have an option here, or that define an evaluation
 _OWNED = {
     "actor_rollout_ref.model.path": "the CHECKPOINT, or --model for the base of one of verl's",
     "actor_rollout_ref.rollout.seed": "--seeds",
@@ -44,7 +44,7 @@ _OWNED = {
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for; None leaves the choice to the configuration."""
+    """The user's request; None leaves the choice to the configuration."""
 
     checkpoint: str
     benchmark: str | None = None
@@ -61,17 +61,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation, but for its seeds.
+    """An evaluation, without its seeds.
 
     Attributes:
         benchmark: its name.
         config: the configuration's name.
         checkpoint: what is evaluated.
-        model: what verl loads first: the checkpoint itself, or the base of one of verl's.
-        tasks: what is played.
-        repetitions: episodes a task and a seed.
+        model: what verl loads first: the checkpoint itself, or the base model of a verl checkpoint.
+        tasks: the tasks to play.
+        repetitions: episodes per task and seed.
         sampling: `temperature`, `top_p` and `top_k`.
-        settings: the resolved configuration, as far as an episode can depend on it.
+        settings: the part of the resolved configuration that an episode can depend on.
         data: the identity of the benchmark's files.
         train_rows: see `write_files`.
         device: `cuda` or `cpu`.
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the fingerprint is taken of: two evaluations with the same are draws of the same thing."""
+        """What the fingerprint is computed from: evaluations with equal identities are draws from one distribution."""
         return {
             "benchmark": self.benchmark,
             "split": self.tasks.split,
@@ -115,17 +115,17 @@ class Plan:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def overrides_of(self, seed: int, files: tuple[Path, Path], folder: Path) -> list[str]:
-        """All of hydra's overrides for one run of the engine.
+        """Return all hydra overrides for one run of the engine.
 
         Args:
             seed: vLLM's.
-            files: of `write_files`.
+            files: from `write_files`.
             folder: where verl dumps the validation.
         """
         return [
             *self.overrides,
             f"actor_rollout_ref.rollout.seed={seed}",
-            "data.val_max_samples=-1",  # the file holds those that were chosen
+            "data.val_max_samples=-1",  # the file holds only the chosen tasks
             f"data.train_files={quoted(files[0])}",
             f"data.val_files={quoted(files[1])}",
             f"trainer.validation_data_dir={quoted(folder)}",
@@ -134,7 +134,7 @@ class Plan:
 
 
 def make_plan(request: Request) -> Plan:
-    """Decide everything, and look whether it can be done; opens the benchmark.
+    """Make the plan, and check that it can be carried out; opens the benchmark.
 
     Raises:
         EvaluationError: it cannot.
@@ -146,14 +146,16 @@ def make_plan(request: Request) -> Plan:
 
     from agent_loops.loop import open_benchmark
 
+    # requests that contradict themselves or the plan
     for text in request.overrides:
         if (key := text.partition("=")[0].lstrip("+~")) in _OWNED:
             raise EvaluationError(f"{text}: `aem eval` decides that itself; say it with {_OWNED[key]}")
     if request.top_p == 0:
         raise EvaluationError("--top-p 0 leaves no token to sample: expected a number above 0, up to 1")
     name = request.config or _config_of(request.benchmark)
-    if name.endswith((".yaml", ".yml")):  # `train` has verl look for it among ours
+    if name.endswith((".yaml", ".yml")):  # verl would look for it among our configurations
         raise EvaluationError(f"--config {name}: `aem eval` takes one of this package's configurations, by its name")
+    # the checkpoint, and the configuration with the overrides that it needs
     checkpoint = resolve(request.checkpoint)
     overrides = _overrides(request, checkpoint)
     config = _compose(name, overrides)
@@ -166,6 +168,7 @@ def make_plan(request: Request) -> Plan:
             raise EvaluationError(f"--data names a benchmark's files, and {played} reads none: leave it out")
         overrides.append(f"{data_setting(entry)}={quoted(request.data.resolve())}")
         config = _compose(name, overrides)
+    # data, base model and device
     if entry is not None:
         _refuse(check_requirements(config, entry))
         _refuse(check_named(config, entry, "name those of the training with --data"))
@@ -175,8 +178,9 @@ def make_plan(request: Request) -> Plan:
 
     try:
         benchmark, _, _ = open_benchmark(config.actor_rollout_ref.rollout.custom)
-    except Exception as error:  # of any benchmark: whatever is wrong is the user's to mend
+    except Exception as error:  # any benchmark may raise; the user has to fix it
         raise EvaluationError(f"the benchmark does not open: {type(error).__name__}: {_line(error)}") from None
+    # the tasks that verl's validation would choose
     seed = config.data.get("seed")
     tasks = open_tasks(
         benchmark,
@@ -205,8 +209,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _overrides(request: Request, checkpoint: Checkpoint) -> list[str]:
-    """Everything but the seed and the files. Only what validation needs is loaded: no critic, no reference model, no
-    state of the optimiser."""
+    """Return all overrides except the seed and the files; load no critic, reference model or optimizer state."""
     given: list[str | None] = [
         *request.overrides,
         "algorithm.adv_estimator=grpo",
@@ -248,7 +251,7 @@ def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _benchmark_of(config: DictConfig, name: str) -> BenchmarkEntry | None:
-    """The entry of what is played; None for a foreign benchmark, which looks after itself when it opens."""
+    """Return the entry of the benchmark played; None for a benchmark outside this package, which checks itself."""
     if not (target := target_of(config)):
         loop = config.actor_rollout_ref.rollout.agent.default_agent_loop
         raise EvaluationError(f"{name} plays no benchmark of this package: its agent loop is {loop}, not environment")
@@ -261,7 +264,7 @@ def _refuse(findings: Iterator[Finding]) -> None:
 
 
 def _base_model(config: DictConfig, checkpoint: Checkpoint) -> str:
-    """What verl loads first: a folder, or a hub's name.
+    """Return what verl loads first: a folder, or a hub name.
 
     Raises:
         EvaluationError: nothing names it, or the folder is not there.
@@ -278,10 +281,10 @@ def _base_model(config: DictConfig, checkpoint: Checkpoint) -> str:
 
 
 def _own_split(config: DictConfig, splits: Sequence[str]) -> str:
-    """The split on which the configuration validates."""
+    """Return the split on which the configuration validates."""
     if named := select(config, "data.val_split"):
         return str(named)
-    files = config.data._get_node("val_files")  # unresolved: its folder may wait for a variable
+    files = config.data._get_node("val_files")  # unresolved: its folder may need an unset variable
     stem = Path(str(files._value())).stem
     if stem not in splits:
         raise EvaluationError(f"name the split: --split {'|'.join(splits)}")
@@ -299,7 +302,7 @@ def _count(text: str | None, own: int | None) -> int | None:
 
 
 def _settings(config: DictConfig) -> DictConfig:
-    """What an episode can depend on. Training's settings and places are left out."""
+    """Return the settings that an episode can depend on, without those of training and paths."""
     from omegaconf import OmegaConf, open_dict
 
     kept = OmegaConf.create(
@@ -327,7 +330,7 @@ def _settings(config: DictConfig) -> DictConfig:
 
 
 def _files(path: Path) -> list[Any]:
-    """Names and sizes of the data: another catalogue has other ones."""
+    """Return names and sizes of the data files, which differ between catalogues."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return [[file.name, file.stat().st_size] for file in files if file.is_file() and not file.name.startswith(".")]
 

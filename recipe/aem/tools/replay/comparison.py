@@ -1,4 +1,4 @@
-"""Methods compared over the responses of many dumped steps."""
+"""Comparison of methods over the responses of many dumped steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Replay:
     """Collects steps, then compares the methods over all their responses.
 
     Args:
-        methods: as the user wrote them; each is read against the settings of the run that a step is of.
+        methods: as the user wrote them; each is parsed with the settings of the run that the step belongs to.
     """
 
     methods: Sequence[str]
@@ -70,7 +70,7 @@ class Replay:
         return checked
 
     def summary(self) -> dict[str, Any]:
-        """Everything that is shown, as plain numbers; see docs/dump.md for what each one means."""
+        """Return everything that is shown, as plain numbers; docs/dump.md explains each number."""
         column = {name: np.concatenate(parts) for name, parts in self._columns.items()}
         total = sum(step["responses"] for step in self.steps)
         advantages = {"base": column["base"], **{text: column[f"advantage {text}"] for text in self.read}}
@@ -111,7 +111,7 @@ class Replay:
 
 
 def _about(batch: Batch) -> dict[str, Tensor]:
-    """Turn (1 is a trajectory's first), length and success (NaN: not recorded) of each response."""
+    """Return turn (1 is a trajectory's first), length and success (NaN: not recorded) of each response."""
     infos = [batch.extra_fields[row].get("reward_extra_info") or {} for row, _ in batch.places]
     return {
         "turn": batch.turn_N.double(),
@@ -121,7 +121,7 @@ def _about(batch: Batch) -> dict[str, Tensor]:
 
 
 def _surprisals(batch: Batch) -> tuple[Tensor, Tensor] | None:
-    """−log π of each response and the sum of its entropies, nats; None where the dump has not both."""
+    """Return −log π of each response and the sum of its entropies, nats; None unless the dump has both."""
     if not {"old_log_probs", "entropies"} <= set(batch.tokens):
         return None
     log_prob_BT, entropy_BT = (batch.padded(name).float() for name in ("old_log_probs", "entropies"))
@@ -135,13 +135,13 @@ def _distribution(alpha: np.ndarray) -> dict[str, float]:
 
 
 def _weight(advantage: np.ndarray, base: np.ndarray) -> float | None:
-    """How much of the base's push a method keeps: Σ A·sign(base) / Σ |base|. None where the base does not push."""
+    """Return how much of the base's push a method keeps: Σ A·sign(base) / Σ |base|; None where the base has no push."""
     total = float(np.abs(base).sum())
     return float((advantage * np.sign(base)).sum() / total) if total else None
 
 
 def _octaves(value: np.ndarray, first: int) -> list[tuple[int, int]]:
-    """Bins 1 … first, then each twice as far as the one before, as far as there are values."""
+    """Return bins 1 … first, then bins that each reach twice as far as the one before, up to the largest value."""
     bins, low, high = [], 1, first
     while len(value) and low <= value.max():
         bins.append((low, high))
@@ -174,12 +174,12 @@ def _share(which: np.ndarray) -> float:
 
 
 def _mean(value: np.ndarray | None, total: int) -> float | None:
-    """None where a step has no such numbers: a mean over some steps would be another thing."""
+    """Return the mean; None where a step lacks the numbers: a mean over some steps is a different quantity."""
     return None if value is None or not total or len(value) != total else float(value.mean())
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson's; None where one of the two does not vary."""
+    """Return Pearson's r; None where either input is constant."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.corrcoef(x, y)[0, 1])

@@ -1,4 +1,4 @@
-"""What `aem replay --method` names: an estimator with its settings, read against those of the run."""
+"""The methods of `aem replay --method`: an estimator with its settings, which default to those of the run."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Method:
 
     Attributes:
         label: as the user wrote it.
-        algorithm: the `config.algorithm` that it is.
-        settings: read from that.
+        algorithm: the method's `config.algorithm`.
+        settings: read from `algorithm`.
     """
 
     label: str
@@ -36,12 +36,12 @@ class Method:
 
     @classmethod
     def of_run(cls, step: Step) -> Method:
-        """The method of the training itself."""
+        """Return the method of the training itself."""
         return cls(step.meta.estimator, step.meta.algorithm, Settings.from_config(step.meta.algorithm))
 
     @property
     def used(self) -> dict[str, Any]:
-        """The settings that matter to it."""
+        """Return the settings that matter to the method."""
         name, base = self.settings.estimator, self.settings.base
         used = {
             f"{block}.{key}": value
@@ -56,16 +56,16 @@ class Method:
 def parse_method(text: str, run: Mapping[str, Any]) -> Method:
     """Read `NAME[:key=value[,key=value]]`.
 
-    What is not given is as in the run; what the run has not set either has its default, but a modulator's base is then
-    the run's base, so that methods differ in one thing.
+    Settings that are not given are the run's; settings that the run does not have either get their default. A
+    modulator's base, however, defaults to the run's base, so that methods differ in one thing.
 
     Args:
-        text: a name of this package or of verl; a key of the method's own block, of another one (`gigpo.gamma`), or of
-            `config.algorithm` (`norm_adv_by_std_in_grpo`).
+        text: a name of this package or of verl; a key of the method's own block, of another block (`gigpo.gamma`), or
+            of `config.algorithm` (`norm_adv_by_std_in_grpo`).
         run: `config.algorithm` of the run.
 
     Raises:
-        SettingsError: an unknown name or key, with the nearest known one, or a bad value.
+        SettingsError: an unknown name or key (names the nearest known one), or a bad value.
 
     Examples:
         >>> parse_method("aem:lam=0.5,scope=batch", {"adv_estimator": "grpo_rows"}).used["aem.scope"]

@@ -1,1 +1,1 @@
-"""A report of one run or several: one HTML page that needs nothing else, a picture, and every number as JSON."""
+"""A report on one or several runs: one self-contained HTML page, a picture, and every number as JSON."""

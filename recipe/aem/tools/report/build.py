@@ -1,4 +1,4 @@
-"""From paths to the three files of a report."""
+"""Builds the three files of a report from paths."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for.
+    """The user's request.
 
     Attributes:
-        out: the directory that is written to.
-        tokenizer: a path or name in place of the one in the dumps.
+        out: the output directory.
+        tokenizer: a path or name that replaces the tokenizer named in the dumps.
         trajectories: how many of each kind to show; 0 leaves them out.
     """
 
@@ -53,18 +53,18 @@ class Report:
 def build(
     runs: Sequence[Run], options: Options, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> Report:
-    """Read the runs, and write the page, the picture and the numbers.
+    """Read the runs and write the page, the picture and the numbers.
 
     Args:
         runs: from `sources.find_runs`.
         options: what to show, and where to write.
-        progress: called with how many dumped steps are read, and how many there are.
+        progress: called with the number of dumped steps read, and their total.
 
     Raises:
         ReportError: a source that cannot be read, or nothing in any of them.
         DumpError: a dumped step that cannot be read.
     """
-    # whatever is wrong with a file shows before the long work
+    # report a broken file before the long work
     metrics = [read_run_metrics(run) for run in runs]
     dumps = [Dump.of(run) for run in runs]
     done, total = 0, sum(len(dump.files) for dump in dumps if dump)
@@ -74,12 +74,14 @@ def build(
         done += 1
         progress(done, total)
 
+    # collect the numbers of each run
     for run, of_run, dump in zip(runs, metrics, dumps, strict=True):
         if dump is None and of_run is not None and not of_run.steps:
             raise ReportError(f"{run.metrics[0]} holds no complete line yet: the run has not logged a step")
     found = [collect(run, dump, of_run, tick) for run, dump, of_run in zip(runs, dumps, metrics, strict=True)]
     for one in found:
         one.content["stands_out"] = stands_out(one.content)
+    # choose trajectories, and assemble report.json
     shown = None
     if options.trajectories and any(one.dump for one in found):
         shown = [_trajectories(one, options) for one in found if one.dump]
@@ -92,6 +94,7 @@ def build(
             "trajectories": None if shown is None else [_chosen(one) for one in shown],
         }
     )
+    # render everything, then write all files at once
     files = [options.out / f"report.{kind}" for kind in ("html", "png", "json")]
     html = page.render(numbers["runs"], shown, warnings, _version(), datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
     picture = io.BytesIO()
@@ -103,7 +106,7 @@ def build(
 
 
 def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What makes runs hard to compare: other benchmarks, other data, other models."""
+    """Return what makes runs hard to compare: other benchmarks, other data, other models."""
     warnings = []
     known = (run["about"]["benchmark"] for run in runs)
     benchmarks = {name.casefold() for name in known if name}
@@ -119,7 +122,7 @@ def differences(runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _trajectories(one: Numbers, options: Options) -> dict[str, Any]:
-    """A run's trajectories as the page shows them."""
+    """Return a run's trajectories as the page shows them."""
     assert one.dump is not None, "a run without dumped steps has no trajectories"
     about, notes = one.content["about"], []
     decode, note = _decoder(options.tokenizer or about["tokenizer"])
@@ -136,7 +139,7 @@ def _trajectories(one: Numbers, options: Options) -> dict[str, Any]:
 
 
 def _decoder(place: str | None) -> tuple[Decode | None, str]:
-    """The tokenizer, or why there is none."""
+    """Return the tokenizer, or the reason why there is none."""
     if place is None:
         return None, "The dump names no tokenizer, so responses are not shown as text; --tokenizer PATH gives one."
     try:
@@ -146,7 +149,7 @@ def _decoder(place: str | None) -> tuple[Decode | None, str]:
 
 
 def _chosen(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Which trajectories are shown, for report.json; their text is in the dump."""
+    """Return which trajectories are shown, for report.json; their text is in the dump."""
     return {
         "run": run["name"],
         "notes": run["notes"],

@@ -1,4 +1,4 @@
-"""The charts that draw curves over steps; each answers one question about all runs."""
+"""Charts that draw curves over steps; each answers one question about all runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Chart:
     """A chart on the page.
 
     Attributes:
-        name: of its HTML element.
+        name: of the HTML element.
         title: the question, in a few words.
-        says: one sentence on what is shown and how to read it.
-        alt: the same in numbers, for those who do not see it.
-        svg: an element.
+        says: one sentence on what the chart shows and how to read it.
+        alt: the same in numbers, for readers who cannot see it.
+        svg: the SVG element.
         metrics: names in the glossary.
     """
 
@@ -35,7 +35,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curve:
-    """What a chart over steps draws: a line a run.
+    """The contents of a chart over steps: one line per run.
 
     Attributes:
         name: of the chart.
@@ -188,7 +188,7 @@ HEALTH = (
 
 
 def draw_curve(axes: Any, curve: Curve, runs: Runs) -> None:
-    """A line a run."""
+    """Draw one line per run."""
     for number, run in enumerate(runs):
         points = run["series"].get(curve.key)
         if points:
@@ -205,7 +205,7 @@ def _limits(axes: Any, curve: Curve) -> None:
     highest = max((float(value) for line in axes.get_lines() for value in line.get_ydata()), default=0.0)
     lowest = min((float(value) for line in axes.get_lines() for value in line.get_ydata()), default=0.0)
     if curve.percent:
-        # all of it, or the lower part where that is all there is; a flat line of 0 needs some height
+        # show everything, or the lower part where it holds all values; a flat line of 0 needs some height
         axes.set_ylim(0, 1.03 if highest > 0.5 else max(1.08 * highest, 0.01))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     elif curve.zero and lowest >= 0:
@@ -213,14 +213,14 @@ def _limits(axes: Any, curve: Curve) -> None:
 
 
 def steps_only(axes: Any) -> None:
-    """Whole numbers on the x axis."""
+    """Use whole numbers on the x axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
 
 
 def curve_chart(curve: Curve, runs: Runs) -> Chart | None:
-    """The chart; None where no run has such numbers."""
+    """Return the chart; None where no run has such numbers."""
     if not _any(curve, runs):
         return None
     return render(
@@ -237,7 +237,7 @@ def curve_chart(curve: Curve, runs: Runs) -> Chart | None:
 def render(
     name: str, title: str, says: str, alt: str, draw: Callable[[Any], None], lines: int, metrics: Sequence[str] = ()
 ) -> Chart:
-    """Draw one pair of axes and turn it into SVG."""
+    """Draw one pair of axes and convert it to SVG."""
     with drawing() as plt:
         figure, axes = plt.subplots()
         draw(axes)
@@ -247,7 +247,7 @@ def render(
 
 
 def describe(curve: Curve, runs: Runs) -> str:
-    """The curve in words: where each run begins, ends, and its extremes."""
+    """Describe the curve in words: each run's start, end and extremes."""
     parts = []
     for run in runs:
         points = run["series"].get(curve.key)
@@ -263,7 +263,7 @@ def describe(curve: Curve, runs: Runs) -> str:
 
 
 def draw_weights(axes: Any, run: Mapping[str, Any], number: int) -> None:
-    """The spread of α over the steps."""
+    """Draw the spread of α over the steps."""
     series = run["series"]
     colour = COLOURS[number % len(COLOURS)]
     if "aem/alpha/q50" in series:
@@ -284,7 +284,7 @@ def draw_weights(axes: Any, run: Mapping[str, Any], number: int) -> None:
 
 
 def weights_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | None:
-    """How α spreads; None for a run that modulates nothing, or logged nothing of it."""
+    """Return the chart of α's spread; None for a run without modulation, or without logged statistics of it."""
     series = run["series"]
     of = "" if only else f", {run['name']}"
     if series.get("aem/alpha/q50"):
@@ -309,7 +309,7 @@ def weights_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | No
 
 
 def picture(runs: Runs, file: Any) -> None:
-    """The main curves in one picture."""
+    """Draw the main curves in one picture."""
     drawn: list[tuple[str, Callable[[Any], None]]] = [
         (curve.title, partial(draw_curve, curve=curve, runs=runs))
         for curve in (SUCCESS, REWARD, ENTROPY, VARIANCE)
@@ -344,7 +344,7 @@ def _any(curve: Curve, runs: Runs) -> bool:
 
 
 def _weights(run: Mapping[str, Any]) -> str:
-    """What the run logged of its modulation: α, EMPG's g, or nothing."""
+    """Return which weight the run logged: α, EMPG's g, or none."""
     if run["series"].get("aem/alpha/q50"):
         return "α"
     return "g" if run["series"].get("empg/scale/mean") else ""

@@ -1,4 +1,4 @@
-"""All numbers of a run, from its files; each dumped step is read, counted and let go."""
+"""Collects all numbers of a run from its files, holding one dumped step in memory at a time."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ WEIGHTS = {modulator.weight: modulator.symbol for modulator in MODULATORS.values
 
 @dataclass(frozen=True)
 class Dump:
-    """The dumped steps of a run, in order, with what each says about itself."""
+    """The dumped steps of a run, in order, with the metadata of each."""
 
     files: Sequence[Path]
     metas: Sequence[Meta]
 
     @classmethod
     def of(cls, run: Run) -> Dump | None:
-        """Look at the files without reading the steps.
+        """Read the metadata of the files without the steps.
 
         Raises:
-            DumpError: a file that is no dump; steps of runs on different data.
+            DumpError: a file is not a dump, or steps are from runs on different data.
         """
         if not run.dumps:
             return None
@@ -45,18 +45,18 @@ class Dump:
         return cls([path for path, _ in pairs], [meta for _, meta in pairs])
 
     def last(self) -> list[Step]:
-        """The last step, all its sub-batches."""
+        """Return the last step, with all its sub-batches."""
         number = self.metas[-1].step
         return [read_step(path) for path, meta in zip(self.files, self.metas, strict=True) if meta.step == number]
 
 
 @dataclass
 class Numbers:
-    """A run's numbers, and what the page needs beside them.
+    """A run's numbers, and what else the page needs.
 
     Attributes:
         content: the run's part of report.json.
-        dump: for the trajectories; None without one.
+        dump: for the trajectories; None for a run without a dump.
     """
 
     content: dict[str, Any]
@@ -73,7 +73,7 @@ def collect(run: Run, dump: Dump | None, metrics: Metrics | None, tick: Callable
         tick: called after each dumped step.
 
     Raises:
-        DumpError: a dumped step that is damaged or cut short.
+        DumpError: a dumped step is damaged or incomplete.
     """
     columns = Columns()
     for path in dump.files if dump else ():
@@ -81,7 +81,7 @@ def collect(run: Run, dump: Dump | None, metrics: Metrics | None, tick: Callable
         tick()
     by_step = columns.by_step() if dump else []
     if dump and dump.metas[-1].weights != "alpha":
-        for one in by_step:  # EMPG's g is 1 nowhere, and has no guard
+        for one in by_step:  # EMPG's g is never exactly 1, and has no guard
             one["unmodulated"] = None
     found = series.curves(metrics, by_step)
     time = phases.phases(metrics) if metrics else None
@@ -110,7 +110,7 @@ def collect(run: Run, dump: Dump | None, metrics: Metrics | None, tick: Callable
 
 
 def read_run_metrics(run: Run) -> Metrics | None:
-    """The run's metrics; None where it has no file of them."""
+    """Read the run's metrics; None where it has no metrics file."""
     return read_metrics(run.metrics) if run.metrics else None
 
 
@@ -139,7 +139,7 @@ def _about(dump: Dump | None, metrics: Metrics | None, found: Mapping[str, Any])
 
 
 def _essence(meta: Meta) -> Any:
-    """The settings without those that version 0.1.0 had there and that are no method's."""
+    """Return the settings without those that version 0.1.0 stored there and that belong to no method."""
     return {
         name: {key: value for key, value in block.items() if f"{name}.{key}" not in RENAMED}
         if isinstance(block, Mapping)
@@ -156,7 +156,7 @@ def _method(meta: Meta) -> str:
 
 
 def _guess(metrics: Metrics | None) -> str | None:
-    """What the metrics tell of the method where no dump says it."""
+    """Guess the method from the metrics where no dump names it."""
     names = metrics.names() if metrics else set()
     terms = " with ".join(term.upper() for term in LOSS_TERMS if any(name.startswith(f"{term}/") for name in names))
     for method, block in {**MODULATORS, **RESPONSE_BASES}.items():
@@ -177,7 +177,7 @@ def _about_metrics(run: Run, metrics: Metrics) -> dict[str, Any]:
 
 
 def strict(value: Any) -> Any:
-    """The same without NaN and infinities, which JSON has no place for: None in their stead."""
+    """Replace NaN and infinities, which JSON does not have, by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

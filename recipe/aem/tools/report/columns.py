@@ -1,4 +1,4 @@
-"""All responses of a run's dumped steps as plain columns, gathered a step at a time, and what is counted by step."""
+"""All responses of a run's dumped steps as columns, collected step by step, and statistics per step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Columns:
     """The responses of many steps.
 
     Attributes:
-        kinds: names of the kinds of turn, which the column `kind` holds the positions of.
+        kinds: names of the kinds of turn; the column `kind` holds indices into them.
     """
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class Columns:
         self._names: dict[str, int] = {}
 
     def add(self, frame: Frame) -> None:
-        """Take in a step, or one of its sub-batches."""
+        """Add a step, or one of its sub-batches."""
         position = np.array([self._names.setdefault(kind, len(self._names)) for kind in frame.kinds], dtype=np.int64)
         self.kinds = list(self._names)
         columns = {name: values for name, values in frame.columns.items() if name not in ("row", "span")}
         kind = columns["kind"]
         columns["kind"] = np.where(kind == NOWHERE, NOWHERE, position[kind] if len(position) else NOWHERE)
-        columns["group"] = columns["group"] + self._groups  # a group is one step's
+        columns["group"] = columns["group"] + self._groups  # a group belongs to a single step
         columns["step"] = np.full(len(frame), frame.step, dtype=np.int64)
         self._groups += len(frame.groups)
         for name, values in columns.items():
@@ -48,7 +48,7 @@ class Columns:
         return sum(map(len, self._parts.get("group", ())))
 
     def __contains__(self, name: str) -> bool:
-        """Whether any response has a value of that column."""
+        """Return whether any response has a value in that column."""
         return any(not np.isnan(part).all() for part in self._parts.get(name, ()) if len(part))
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -56,11 +56,11 @@ class Columns:
 
     @property
     def steps(self) -> list[int]:
-        """The dumped steps, ascending."""
+        """Return the dumped steps, ascending."""
         return sorted(self._steps)
 
     def by_step(self) -> list[dict[str, Any]]:
-        """What is counted of each step; None for what the dump does not know."""
+        """Return the statistics of each step; None for what the dump lacks."""
         columns = {name: self[name] for name in self._parts}
         counted = []
         for step in self.steps:
@@ -90,8 +90,10 @@ class Columns:
 
 
 def _flat_groups(frame: Frame) -> tuple[int, int, int]:
-    """How many prompt groups have responses, in how many all base advantages are equal, in how many every weight is 1
-    (−1: there are no weights)."""
+    """Count the prompt groups with responses, those with equal base advantages, and those with all weights 1.
+
+    The last count is −1 if there are no weights.
+    """
     if not len(frame):
         return 0, 0, 0
     groups = flat = unmodulated = 0

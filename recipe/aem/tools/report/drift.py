@@ -1,4 +1,4 @@
-"""Surprisal against advantage, and the entropy change that the theory predicts against the one that was measured."""
+"""Surprisal against advantage, and the entropy change that the theory predicts against the measured one."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ QUADRANTS = (
 
 
 def surprise(columns: Columns) -> dict[str, Any] | None:
-    """Relative surprisal S − H against the advantage that the update used, response by response.
+    """Compare relative surprisal S − H with the advantage that the update used, per response.
 
     Returns:
-        The shares of the four quadrants and what each adds to the mean drift; the correlation of α − 1 with H − S,
-        which the theory needs to be positive; and points to draw. None where the dump has not both measures.
+        The shares of the four quadrants and their contributions to the mean drift; the correlation of α − 1 with H − S,
+        which the theory needs to be positive; and points to draw. None unless the dump has both measures.
     """
     if "surprisal" not in columns or "entropy_sum" not in columns:
         return None
@@ -56,12 +56,12 @@ def surprise(columns: Columns) -> dict[str, Any] | None:
 
 
 def changes(columns: Columns, by_step: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The drift A (S − H), averaged over a step's responses, beside the change of the mean entropy to the next step.
+    """Compare the drift A (S − H), averaged over a step's responses, with the change of mean entropy to the next step.
 
     Returns:
-        `steps`: for each pair of consecutive dumped steps the predicted drift (nats a unit of step), the measured
-        change of Σh (nats a response) and of the mean token entropy (nats a token); their correlations over the pairs.
-        None where the dump has not both measures.
+        `steps`: for each pair of consecutive dumped steps the predicted drift (nats per unit of step), the measured
+        change of Σh (nats per response) and of the mean token entropy (nats per token); their correlations over the
+        pairs. None unless the dump has both measures.
     """
     if "surprisal" not in columns or "entropy_sum" not in columns:
         return None
@@ -89,12 +89,12 @@ def changes(columns: Columns, by_step: Sequence[dict[str, Any]]) -> dict[str, An
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> dict[str, Any] | None:
-    """`statistics.correlation` for JSON: `r`, `low`, `high` and the number of `pairs`."""
+    """Return `statistics.correlation` for JSON: `r`, `low`, `high` and the number of `pairs`."""
     found = statistics.correlation(x, y)
     return None if found is None else {**dict(zip(("r", "low", "high"), found, strict=True)), "pairs": len(x)}
 
 
 def _agreement(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Of the pairs in which neither is 0, how many have one sign."""
+    """Return the share of pairs with equal signs, among those in which neither value is 0."""
     both = (x != 0) & (y != 0)
     return float((np.sign(x[both]) == np.sign(y[both])).mean()) if both.any() else None

@@ -1,4 +1,4 @@
-"""A dumped step as columns of one value a response, which is what every section about dumps computes on."""
+"""A dumped step as columns of one value per response, the input of every section about dumps."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ NOWHERE = -1
 
 @dataclass(frozen=True)
 class Frame:
-    """One step (or one sub-batch of a step); N responses, padding rows and masked turns left out.
+    """One step (or one sub-batch of a step): N responses, without padding rows and masked turns.
 
     Attributes:
         step: verl's global step.
-        kinds: names of kinds of turn; `kind` holds their positions, `NOWHERE` where the dump names none.
-        groups: the names of the prompt groups; `group` holds their positions.
-        columns: one value a response: `row` and `span` (its place in the dump), `group`, `turn` (1 is a trajectory's
-            first), `kind`, `length` (tokens), `advantage` (what the update used), `base` (before the modulation),
-            `weight` (α or g), `entropy` (mean of the tokens' entropies, nats a token), `entropy_sum`, `surprisal`
-            (−log π, nats a response); NaN where the dump has none.
-        trajectories: what is known of each trajectory, masked ones too: `success`, `score` (the summed token rewards
-            of its last row, which carries the outcome), `fault`, `cut`, `turns`, `judged` (turns that are known to be
-            valid or not) and `invalid`.
+        kinds: names of kinds of turn; `kind` holds their indices, `NOWHERE` where the dump names none.
+        groups: the names of the prompt groups; `group` holds their indices.
+        columns: one value per response: `row` and `span` (its place in the dump), `group`, `turn` (1 is a
+            trajectory's first), `kind`, `length` (tokens), `advantage` (what the update used), `base` (before the
+            modulation), `weight` (α or g), `entropy` (mean of the tokens' entropies, nats per token), `entropy_sum`,
+            `surprisal` (−log π, nats per response); NaN where the dump has none.
+        trajectories: what is known of each trajectory, including masked trajectories: `success`, `score` (the summed
+            token rewards of its last row, which carries the outcome), `fault`, `cut`, `turns`, `judged` (turns that
+            are known to be valid or not) and `invalid`.
     """
 
     step: int
@@ -43,7 +43,7 @@ class Frame:
 
 
 def frame_of(step: Step) -> Frame:
-    """The columns of a dumped step."""
+    """Return the columns of a dumped step."""
     batch = step.batch.unpadded
     rows = [batch.rows[row] for row, _ in batch.places]
     groups, group_N = _codes([batch.groups[row] for row, _ in batch.places])
@@ -111,7 +111,7 @@ def _has(extras: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def _codes(values: Sequence[str], nowhere: str | None = None) -> tuple[list[str], np.ndarray]:
-    """Names in the order of their first appearance, and each value's position among them."""
+    """Return the names in the order of first appearance, and each value's index among them."""
     names: dict[str, int] = {}
     codes = [NOWHERE if value == nowhere else names.setdefault(value, len(names)) for value in values]
     return list(names), np.array(codes, dtype=np.int64)

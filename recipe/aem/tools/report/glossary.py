@@ -1,4 +1,4 @@
-"""What the names on the page mean; docs/metrics/ and docs/dump.md say more."""
+"""Meanings of the names on the page; docs/metrics/ and docs/dump.md say more."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TERMS = {
 
 
 def entries(names: Iterable[str]) -> list[tuple[str, str, str]]:
-    """Anchor, name and meaning of the terms that the page uses, in the order of the glossary."""
+    """Return anchor, name and meaning of the terms that the page uses, in the order of the glossary."""
     used = set(names)
     return [(anchor(name), name, meaning) for name, meaning in TERMS.items() if name in used]
 
 
 def anchor(name: str) -> str:
-    """The element of a term.
+    """Return the HTML anchor of a term.
 
     Examples:
         >>> anchor("critic/score/mean")

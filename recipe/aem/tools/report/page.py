@@ -1,4 +1,4 @@
-"""The page: which charts and tables stand where."""
+"""The page: its charts, its tables and their order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def render(
     version: str,
     written: str = "",
 ) -> str:
-    """The HTML page.
+    """Render the HTML page.
 
     Args:
         runs: the runs of report.json.
@@ -45,10 +45,11 @@ def render(
             leaves the section out.
         warnings: shown at the top.
         version: of this package.
-        written: when.
+        written: date and time.
     """
     import jinja2
 
+    # what the template loops over
     drawn = all_charts(runs)
     used = {name for section in drawn.values() for chart in section for name in chart.metrics}
     explained = [(run["name"], row) for run in runs for row in (run["turns"] or {}).get("explained") or ()]
@@ -58,6 +59,7 @@ def render(
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    # the filters that the template uses
     environment.filters.update(anchor=glossary.anchor, colour=colour, duration=duration, place=place, signed=signed)
     names = ", ".join(run["name"] for run in runs)
     return environment.get_template("page.jinja").render(
@@ -86,7 +88,7 @@ def render(
 
 
 def place(path: str) -> str:
-    """A path as a page may show it that others see: of an absolute one, the end; report.json has the whole.
+    """Shorten an absolute path for a page that others may see; report.json has the full path.
 
     Example:
         >>> place("/home/ann/runs/seed0/model"), place("Qwen/Qwen2.5-7B")
@@ -97,7 +99,7 @@ def place(path: str) -> str:
 
 
 def all_charts(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Chart]]:
-    """The charts of each section, those without numbers left out."""
+    """Return the charts of each section, without those that have no data."""
     only = len(runs) == 1
     numbered = list(enumerate(runs))
     found: dict[str, list[Chart | None]] = {
@@ -121,7 +123,7 @@ def all_charts(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Chart]]:
 
 
 def colour(weight: float | None) -> str:
-    """The background of a response: white at α = 1, deepest at a factor e away from it.
+    """Return the background of a response: white at α = 1, deepest at a factor e away from it.
 
     Examples:
         >>> colour(1.0), colour(None), colour(9.0)
@@ -135,7 +137,7 @@ def colour(weight: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it.
+    """Format a duration for people.
 
     Examples:
         >>> duration(42.2), duration(348), duration(7320)

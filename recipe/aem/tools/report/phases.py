@@ -1,4 +1,4 @@
-"""Where the time of a step went, by verl's timers, none counted twice."""
+"""Where the time of a step went, by verl's timers, each second counted once."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ OTHER = "other"
 
 
 def phases(metrics: Metrics) -> dict[str, Any] | None:
-    """Mean seconds a step by phase, over the steps that were trained.
+    """Compute mean seconds per step by phase, over the trained steps.
 
-    What runs inside another phase is taken off it and stands apart; what no timer covers is `other`. Validation is not
-    part of verl's step: it is given beside it. Timers that this version does not know are taken for parts of the
-    step, unless the parts then came to more than the step: then they run inside of something, and are named only.
+    The time of a phase inside another phase is subtracted from the outer phase and listed separately; time without a
+    timer is `other`. Validation is not part of verl's step and is given next to it. Timers that this version does not
+    know are taken for parts of the step, unless the parts then exceed the step. In that case they run inside other
+    phases, and only their names are given.
 
     Returns:
         `seconds` by phase, `step`, `steps`, `seam` and `dump` (shares of the step), `testing` and `total` (seconds of
@@ -52,7 +53,7 @@ def phases(metrics: Metrics) -> dict[str, Any] | None:
     names = {name for name in names if "/" not in name} - {STEP, TESTING}
     mean = {name: sum(_finite(values, name) for values in steps) / len(steps) for name in {*names, STEP}}
     unknown = sorted(names - set(PHASES) - set(INSIDE))
-    # timers end after those within them, so a hair more than the step is rounding
+    # outer timers end after inner timers, so a small excess over the step is rounding
     fits = sum(mean[name] for name in names - set(INSIDE)) <= 1.005 * mean[STEP]
     parts = {name: mean[name] for name in PHASES if name in mean}
     parts.update({name: mean[name] for name in unknown} if fits else {})
@@ -77,7 +78,7 @@ def phases(metrics: Metrics) -> dict[str, Any] | None:
 
 
 def title(name: str) -> str:
-    """A phase as the page calls it."""
+    """Return the page's name for a phase."""
     return f"seam: {name}" if name in SEAM else {DUMP: "dump", OTHER: "other", **PHASES}.get(name, name)
 
 

@@ -1,4 +1,4 @@
-"""The charts about responses, turns and time."""
+"""Charts about responses, turns and time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS, GREY = "#D55E00", "#999999"
 
 
 def by_turn_chart(runs: Runs, what: str) -> Chart | None:
-    """Entropy or α by turn index: the mean, and the middle half of the responses."""
+    """Chart entropy or α by turn index: the mean, and the middle half of the responses."""
     drawn = [(number, run) for number, run in enumerate(runs) if _has(run, "by_turn", what)]
     if not drawn:
         return None
@@ -46,7 +46,7 @@ def by_turn_chart(runs: Runs, what: str) -> Chart | None:
 
 
 def by_kind_chart(runs: Runs, what: str) -> Chart | None:
-    """The same by kind of turn."""
+    """Chart entropy or α by kind of turn."""
     drawn = [(number, run) for number, run in enumerate(runs) if _has(run, "by_kind", what)]
     if not drawn:
         return None
@@ -107,7 +107,7 @@ def _title(runs: Runs, what: str, by: str) -> str:
 
 
 def symbol(runs: Runs) -> str:
-    """What modulates the advantages of these runs: α, EMPG's factor g, or both."""
+    """Return the symbol of what modulates the advantages of these runs: α, EMPG's factor g, or both."""
     names = sorted({run["about"]["weight_name"] for run in runs if run["about"]["modulated"]}, reverse=True)
     return " and ".join(names) or "α"
 
@@ -130,14 +130,14 @@ def _alt(drawn: Sequence[tuple[int, Mapping[str, Any]]], table: str, key: str, w
 
 
 def surprise_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | None:
-    """Advantage against relative surprisal, a point a response."""
+    """Chart advantage against relative surprisal, one point per response."""
     found = run["surprise"]
     if not found:
         return None
     x, y = found["points"]["advantage"], found["points"]["relative_surprisal"]
 
     def draw(axes: Any) -> None:
-        # thousands of circles would be a megabyte of SVG: these alone are a picture inside it
+        # rasterize these points only: as SVG, thousands of circles would take a megabyte
         axes.plot(
             x,
             y,
@@ -153,6 +153,7 @@ def surprise_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | N
         axes.axvline(0, color="#333333", linewidth=0.8)
         axes.set(xlabel="advantage A of the update", ylabel="S − H, nats a response")
         axes.figure.set_dpi(150)
+        # label each quadrant with its share and direction
         for one, (across, up) in zip(
             found["quadrants"], ((0.98, 0.97), (0.98, 0.03), (0.02, 0.97), (0.02, 0.03)), strict=True
         ):
@@ -190,7 +191,7 @@ def surprise_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | N
 
 
 def changes_chart(run: Mapping[str, Any], number: int, only: bool) -> Chart | None:
-    """Measured against predicted entropy change, a point a pair of consecutive steps."""
+    """Chart measured against predicted entropy change, one point per pair of consecutive steps."""
     found = run["changes"]
     if not found or not found["steps"]:
         return None
@@ -229,7 +230,7 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 
 def time_chart(runs: Runs) -> Chart | None:
-    """Seconds a step by phase, stacked, a bar a run."""
+    """Chart seconds per step by phase, stacked, one bar per run."""
     drawn = [run for run in runs if run["time"]]
     if not drawn:
         return None

@@ -1,4 +1,4 @@
-"""What stands out in a run: each rule looks at the numbers of the report and says one sentence, or nothing."""
+"""The highlights of a run: each rule checks the report's numbers and returns one sentence, or nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Numbers = Mapping[str, Any]
 
 
 def success(run: Numbers) -> str | None:
-    """Validation success moved by five points or more between the first and the last validation."""
+    """Report that validation success changed by five points or more between the first and the last validation."""
     first, last, best = (run["headline"][f"success_{one}"] for one in ("first", "last", "best"))
     if first is None or last is None or first["step"] == last["step"]:
         return None
@@ -24,7 +24,7 @@ def success(run: Numbers) -> str | None:
 
 
 def past_its_best(run: Numbers) -> str | None:
-    """The last validation is ten points or more below the best."""
+    """Report that the last validation is ten points or more below the best."""
     last, best = run["headline"]["success_last"], run["headline"]["success_best"]
     if last is None or best is None or best["value"] - last["value"] < 0.10:
         return None
@@ -32,7 +32,7 @@ def past_its_best(run: Numbers) -> str | None:
 
 
 def entropy_collapsed(run: Numbers) -> str | None:
-    """Response entropy at the end is below a tenth of that at the start."""
+    """Report that response entropy at the end is below a tenth of that at the start."""
     first, final = run["headline"]["entropy_first"], run["headline"]["entropy_final"]
     if not first or final is None or final >= 0.1 * first:
         return None
@@ -40,7 +40,7 @@ def entropy_collapsed(run: Numbers) -> str | None:
 
 
 def entropy_ran_away(run: Numbers) -> str | None:
-    """Response entropy at the end is over twice that at the start."""
+    """Report that response entropy at the end is over twice that at the start."""
     first, final = run["headline"]["entropy_first"], run["headline"]["entropy_final"]
     if not first or final is None or final <= 2 * first:
         return None
@@ -48,7 +48,7 @@ def entropy_ran_away(run: Numbers) -> str | None:
 
 
 def entropy_peaked(run: Numbers) -> str | None:
-    """Response entropy was once over five times that of the first step."""
+    """Report that response entropy was once over five times that of the first step."""
     start, highest = run["headline"]["entropy_start"], run["headline"]["entropy_highest"]
     if not start or not start["value"] or highest["value"] <= 5 * start["value"]:
         return None
@@ -59,7 +59,7 @@ def entropy_peaked(run: Numbers) -> str | None:
 
 
 def without_variance(run: Numbers) -> str | None:
-    """More than half of the prompt groups had nothing to learn from."""
+    """Report that more than half of the prompt groups had nothing to learn from."""
     share = run["headline"]["without_variance"]
     if share is None or share <= 0.5:
         return None
@@ -67,7 +67,7 @@ def without_variance(run: Numbers) -> str | None:
 
 
 def guarded(run: Numbers) -> str | None:
-    """Hardly a group was modulated."""
+    """Report that hardly any group was modulated."""
     share = run["headline"]["modulated"]
     if share is None or share > 0.05:
         return None
@@ -75,7 +75,7 @@ def guarded(run: Numbers) -> str | None:
 
 
 def kind_explains(run: Numbers) -> str | None:
-    """Turn kind explains more than half of α's variance, beyond what chance would."""
+    """Report that turn kind explains more than half of α's variance, beyond what chance would explain."""
     for one in (run["turns"] or {}).get("explained") or ():
         if one["factor"] == "turn kind" and one["adjusted"] is not None and one["adjusted"] > 0.5:
             return (
@@ -86,7 +86,7 @@ def kind_explains(run: Numbers) -> str | None:
 
 
 def faults(run: Numbers) -> str | None:
-    """The environment failed in more than one trajectory of a hundred."""
+    """Report that the environment failed in more than 1 % of the trajectories."""
     share = run["headline"]["fault"]
     if share is None or share <= 0.01:
         return None
@@ -94,7 +94,7 @@ def faults(run: Numbers) -> str | None:
 
 
 def cuts(run: Numbers) -> str | None:
-    """Limits ended more than a fifth of the trajectories."""
+    """Report that limits ended more than a fifth of the trajectories."""
     share = run["headline"]["cut"]
     if share is None or share <= 0.2:
         return None
@@ -102,7 +102,7 @@ def cuts(run: Numbers) -> str | None:
 
 
 def invalid(run: Numbers) -> str | None:
-    """More than a tenth of the turns were badly formed."""
+    """Report that more than a tenth of the turns were malformed."""
     share = run["headline"]["invalid"]
     if share is None or share <= 0.1:
         return None
@@ -110,7 +110,7 @@ def invalid(run: Numbers) -> str | None:
 
 
 def clipping(run: Numbers) -> str | None:
-    """The updates clip more than a fifth of the tokens."""
+    """Report that the updates clip more than a fifth of the tokens."""
     share = run["headline"]["clipped"]
     if share is None or share <= 0.2:
         return None
@@ -118,13 +118,13 @@ def clipping(run: Numbers) -> str | None:
 
 
 def skipped(run: Numbers) -> str | None:
-    """Mini-batches were passed over because nothing in them counted."""
+    """Report that mini-batches were skipped because their mask was all zero."""
     steps = [point for point in run["series"].get("actor/skipped_updates", ()) if point[1] > 0]
     return f"In {len(steps)} steps mini-batches without a token that counts were passed over." if steps else None
 
 
 def not_finite(run: Numbers) -> str | None:
-    """Metrics were NaN or infinite."""
+    """Report that metrics were NaN or infinite."""
     bad = (run["metrics"] or {}).get("not_finite") or {}
     if not bad:
         return None
@@ -134,7 +134,7 @@ def not_finite(run: Numbers) -> str | None:
 
 
 def resumed(run: Numbers) -> str | None:
-    """The run was started more than once."""
+    """Report that the run was started more than once."""
     metrics = run["metrics"]
     if not metrics or len(metrics["starts"]) < 2:
         return None
@@ -143,7 +143,7 @@ def resumed(run: Numbers) -> str | None:
 
 
 def older(run: Numbers) -> str | None:
-    """The last start went back and has not come as far yet."""
+    """Report that the last start resumed from an earlier step and has not caught up yet."""
     steps = (run["metrics"] or {}).get("older") or []
     if not steps:
         return None
@@ -151,20 +151,20 @@ def older(run: Numbers) -> str | None:
 
 
 def unfinished(run: Numbers) -> str | None:
-    """The metrics end in the middle of a line."""
+    """Report that the metrics end in the middle of a line."""
     if not (run["metrics"] or {}).get("unfinished"):
         return None
     return "The metrics end in the middle of a line: the run goes on, or was killed. That line is left out."
 
 
 def dropped(run: Numbers) -> str | None:
-    """Steps are missing from the dump because writing fell behind."""
+    """Report that steps are missing from the dump because writing fell behind."""
     lost = sum(value for _, value in run["series"].get("aem/dump/dropped", ()))
     return f"{lost:.0f} steps were not dumped: writing was slower than the steps." if lost else None
 
 
 def settings_changed(run: Numbers) -> str | None:
-    """The dumped steps were not all made with the same settings."""
+    """Report that the dumped steps were not all made with the same settings."""
     steps = run["about"]["settings_changed_at"]
     return f"The method's settings change at step {', '.join(map(str, steps))} of the dump." if steps else None
 
@@ -193,6 +193,6 @@ RULES: Sequence[Callable[[Numbers], str | None]] = (
 
 
 def stands_out(run: Numbers) -> list[dict[str, str]]:
-    """What the rules find, in their order."""
+    """Return the findings of all rules, in order."""
     found = ((rule.__name__, rule(run)) for rule in RULES)
     return [{"rule": name, "text": text} for name, text in found if text is not None]

@@ -1,4 +1,4 @@
-"""Curves over the steps of a run, and the few numbers of its headline."""
+"""Curves over the steps of a run, and the numbers of its headline."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ EDGE = 5
 
 
 def curves(metrics: Metrics | None, by_step: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    """Every curve of the page, by name: those of `KEPT` as verl logged them, `validation/…`, `dump/…` as counted in the
-    dumped steps, and those of `DERIVED`, which take the one or the other."""
+    """Return every curve of the page, by name.
+
+    `KEPT` are as verl logged them; `validation/…` are from validations, and `dump/…` from the dumped steps; `DERIVED`
+    use either source.
+    """
     found: dict[str, Points] = {}
     if metrics is not None:
         found.update({name: metrics.series(name) for name in KEPT})
@@ -66,19 +69,19 @@ def curves(metrics: Metrics | None, by_step: Sequence[Mapping[str, Any]]) -> dic
 
 
 def success(metrics: Metrics | None) -> Points:
-    """Validation success; `acc` where verl has it, of the first benchmark by name."""
+    """Return validation success, of the first benchmark by name; `acc` where verl has it."""
     names = sorted(name for name in metrics.names() if SUCCESS.fullmatch(name)) if metrics else []
     return metrics.series(names[0]) if metrics and names else []
 
 
 def benchmarks(metrics: Metrics | None) -> list[str]:
-    """The benchmarks that were validated on."""
+    """Return the benchmarks that the run validated on."""
     matches = (SUCCESS.fullmatch(name) for name in metrics.names()) if metrics else ()
     return sorted({match["benchmark"] for match in matches if match})
 
 
 def headline(found: Mapping[str, Points], time: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The numbers at the top of the page; None for what neither source knows."""
+    """Return the numbers at the top of the page; None for what neither source has."""
     validations = found.get("success", [])
     best = max(validations, key=lambda point: point[1], default=None)
     entropy = found.get("response_entropy") or found.get("actor/entropy") or []
@@ -107,7 +110,7 @@ def headline(found: Mapping[str, Points], time: Mapping[str, Any] | None) -> dic
 
 
 def ends(points: Points) -> tuple[float | None, float | None]:
-    """The means of the first and of the last steps, up to five at each end, and never a step at both."""
+    """Return the means of the first and of the last steps: up to five at each end, and no step at both."""
     edge = _edge(points)
     return mean(points[:edge]), mean(points[-edge:] if edge else [])
 
@@ -117,7 +120,7 @@ def _edge(points: Points) -> int:
 
 
 def mean(points: Points | None) -> float | None:
-    """Over the steps; None without any."""
+    """Return the mean over the steps; None without any."""
     return sum(value for _, value in points) / len(points) if points else None
 
 

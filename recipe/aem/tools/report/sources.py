@@ -1,4 +1,4 @@
-"""What a report is made from: which files belong to a run, and the metrics in them."""
+"""The inputs of a report: which files belong to a run, and the metrics in them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DUMP = "dump"
 
 
 class ReportError(AEMError, FileError):
-    """A source that cannot be read, or a wrong request; the message is one line and names the file."""
+    """Raised for a source that cannot be read, or a wrong request; the message is one line and names the file."""
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Run:
     """The files of a run.
 
     Attributes:
-        path: its directory, or its only file.
-        name: as the page calls it.
-        metrics: files of verl's file logger, the run's first start first.
+        path: its directory, or its single file.
+        name: as shown on the page.
+        metrics: files of verl's file logger, in the order of the run's starts.
         dumps: directories of dumped steps, or files.
     """
 
@@ -47,9 +47,9 @@ class Metrics:
     Attributes:
         steps: metrics by step, in the order of the steps; values may be NaN or infinite.
         starts: the first step of each file.
-        unfinished: files whose last line is broken: the run is being written, or was killed.
+        unfinished: files whose last line is incomplete: the run is still writing, or was killed.
         not_finite: how often a metric was NaN or infinite.
-        older: steps that stand only in files of earlier starts, though a later start went back before them.
+        older: steps found only in files of earlier starts, although a later start resumed from before them.
     """
 
     steps: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -59,29 +59,29 @@ class Metrics:
     older: list[int] = field(default_factory=list)
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """A metric's finite values, with their steps."""
+        """Return a metric's finite values, with their steps."""
         found = ((step, values.get(name)) for step, values in self.steps.items())
         return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
 
     def names(self) -> set[str]:
-        """All metrics that occur."""
+        """Return the names of all metrics that occur."""
         return {name for values in self.steps.values() for name in values}
 
 
 def find_runs(paths: Sequence[Path], names: Sequence[str] = (), dumps: Sequence[Path] = ()) -> list[Run]:
-    """Sort the given paths into runs.
+    """Group the given paths into runs.
 
     A directory is a run, with the metrics*.jsonl in it and the dumped steps in it or in its folder `dump`. Files of
-    dumped steps are of one run if they lie in one directory, metrics.jsonl and metrics.2.jsonl likewise; any other
-    .jsonl is a run of its own.
+    dumped steps in one directory belong to one run, and so do metrics.jsonl and metrics.2.jsonl; any other .jsonl is
+    a separate run.
 
     Args:
         paths: as the user gave them.
-        names: of the runs, in their order; without any, the shortest ends of the paths that tell them apart.
-        dumps: directories of dumped steps that lie elsewhere, one for each run in their order.
+        names: of the runs, in their order; by default, the shortest path endings that distinguish them.
+        dumps: directories of dumped steps in other places, one per run in their order.
 
     Raises:
-        ReportError: a path that is missing or holds nothing; another number of names or dumps than runs.
+        ReportError: a path is missing or holds nothing, or the number of names or dumps differs from that of runs.
     """
     runs: dict[Path, Run] = {}
     for path in paths:
@@ -116,7 +116,7 @@ def find_runs(paths: Sequence[Path], names: Sequence[str] = (), dumps: Sequence[
 
 
 def _sort(path: Path) -> tuple[Path, list[Path], list[Path]]:
-    """Whose a path is, and the metrics and dumps that it stands for."""
+    """Return the run that a path belongs to, and the metrics and dumps at that path."""
     if path.is_dir():
         metrics = sorted((file for file in path.glob("*.jsonl") if METRICS.fullmatch(file.name)), key=_start)
         if _holds(path, PATTERN):
@@ -145,7 +145,7 @@ def _start(file: Path) -> int:
 
 
 def _tell_apart(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as make them differ."""
+    """Return the last parts of the paths, as many as are needed to distinguish them."""
     parts = [path.resolve().with_suffix("" if path.suffix == ".jsonl" else path.suffix).parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(one[-length:]) for one in parts]
@@ -159,11 +159,11 @@ def _list(runs: Sequence[Run]) -> str:
 
 
 def read_metrics(files: Sequence[Path]) -> Metrics:
-    """Read what verl's file logger wrote; of a step that several starts of the run went through, the later's values.
+    """Read what verl's file logger wrote; where several starts of a run logged a step, the latest values count.
 
     Raises:
-        ReportError: a line that is no such record, unless it is the last one: a run that is being written, or was
-            killed, may end in the middle of a line.
+        ReportError: a line is not such a record, unless it is the last: a run that is still writing, or was killed, may
+            end in the middle of a line.
     """
     read = Metrics()
     last_start: dict[int, int] = {}
@@ -174,7 +174,7 @@ def read_metrics(files: Sequence[Path]) -> Metrics:
             read.starts.append(lines[0][0])
             reached = lines[-1][0]
         for step, values in lines:
-            # key by key: a validation on its own, at the step of a checkpoint, must not wipe out that step's training
+            # key by key: a separate validation at a checkpoint's step must not erase the training metrics of that step
             read.steps.setdefault(step, {}).update(values)
             last_start[step] = number
     newest = max(last_start.values(), default=0)
@@ -197,7 +197,7 @@ def _lines(file: Path, read: Metrics) -> list[tuple[int, dict[str, float]]]:
 
 
 def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
-    # orjson, with which verl writes, makes null of NaN
+    # orjson, which verl writes with, turns NaN into null
     numbers = {name: math.nan if value is None else value for name, value in data.items()}
     return {
         name: float(value)

@@ -1,4 +1,4 @@
-"""How the page's charts look, and how one becomes SVG inside HTML."""
+"""Style of the page's charts, and their conversion to SVG inside HTML."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ SETTINGS: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a run's name may hold a $
+    "text.parse_math": False,  # a run's name may contain a $
 }
 
 
 @contextmanager
 def drawing() -> Iterator[Any]:
-    """matplotlib's pyplot in this style; it draws into files only, whatever screen there is."""
+    """Yield matplotlib's pyplot in this style; it draws only into files, whatever display there is."""
     import matplotlib
 
     with matplotlib.rc_context(SETTINGS):
@@ -52,7 +52,7 @@ def drawing() -> Iterator[Any]:
 
 
 def signed(value: float, form: str) -> str:
-    """A number with its sign, and a minus as long as the plus.
+    """Format a number with its sign, using a minus as wide as the plus.
 
     Examples:
         >>> signed(0.25, ".2f"), signed(-0.25, ".2f"), signed(-0.001, ".2f")
@@ -65,19 +65,19 @@ def signed(value: float, form: str) -> str:
 
 
 def look(number: int) -> dict[str, Any]:
-    """The line of the n-th run: its colour and its dashes, so that neither alone must tell runs apart."""
+    """Return the n-th run's colour and dash pattern, so that neither alone must distinguish runs."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
 
 
 def legend(axes: Any, runs: int) -> None:
-    """Above the chart, where it hides nothing; none for a single line."""
+    """Put a legend above the chart, where it hides nothing; none for a single line."""
     handles, labels = axes.get_legend_handles_labels()
     if runs > 1 and handles:
         axes.figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.2, columnspacing=1.2)
 
 
 def to_svg(figure: Any, name: str) -> str:
-    """The figure as an element of an HTML page: without size, so that the page sets it, and with ids of its own."""
+    """Return the figure as an HTML element: without a size, so that the page sets it, and with unique ids."""
     import matplotlib.pyplot as plt
 
     buffer = io.StringIO()

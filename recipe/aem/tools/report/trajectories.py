@@ -1,4 +1,4 @@
-"""The best and worst trajectories of the last dumped step, ready to read."""
+"""The best and worst trajectories of the last dumped step, in readable form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class NoTokenizer(AEMError, LookupError):
-    """The tokenizer cannot be loaded; says why, in one line."""
+    """Raised if the tokenizer cannot be loaded; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Turn:
     """One turn.
 
     Attributes:
-        number: from 1.
+        number: counted from 1.
         kind: of the turn, empty where unknown.
-        observation: what was answered.
+        observation: what the response answers.
         response: decoded; None without a tokenizer.
-        tokens: how many the response has.
-        weight: α (or g); None where nothing of the response counts, or nothing modulates.
-        advantage: what the update used; None where nothing counts.
+        tokens: number of tokens in the response.
+        weight: α (or g); None where the response is masked, or nothing modulates.
+        advantage: what the update used; None where the response is masked.
         valid: whether the action was well-formed; None where unknown.
     """
 
@@ -53,7 +53,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One trajectory, with the mean of its responses' final advantages, by which it was chosen."""
+    """A trajectory, with the mean of its responses' final advantages, by which it was chosen."""
 
     name: str
     group: str
@@ -68,14 +68,14 @@ class Trajectory:
 
 
 def load_tokenizer(place: str) -> Decode:
-    """A function from token ids to text, from what is on this machine; nothing is fetched.
+    """Return a function from token ids to text, using only files on this machine.
 
     Raises:
         NoTokenizer: it cannot be loaded.
     """
     file = Path(place) / "tokenizer.json"
     try:
-        if file.is_file():  # what transformers would use, without the seconds of its import
+        if file.is_file():  # what transformers would use, without its import time of seconds
             from tokenizers import Tokenizer
 
             return partial(Tokenizer.from_file(str(file)).decode, skip_special_tokens=False)
@@ -84,7 +84,7 @@ def load_tokenizer(place: str) -> Decode:
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
     except ModuleNotFoundError as error:
         raise NoTokenizer(f"needs {error.name}, which is not installed (pip install transformers)") from None
-    except Exception as error:  # whatever a tokenizer's own code raises: the page says it and shows the rest
+    except Exception as error:  # a tokenizer's own code may raise anything: the page reports it and shows the rest
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise NoTokenizer(f"{place} cannot be loaded: {reason}") from None
 
@@ -95,8 +95,10 @@ def load_tokenizer(place: str) -> Decode:
 
 
 def choose(steps: Sequence[Step], count: int, decode: Decode | None) -> dict[str, Any]:
-    """The trajectories to show: of those that succeeded, the ones with the largest mean of α·A over their responses; of
-    those that did not, the ones with the lowest. Of a prompt group at most one of each kind.
+    """Choose the trajectories to show, at most one of each kind per prompt group.
+
+    `best` are those that succeeded, with the largest mean of α·A over their responses;
+    `worst` are those that did not, with the lowest.
 
     Args:
         steps: the last dumped step; several where it has sub-batches.
@@ -104,8 +106,8 @@ def choose(steps: Sequence[Step], count: int, decode: Decode | None) -> dict[str
         decode: None shows no response text.
 
     Returns:
-        `best`, `worst`: lists of `Trajectory`; `by_success`: False where the dump does not know success, so that the
-        sign of the mean takes its place.
+        `best`, `worst`: lists of `Trajectory`; `by_success`: False where the dump has no success, so that the sign of
+        the mean is used instead.
     """
     found: list[tuple[float, float | None, str, str, list[int], Step, Frame]] = []
     for step in steps:
@@ -183,7 +185,7 @@ def _turns(
     for place, (start, stop) in enumerate(spans):
         anchor = _entry(extra, "anchors", place)
         if anchor is None and ids is not None and decode is not None and start > end:
-            anchor = decode(ids[end:start])  # a conversation in one row: the environment speaks between the spans
+            anchor = decode(ids[end:start])  # a conversation in one row: the environment's text is between the spans
         weight = None if step.weights is None or place >= len(step.weights[row]) else step.weights[row][place]
         index, end = _entry(extra, "turn_index", place), stop
         turns.append(

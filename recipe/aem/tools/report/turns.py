@@ -1,4 +1,4 @@
-"""Response entropy and α by turn and by kind of turn, and how much of α's variance these explain."""
+"""Response entropy and α by turn and by kind of turn, and the share of α's variance that these explain."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 
 def by_turn(columns: Columns) -> list[dict[str, Any]]:
-    """Entropy and α of each turn index that at least `FEWEST` responses have."""
+    """Summarise entropy and α for each turn index that at least `FEWEST` responses have."""
     turn = columns["turn"].astype(int)
     return [{"turn": int(index), **_about(columns, turn == index)} for index in np.unique(turn) if _many(turn == index)]
 
 
 def by_kind(columns: Columns) -> list[dict[str, Any]]:
-    """The same of each kind of turn, the most frequent first."""
+    """Summarise entropy and α for each kind of turn, the most frequent first."""
     kind = columns["kind"].astype(int)
     counted = sorted(range(len(columns.kinds)), key=lambda code: -int((kind == code).sum()))
     return [{"kind": columns.kinds[code], **_about(columns, kind == code)} for code in counted if _many(kind == code)]
@@ -45,13 +45,13 @@ def _about(columns: Columns, which: np.ndarray) -> dict[str, Any]:
 
 
 def explained(columns: Columns) -> list[dict[str, Any]] | None:
-    """How much of α's variance inside the prompt groups turn kind, turn index, and both together explain.
+    """Compute how much of α's variance inside prompt groups turn kind, turn index, and both together explain.
 
-    Groups in which α does not vary are left out: there is nothing to explain in them. All three are taken over the same
-    responses, those with a kind where the dump names kinds.
+    Groups in which α does not vary are left out, because they have nothing to explain. All three use the same
+    responses: those with a kind, where the dump names kinds.
 
     Returns:
-        An entry a factor, as `eta_squared` gives it; None where α does not vary anywhere.
+        One entry per factor, as `eta_squared` gives it; None where α does not vary anywhere.
     """
     if "weight" not in columns:
         return None
@@ -72,15 +72,16 @@ def explained(columns: Columns) -> list[dict[str, Any]] | None:
 
 
 def eta_squared(value: np.ndarray, group: np.ndarray, cell: np.ndarray) -> dict[str, Any]:
-    """The share of a value's variance inside groups that a grouping into cells explains.
+    """Compute the share of a value's variance inside groups that a grouping into cells explains.
 
-    Both the value and the cells' indicators are taken relative to their group's mean; η² is the R² of the one on the
-    other. So it is 1 where the value is the same function of the cell in every group, plus any constant of the group's,
-    however the groups mix the cells.
+    Both the value and the cells' indicators are taken relative to their group's mean; η² is the R² of the regression
+    of the value on the indicators. It is 1 where the value is the same function of the cell in every group, plus a
+    constant per group, however the groups mix the cells.
 
-    With many small cells chance explains much: with df_m the rank of the indicators and df_t the number of values
-    less the number of groups, cells that mean nothing explain df_m / df_t on average (exactly so for a value of equal
-    variance everywhere). `adjusted` takes that off: 1 − (1 − η²) · df_t / (df_t − df_m), 0 on average by chance.
+    With many small cells, chance explains much: with df_m the rank of the indicators and df_t the number of values
+    minus the number of groups, meaningless cells explain df_m / df_t on average (exactly so for a value of equal
+    variance everywhere). `adjusted` corrects for this: 1 − (1 − η²) · df_t / (df_t − df_m), which is 0 on average by
+    chance.
 
     Args:
         value: of each response.
@@ -101,7 +102,7 @@ def eta_squared(value: np.ndarray, group: np.ndarray, cell: np.ndarray) -> dict[
     size = np.bincount(group, minlength=groups)
     inner = value - (np.bincount(group, value, groups) / size)[group]
     counts = np.bincount(group * cells + cell, minlength=groups * cells).reshape(groups, cells).astype(float)
-    # X'MX and X'My, with X the indicators and M what takes off a group's mean
+    # X'MX and X'My, with X the indicators and M the projection that subtracts a group's mean
     gram = np.diag(counts.sum(0)) - counts.T @ (counts / size[:, None])
     moment = np.bincount(cell, inner, cells)
     values, vectors = np.linalg.eigh(gram)
@@ -121,7 +122,7 @@ def eta_squared(value: np.ndarray, group: np.ndarray, cell: np.ndarray) -> dict[
 
 
 def _spread(value: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Each response's group's largest less smallest value; what rounding leaves counts as 0."""
+    """Return the range of values in each response's group; rounding errors count as 0."""
     codes = np.unique(group, return_inverse=True)[1]
     high = np.full(codes.max(initial=-1) + 1, -np.inf)
     low = -high
@@ -132,7 +133,7 @@ def _spread(value: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def shown_kinds(tables: Sequence[list[dict[str, Any]]], most: int = 12) -> list[str]:
-    """The kinds that a chart has room for: the most frequent over all runs."""
+    """Return the kinds that fit in a chart: the most frequent over all runs."""
     counts: dict[str, int] = {}
     for table in tables:
         for row in table:

@@ -1,4 +1,4 @@
-"""A study's cells: one training each, with all that the trainer is told."""
+"""A study's cells: one training each, with everything passed to the trainer."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Cell:
     """One training of a study.
 
     Attributes:
-        folder: where everything of it lies.
-        asked: the overrides that the study file asks for.
+        folder: holds all files of the cell.
+        asked: the overrides in the study file.
         env: the variables that the study file sets.
     """
 
@@ -59,10 +59,10 @@ class Cell:
 
     @cached_property
     def composed(self) -> Composed:
-        """The configuration that hydra makes of it, before the study's own settings.
+        """The cell's configuration as hydra composes it, before the study's own settings.
 
         Raises:
-            StudyError: it cannot be composed, or would not tell when the training has ended.
+            StudyError: it cannot be composed, or does not determine when the training ends.
         """
         try:
             composed = compose(self.config, self.asked)
@@ -81,7 +81,7 @@ class Cell:
         return self.composed.settings["trainer.total_training_steps"]
 
     def overrides(self, resume: bool = False) -> list[str]:
-        """All overrides of the trainer: the file's, then the study's own, which win."""
+        """Return all overrides for the trainer: the file's, then the study's own, which take precedence."""
         settings = self.composed.settings
         own = [f"{key}={self.seed}" for key in SEEDS if key in settings]
         loggers = settings.get("trainer.logger", [])
@@ -97,11 +97,11 @@ class Cell:
 
 
 def cells(study: Study, out: Path) -> list[Cell]:
-    """All cells, seed by seed, so that an unfinished study compares the methods on the same seeds.
+    """Return all cells, seed by seed, so that an unfinished study compares the methods on the same seeds.
 
     Args:
         study: the file.
-        out: where the cells' folders lie.
+        out: parent of the cells' folders.
     """
     found = []
     for seed in study.seeds:
@@ -125,15 +125,15 @@ def cells(study: Study, out: Path) -> list[Cell]:
 
 
 def select(study: Study, all_cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The cells that filters leave.
+    """Return the cells that match the filters.
 
     Args:
         study: the file.
-        all_cells: of it.
-        only: each `axis=value|value,axis=value`; a cell stays where one of them fits. None: all stay.
+        all_cells: of the study.
+        only: each `axis=value|value,axis=value`; a cell stays if one of them matches. None given: all stay.
 
     Raises:
-        StudyError: a filter that is none, or that names what the study does not have.
+        StudyError: a filter is malformed, or names something that the study does not have.
     """
     if not only:
         return list(all_cells)
@@ -165,7 +165,7 @@ def _filter(text: str, known: Mapping[str, Sequence[str]]) -> dict[str, list[str
 
 
 def _absolute(value: str) -> str:
-    """A path that exists, in full, for Ray's processes may run elsewhere; anything else as it is."""
+    """Return an existing path as absolute, because Ray's processes may run elsewhere; anything else unchanged."""
     if not re.match(r"~|\.{1,2}/|[^:\s]+/", value):
         return value
     path = Path(value).expanduser()

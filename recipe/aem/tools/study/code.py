@@ -1,8 +1,8 @@
-"""The code that a training may import, as digests, so that an edit elsewhere in the tree spoils no finished cell.
+"""Digests of the code that a training may import, so that an edit elsewhere in the tree invalidates no finished cell.
 
-That is aem_core, agent_loops without the folders of other benchmarks (an environment's folder imports nothing of its
+This is aem_core, agent_loops without the folders of other benchmarks (an environment's folder imports nothing from its
 neighbours), recipe.aem without its tools (which run in other processes), verl_aem, and the benchmark's own package.
-Git's hash of a tree would not do: a study runs from edited checkouts and from wheels, too.
+Git's hash of a tree would not work: a study also runs from edited checkouts and from wheels.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DATA = (".json", ".jinja", ".txt")
 def code_of(target: str) -> dict[str, str]:
     """Digest the files that training on a benchmark may import, by path.
 
-    Comments and docstrings count for nothing; data files do.
+    Comments and docstrings are ignored; data files count.
 
     Args:
         target: the class of the benchmark, `package.module.Class`; may be empty.
@@ -46,7 +46,7 @@ def _benchmarks(root: Path) -> set[Path]:
 
 
 def _package(target: str) -> Path | None:
-    """The folder of the benchmark's top package, or its only file; of agent_loops, the folder of the benchmark."""
+    """Return the folder of the benchmark's top package, or its single file; in agent_loops, the benchmark's folder."""
     parts = target.split(".")[:-1]
     for length in range(1, len(parts) + 1):
         spec = find_spec(".".join(parts[:length]))
@@ -72,7 +72,7 @@ def _digest(path: Path) -> str:
 
 
 def _bare(tree: ast.Module) -> ast.Module:
-    """Without docstrings."""
+    """Return the tree without docstrings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
             ast.get_docstring(node, clean=False) is not None

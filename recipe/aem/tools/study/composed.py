@@ -1,4 +1,4 @@
-"""A configuration as hydra composes it for the trainer, flat, so that two can be compared setting by setting."""
+"""A configuration as hydra composes it for the trainer, flattened, so that two can be compared setting by setting."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ _VARIABLE = re.compile(r"\$\{oc\.env:\s*([A-Za-z_]\w*)\s*(?:,\s*([^}]*))?\}")
 
 @dataclass(frozen=True)
 class Composed:
-    """Attributes:
-    settings: by dotted name; interpolations stand as they are written.
-    variables: of the environment that the settings read, with the default; None where there is none.
+    """A flattened configuration.
+
+    Attributes:
+        settings: by dotted name; interpolations are unresolved.
+        variables: environment variables that the settings read, with the default; None where there is none.
     """
 
     settings: Mapping[str, Any]
@@ -30,10 +32,10 @@ def compose(config: str, overrides: Sequence[str]) -> Composed:
 
     Args:
         config: a name in `recipe/aem/config`, or a path that ends in .yaml.
-        overrides: hydra's, a tuple.
+        overrides: hydra's, as a tuple.
 
     Raises:
-        StudyError: there is none, or an override does not fit.
+        StudyError: there is no such configuration, or an override does not fit.
     """
     from omegaconf import OmegaConf
 

@@ -1,4 +1,4 @@
-"""The study's figure, made from the rows of its CSV alone."""
+"""The study's figure, drawn only from the rows of its CSV."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from recipe.aem.tools.statistics import mean_interval
 from recipe.aem.tools.study.file import StudyError
 from recipe.aem.tools.study.results import Row
 
-# Okabe and Ito's palette: told apart with any common colour blindness; line styles tell them apart in print
+# Okabe and Ito's palette: distinguishable with any common colour blindness; line styles distinguish lines in print
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _STYLES = ("-", "--", "-.", ":")
 _SHOWN = 2
 
 
 def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
-    """Curves over the steps: a benchmark a column, a metric a row; mean, 95 % t band, and a thin line a seed.
+    """Draw curves over the steps: one column per benchmark, one row per metric; mean, 95 % t band, thin lines of seeds.
 
     Args:
-        found: of the CSV; the order in which benchmarks, methods and metrics appear is kept.
-        path: of the picture; its ending is the format.
+        found: rows of the CSV; the order in which benchmarks, methods and metrics appear is kept.
+        path: of the picture; its extension selects the format.
         metrics: to show; by default the CSV's first two.
 
     Raises:
-        StudyError: a metric that is not in the CSV, or a format that is none.
+        StudyError: a metric is not in the CSV, or the format is unknown.
     """
     import matplotlib
 
@@ -35,6 +35,7 @@ def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
+    # what to show, in the order of the CSV
     there = list(dict.fromkeys(row.metric for row in found))
     for one in metrics:
         if one not in there:
@@ -45,6 +46,7 @@ def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
     size = (1 + 4.4 * len(benchmarks), 0.6 + 3.0 * len(shown))
     figure, axes = pyplot.subplots(len(shown), len(benchmarks), figsize=size, squeeze=False, layout="constrained")
     looks = dict(zip(methods, zip(cycle(_COLOURS), cycle(_STYLES), strict=False), strict=False))
+    # one panel per benchmark and metric
     for column, benchmark in enumerate(benchmarks):
         for line, metric in enumerate(shown):
             panel = axes[line][column]
@@ -59,7 +61,7 @@ def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
             if line == 0:
                 panel.set_title(benchmark)
             labels = panel.get_legend_handles_labels()[1]
-            # once a column, unless a metric is of other runs than the one above it
+            # one legend per column, unless a metric covers other runs than the metric above it
             if labels and (line == 0 or labels != axes[line - 1][column].get_legend_handles_labels()[1]):
                 panel.legend(frameon=False, fontsize="small", title="method (seeds)", title_fontsize="small")
     figure.suptitle(
@@ -77,11 +79,11 @@ def draw(found: Sequence[Row], path: Path, metrics: Sequence[str] = ()) -> None:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """The values and half their range on both sides: bands of few seeds are so wide that they flatten the curves."""
+    """Return limits with half the values' range on both sides: wide bands of few seeds would flatten the curves."""
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1.0) / 2
     bottom, top = (max(low - room, -room / 20) if low >= 0 else low - room), high + room
-    # a rate of success has no ticks above 1
+    # a success rate has no ticks above 1
     return bottom, min(top, 1.05) if low >= 0 and high <= 1 else top
 
 
@@ -96,7 +98,7 @@ def _curve(panel: Any, rows: Sequence[Row], method: str, look: tuple[str, str]) 
     for seed in seeds if len(seeds) > 1 else ():
         points = [(step, of[seed]) for step, of in sorted(by_step.items()) if seed in of]
         panel.plot(*zip(*points, strict=True), color=colour, linestyle=style, linewidth=0.5, alpha=0.5)
-    # a mean over other seeds at other steps would jump for no reason of the method's
+    # a mean over different seeds at different steps would jump for reasons unrelated to the method
     complete = [(step, of) for step, of in sorted(by_step.items()) if len(of) == len(seeds)]
     means = [(step, one) for step, of in complete if (one := mean_interval(list(of.values()))) is not None]
     steps = [step for step, _ in means]

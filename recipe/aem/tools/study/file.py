@@ -1,4 +1,4 @@
-"""The study file: read strictly into dataclasses."""
+"""The study file, parsed strictly into dataclasses."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ RESERVED = ("trainer.default_local_dir", "trainer.resume_mode", "data.seed", "ac
 
 
 class StudyError(AEMError, FileError):
-    """Something in a study that its user can put right; the message is one line."""
+    """An error in a study that the user can fix; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Attributes:
-    config: one of `recipe/aem/config`, or the path of a YAML file.
-    overrides: hydra's, for every cell on it.
-    env: variables for its trainer.
+    """A benchmark of a study.
+
+    Attributes:
+        config: a name in `recipe/aem/config`, or the path of a YAML file.
+        overrides: hydra's, for all its cells.
+        env: environment variables for its trainer.
     """
 
     config: str
@@ -43,7 +45,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of the table: a series of verl's, and how a run's series becomes one value."""
+    """One number of the table: a series that verl logs, and how to reduce it to one value."""
 
     series: str
     summary: str
@@ -51,10 +53,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked.
+    """A validated study file.
 
     Attributes:
-        metrics: of the table and the figure, by the names that stand there.
+        metrics: of the table and the figure, by the names shown there.
         keep: patterns of further series for the CSV.
     """
 
@@ -79,7 +81,7 @@ def read_study(path: Path) -> Study:
         The study.
 
     Raises:
-        StudyError: names the file and what is wrong in it.
+        StudyError: names the file and the problem.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -94,7 +96,7 @@ def read_study(path: Path) -> Study:
         raise StudyError(f"{path} cannot be read: {reason(error)}") from None
     except RecursionError:
         raise StudyError(f"{path} is nested too deeply") from None
-    except AssertionError:  # OmegaConf's, of a file that is one number
+    except AssertionError:  # raised by OmegaConf for a file that is a single number
         raise StudyError(f"{path}: names with values are expected, `name: value`") from None
     # the last two come from the loaders of YAML and OmegaConf, for values that cannot be converted
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
@@ -132,7 +134,7 @@ def _study(path: Path, raw: Any) -> Study:
 def _benchmarks(value: Any, config: Any, env: Mapping[str, str]) -> dict[str, Benchmark]:
     if config is not None and not isinstance(config, str):
         raise StudyError("config: one name or path is expected; each benchmark may have its own")
-    if isinstance(value, list):  # of configurations, which need nothing else
+    if isinstance(value, list):  # a list of configurations, which need nothing else
         configs = _strings(value, "benchmarks")
         value = {Path(one).stem if is_path(one) else one: {"config": one} for one in configs}
         if len(value) < len(configs):
@@ -151,7 +153,7 @@ def _benchmarks(value: Any, config: Any, env: Mapping[str, str]) -> dict[str, Be
 
 
 def _methods(value: Any) -> dict[str, tuple[str, ...]]:
-    if isinstance(value, list):  # of method files
+    if isinstance(value, list):  # a list of method files
         names = _strings(value, "methods")
         if len(set(names)) < len(names):
             raise StudyError("methods: one stands there twice")

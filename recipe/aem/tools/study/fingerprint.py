@@ -1,8 +1,9 @@
-"""What determines a cell's result, so that a result is never taken for that of other settings, data or code.
+"""What determines a cell's result, so that a result is never used for other settings, data or code.
 
-In it: the composed configuration without what only says where things go; the content of the data and the model; the
-variables that verl and vLLM read; the versions of the packages; and this package's code as far as a training may import
-it (`code.py`), without comments and docstrings. Not in it: the machine, which is only noted, and where files lie.
+It contains: the composed configuration without what only names locations; the content of the data and the model; the
+environment variables that verl and vLLM read; the versions of the packages; and this package's code as far as a
+training may import it (`code.py`), without comments and docstrings. It does not contain the machine, which is only
+recorded, or the location of files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from recipe.aem.tools.study.code import code_of
 
 Fingerprint = dict[str, dict[str, Any]]
 
-# of the settings, these change nothing that is learned or measured
+# settings that change nothing that is learned or measured
 _INDIFFERENT = (
     "trainer.default_local_dir",
     "trainer.default_hdfs_dir",
@@ -42,7 +43,7 @@ _END = 2**20
 
 
 def fingerprint(cell: Cell) -> Fingerprint:
-    """What determines the result of a cell, as JSON."""
+    """Return what determines the result of a cell, as JSON."""
     composed = cell.composed
     settings = {}
     for key, value in composed.settings.items():
@@ -65,7 +66,7 @@ def fingerprint(cell: Cell) -> Fingerprint:
 
 
 def differences(then: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs between two fingerprints, each as `name: then → now`."""
+    """Return the differences of two fingerprints, each as `name: then → now`."""
     found = []
     for part in now:
         old, new = then.get(part, {}), now[part]
@@ -92,7 +93,7 @@ def _versions() -> dict[str, str]:
 
 
 def _content(value: Any) -> Any:
-    """The digest of what a path leads to; anything else as it is."""
+    """Return the digest of what a path leads to; anything else unchanged."""
     if isinstance(value, list):
         return [_content(one) for one in value]
     if not isinstance(value, str) or "/" not in value:
@@ -103,9 +104,9 @@ def _content(value: Any) -> Any:
 
 @cache
 def digest(path: Path) -> str:
-    """A digest of a file, or of a folder's files with their names, hidden ones left out.
+    """Compute a digest of a file, or of a folder's visible files with their names.
 
-    Of files above 16 MB only the size and both ends are read, so that a large model costs no minutes.
+    For files above 16 MB only the size and both ends are read, so that a large model does not take minutes.
     """
     total = hashlib.sha256()
     for name, file in _files(path):

@@ -25,7 +25,7 @@ Steps = Mapping[int, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Result:
-    """A cell as the table sees it; `steps` is empty unless it is done."""
+    """A cell as the table sees it; `steps` is empty unless the cell is done."""
 
     cell: Cell
     state: State
@@ -45,10 +45,10 @@ class Row:
 
 
 def gather(all_cells: Sequence[Cell]) -> list[Result]:
-    """How all cells stand, with the metrics of those that are done.
+    """Return the state of all cells, with the metrics of finished cells.
 
     Raises:
-        StudyError: a damaged file.
+        StudyError: a file is damaged.
     """
     found = []
     for cell in all_cells:
@@ -63,7 +63,7 @@ def _metrics(cell: Cell, standing: State) -> Steps:
 
 
 def with_earlier(study: Study, results: Sequence[Result], found: Iterable[Row], path: str) -> list[Result]:
-    """The results, and for cells that are not finished here those of an earlier table's CSV, where it has them.
+    """Fill cells that are not finished here from an earlier table's CSV, where it has them.
 
     Args:
         study: the file.
@@ -92,16 +92,18 @@ def with_earlier(study: Study, results: Sequence[Result], found: Iterable[Row], 
 
 
 def series(steps: Steps, name: str) -> list[tuple[int, float]]:
-    """A series' finite values by step; `name` may be a pattern, as `resolve` takes it."""
+    """Return a series' finite values by step; `name` may be a pattern, as `resolve` takes it."""
     name = resolve(steps, name)
     return [(step, of[name]) for step, of in steps.items() if name in of and math.isfinite(of[name])]
 
 
 def resolve(steps: Steps, pattern: str) -> str:
-    """The series that a pattern means, which may stand for another one on each benchmark: `val-core/*/acc/mean@1`.
+    """Return the series that a pattern matches.
+
+    A pattern may match a different series on each benchmark: `val-core/*/acc/mean@1`.
 
     Raises:
-        StudyError: it means several.
+        StudyError: it matches several.
     """
     found = fnmatch.filter(sorted({name for values in steps.values() for name in values}), pattern)
     if len(found) > 1:
@@ -110,7 +112,7 @@ def resolve(steps: Steps, pattern: str) -> str:
 
 
 def rows(study: Study, results: Iterable[Result]) -> list[Row]:
-    """The chosen series of all finished cells: benchmarks and methods in the file's order, then seed, metric, step."""
+    """Return the chosen series of all finished cells: in the file's order, then by seed, metric and step."""
     order = {
         (benchmark, method): place
         for place, (benchmark, method) in enumerate((one, other) for one in study.benchmarks for other in study.methods)
@@ -128,7 +130,7 @@ def rows(study: Study, results: Iterable[Result]) -> list[Row]:
 
 
 def as_csv(found: Iterable[Row]) -> str:
-    """The rows as CSV, with six significant digits."""
+    """Return the rows as CSV, with six significant digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -138,7 +140,7 @@ def as_csv(found: Iterable[Row]) -> str:
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Read a file of what `as_csv` wrote.
+    """Read a file that `as_csv` wrote.
 
     Raises:
         StudyError: there is no such file, or it is not one of a study's.
@@ -155,7 +157,7 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def from_csv(text: str, path: str) -> list[Row]:
-    """The rows of what `as_csv` wrote; `path` is for the error.
+    """Parse what `as_csv` wrote; `path` is for the error.
 
     Raises:
         StudyError: it is not a study's CSV, or there is no row.
@@ -173,7 +175,7 @@ def from_csv(text: str, path: str) -> list[Row]:
             if cell in found:
                 raise StudyError(f"{path}, line {reader.line_num}: {row.metric} at step {row.step} stands there twice")
             found[cell] = row
-    except csv.Error as error:  # NUL, a quote without an end, a field of megabytes
+    except csv.Error as error:  # NUL, an unclosed quote, a field of megabytes
         raise StudyError(f"{path}, line {reader.line_num}: {reason(error)}") from None
     if not text.endswith("\n"):
         raise StudyError(f"{path} is cut short: its last line has no end")

@@ -1,4 +1,4 @@
-"""Running a study's cells, one after the other, so that an end at any moment costs the cell at work and no other."""
+"""Runs a study's cells one after the other, so that a stop at any moment loses only the running cell."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ MOST_FAILURES = 3
 
 @dataclass(frozen=True)
 class Policy:
-    """What a run does with cells that are not simply to do.
+    """How a run treats cells that are failed, outdated or interrupted.
 
     Attributes:
-        retry: failed ones are made anew.
-        redo: those made otherwise are made anew.
-        keep: those made otherwise stay as they are.
-        resume: interrupted ones go on from their last checkpoint, where they have one.
-        limit: start at most so many.
-        deadline: of `time.time()`; start none that would last beyond it.
+        retry: rerun failed cells.
+        redo: rerun cells made with other settings, data or code.
+        keep: keep such cells as they are.
+        resume: continue interrupted cells from their last checkpoint, if they have one.
+        limit: the maximum number of cells to start.
+        deadline: in `time.time()`; start no cell that would end after it.
     """
 
     retry: bool = False
@@ -45,7 +45,7 @@ class Policy:
 
 
 class Reporter(Protocol):
-    """Told how a run goes."""
+    """Receives the progress of a run."""
 
     def begins(self, cell: Cell, aside: Path | None, resumed: bool) -> None: ...
     def step(self, cell: Cell, step: int) -> None: ...
@@ -54,19 +54,19 @@ class Reporter(Protocol):
 
 
 def prints(chosen: Sequence[Cell]) -> dict[str, Fingerprint]:
-    """The fingerprints of cells by name, as they are read back from JSON.
+    """Return the fingerprints of cells by name, in the form read back from JSON.
 
     Raises:
-        StudyError: a cell that cannot be composed.
+        StudyError: a cell cannot be composed.
     """
     return {cell.name: json.loads(json.dumps(fingerprint(cell))) for cell in chosen}
 
 
 def refuse_others(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy) -> None:
-    """Before anything starts: no cell may have been made otherwise.
+    """Refuse outdated cells before anything starts.
 
     Raises:
-        StudyError: one was, and the policy does not say what to do with it.
+        StudyError: a cell was made with other settings, data or code, and the policy does not say what to do with it.
     """
     if policy.redo or policy.keep:
         return
@@ -81,16 +81,16 @@ def refuse_others(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy
 
 
 def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, reporter: Reporter) -> int:
-    """Run what is to be done of the cells.
+    """Run the cells that need to run.
 
     Args:
         chosen: in this order.
         now: their fingerprints.
         policy: of the run.
-        reporter: told how it goes.
+        reporter: receives the progress.
 
     Returns:
-        How many failed.
+        The number of failed cells.
     """
     started = failures = in_a_row = 0
     for cell in chosen:
@@ -123,7 +123,7 @@ def run(chosen: Sequence[Cell], now: Mapping[str, Fingerprint], policy: Policy, 
 
 
 def _skipped(standing: State, policy: Policy) -> str:
-    """Why a cell is not to be run; empty where it is."""
+    """Return why a cell is not to be run; empty if it is."""
     if standing.kind == "made otherwise":
         return "" if policy.redo else "made otherwise, kept"
     if standing.kind == "done":
@@ -134,7 +134,7 @@ def _skipped(standing: State, policy: Policy) -> str:
 
 
 def _longest(cell: Cell, chosen: Sequence[Cell]) -> float | None:
-    """The seconds of the longest finished cell, of this benchmark if there is one."""
+    """Return the seconds of the longest finished cell, of this benchmark if there is one."""
     seconds = [(one.benchmark, state.seconds_of(one)) for one in chosen]
     own = [took for benchmark, took in seconds if benchmark == cell.benchmark and took]
     return max(own or [took for _, took in seconds if took], default=None)
@@ -145,6 +145,7 @@ def _run_cell(
 ) -> dict[str, Any]:
     from recipe.aem.tools.trainer_process import TrainingFailed, train, trainer_command
 
+    # resume from the checkpoint, or move an earlier folder aside
     resumed, aside = 0, None
     if standing.kind == "interrupted" and policy.resume and not standing.differs and state.has_checkpoint(cell):
         state.keep_part(cell)
@@ -153,6 +154,7 @@ def _run_cell(
         why = "other" if standing.kind == "made otherwise" else standing.kind
         aside = state.set_aside(cell, why)
     cell.folder.mkdir(parents=True, exist_ok=True)
+    # record how the cell is made, before it starts
     config = str(Path(cell.config).absolute()) if is_path(cell.config) else cell.config
     overrides = cell.overrides(resume=resumed > 0)
     state.write_json(
@@ -168,6 +170,7 @@ def _run_cell(
         },
     )
     reporter.begins(cell, aside, resumed > 0)
+    # train; a failure becomes part of the result
     began, error, peak = time.time(), "", None
     try:
         peak = train(
@@ -181,6 +184,7 @@ def _run_cell(
         )
     except TrainingFailed as failure:
         error = str(failure)
+    # check that the training reached its last step, and record the result
     steps = state.read_metrics(cell.folder)
     reached = max(steps, default=0)
     if not error and reached < cell.last_step:
@@ -202,7 +206,7 @@ def _run_cell(
 
 
 def command_lines(cell: Cell) -> Iterator[str]:
-    """The cell's command as one could type it: variables, then words."""
+    """Yield the cell's command as one could type it: variables, then words."""
     import shlex
 
     from recipe.aem.tools.trainer_process import trainer_command

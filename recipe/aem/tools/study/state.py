@@ -1,4 +1,4 @@
-"""How a cell stands, read from its folder, and the few changes that a folder goes through."""
+"""The state of a cell, read from its folder, and the operations on that folder."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ SCHEMA = 2
 """Of command.json and done.json; files of 1 are the same without a digest."""
 Kind = Literal["to do", "running", "interrupted", "failed", "done", "made otherwise"]
 
-_LOOKING_SECONDS = 1.0  # another may only be looking
+_LOOKING_SECONDS = 1.0  # another process may only be looking
 COMMAND, DONE, METRICS, LOG = "command.json", "done.json", "metrics.jsonl", "verl.log"
 
 
 @dataclass(frozen=True)
 class State:
-    """Attributes:
-    kind: `made otherwise` is done, but not what the study now asks for.
-    differs: what the cell was made with and the study now says otherwise.
-    command: of `command.json`; empty where there is none.
-    result: of `done.json`; empty where there is none.
+    """The state of a cell.
+
+    Attributes:
+        kind: `made otherwise` means done, but not as the study now asks for.
+        differs: differences between what the cell was made with and what the study now says.
+        command: of `command.json`; empty where there is none.
+        result: of `done.json`; empty where there is none.
     """
 
     kind: Kind
@@ -43,15 +45,15 @@ class State:
 
 
 def look(cell: Cell, now: Fingerprint | None = None, ours: bool = False) -> State:
-    """How a cell stands.
+    """Return the state of a cell.
 
     Args:
         cell: of a study.
-        now: its fingerprint. Without it only what the study file says is compared, for which verl is not needed.
-        ours: this process holds the cell's lock.
+        now: its fingerprint. Without it only the study file's settings are compared, which does not need verl.
+        ours: whether this process holds the cell's lock.
 
     Raises:
-        StudyError: a file in its folder that is not ours, or torn.
+        StudyError: a file in its folder is not ours, or is incomplete.
     """
     command = _read(cell.folder / COMMAND)
     if not command:
@@ -73,10 +75,10 @@ def look(cell: Cell, now: Fingerprint | None = None, ours: bool = False) -> Stat
 
 @contextmanager
 def taken(cell: Cell) -> Iterator[tuple[int, str]]:
-    """Holds the cell's lock; yields its descriptor, and who else has it, which is empty where it is held.
+    """Hold the cell's lock; yield its descriptor, and who else holds it (empty if this process got the lock).
 
-    The lock lies beside the folder, which is renamed. The system gives it back when the process dies, and whoever
-    inherited the descriptor.
+    The lock file is next to the folder, because the folder is renamed. The system releases the lock when the process
+    and all that inherited the descriptor have died.
     """
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(_lock(cell), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -90,7 +92,7 @@ def taken(cell: Cell) -> Iterator[tuple[int, str]]:
 
 
 def locked(cell: Cell) -> bool:
-    """Is a runner at it, here or on another machine that shares the folder?"""
+    """Return whether a runner works on it, here or on another machine that shares the folder."""
     if not _lock(cell).exists():
         return False
     with taken(cell) as (_, other):
@@ -98,13 +100,13 @@ def locked(cell: Cell) -> bool:
 
 
 def seconds_of(cell: Cell) -> float | None:
-    """How long it took, where it is done."""
+    """Return how long the cell took, if it is done."""
     result = _read(cell.folder / DONE)
     return result["seconds"] if result.get("status") == "done" else None
 
 
 def set_aside(cell: Cell, why: str) -> Path:
-    """Rename the cell's folder to `seedN.WHY-K`, so that nothing is lost and the cell starts anew."""
+    """Rename the cell's folder to `seedN.WHY-K`, so that nothing is lost and the cell starts from scratch."""
     number = 1
     while (to := cell.folder.with_name(f"{cell.folder.name}.{why}-{number}")).exists():
         number += 1
@@ -113,7 +115,7 @@ def set_aside(cell: Cell, why: str) -> Path:
 
 
 def keep_part(cell: Cell) -> None:
-    """Before a run that goes on from a checkpoint: keep the metrics so far, which verl's logger would overwrite."""
+    """Keep the metrics so far before a run resumes from a checkpoint; verl's logger would overwrite them."""
     for name in (METRICS, LOG):
         path = cell.folder / name
         if path.exists():
@@ -122,16 +124,16 @@ def keep_part(cell: Cell) -> None:
 
 
 def has_checkpoint(cell: Cell) -> bool:
-    """Is there one of verl's that a run can go on from?"""
+    """Return whether there is a verl checkpoint that a run can resume from."""
     return (cell.folder / "checkpoints" / "latest_checkpointed_iteration.txt").is_file()
 
 
 def read_metrics(folder: Path, written: Mapping[str, str] | None = None) -> dict[int, dict[str, float]]:
-    """A cell's metrics by step; of a step that was done twice, for a run went on from before it, the later holds.
+    """Read a cell's metrics by step; for a step repeated after a resume, the later values count.
 
     Args:
         folder: the cell's.
-        written: the files' digests when the cell was done (`digests`); None where nobody noted them.
+        written: the files' digests when the cell was done (`digests`); None where they were not recorded.
 
     Raises:
         StudyError: names the file, and the line or that it has changed.
@@ -146,17 +148,17 @@ def read_metrics(folder: Path, written: Mapping[str, str] | None = None) -> dict
             raise StudyError(f"{path} has changed since the cell was done (by its digest in {folder / DONE})")
         resumed: dict[int, dict[str, float]] = {}
         for step, values in read_log(path, StudyError, content).lines:
-            # a step has two lines where a validation is logged apart
+            # a step has two lines where a validation is logged separately
             resumed.setdefault(step, {}).update({k: v for k, v in values.items() if isinstance(v, int | float)})
         if resumed:
-            first = min(resumed)  # the checkpoint's own step where it was validated again: its training was before
+            first = min(resumed)  # the checkpoint's own step where it was validated again: its training came before
             before = {step: values for step, values in steps.items() if step <= first}
             steps = before | resumed | {first: before.get(first, {}) | resumed[first]}
     return dict(sorted(steps.items()))
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The digests of a cell's metrics by the files' names."""
+    """Return the digests of a cell's metrics files by name."""
     return {path.name: _digest(_content(path)) for path in _metrics_files(folder)}
 
 
@@ -173,7 +175,7 @@ def _content(path: Path) -> bytes:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file that is whole or not there, with a digest of what is in it."""
+    """Write a file atomically, with a digest of its content."""
     plain = json.loads(json.dumps(value))
     plain.pop("digest", None)
     files.write_json(path, {**plain, "digest": _digest_of(plain)})
@@ -188,7 +190,7 @@ def _digest(content: bytes) -> str:
 
 
 def _digest_of(value: Mapping[str, Any]) -> str:
-    """Of the values, however they are laid out."""
+    """Return a digest of the values, independent of their layout."""
     return _digest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 

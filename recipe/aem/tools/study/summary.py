@@ -15,13 +15,13 @@ from recipe.aem.tools.study.results import Result, series
 
 @dataclass(frozen=True)
 class Line:
-    """A method's line of a table.
+    """A method's line in a table.
 
     Attributes:
         values: by seed, of the finished cells.
-        estimate: over `values`; None where there is none.
-        difference: from the baseline, over the seeds that both have; None for the baseline itself too.
-        missing: why seeds are not in it, such as `1 failed`.
+        estimate: over `values`; None without values.
+        difference: from the baseline, over the seeds that both have; None also for the baseline itself.
+        missing: why seeds are missing, such as `1 failed`.
     """
 
     method: str
@@ -42,7 +42,7 @@ class Table:
 
 
 def tables(study: Study, results: Sequence[Result]) -> list[Table]:
-    """All tables of a study; no run is left out of them in silence."""
+    """Return all tables of a study; runs that are missing are always counted."""
     found = []
     for benchmark in study.benchmarks:
         for name, metric in study.metrics.items():
@@ -81,7 +81,7 @@ def _values(ones: Sequence[Result], metric: Metric) -> tuple[dict[int, float], l
 
 
 def remarks(study: Study, results: Sequence[Result]) -> list[str]:
-    """What a reader of the tables has to know besides."""
+    """Return further remarks for readers of the tables."""
     said = []
     for one in results:
         if one.state.kind == "failed":
@@ -106,7 +106,7 @@ def remarks(study: Study, results: Sequence[Result]) -> list[str]:
 
 
 def as_json(study: Study, results: Sequence[Result]) -> dict[str, Any]:
-    """Everything that the tables show, for programs."""
+    """Return everything that the tables show, for programs."""
     return {
         "schema": 1,
         "study": study.name,
