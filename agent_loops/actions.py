@@ -42,8 +42,7 @@ _NO_JSON = (
 
 @dataclass(frozen=True)
 class ParsedAction:
-    """The action to execute, and whether the response kept to the format. If not, `reason` says what was wrong;
-    otherwise it is empty."""
+    """The action to execute, and whether the response kept to the format; if not, `reason` says what was wrong."""
 
     text: str
     valid: bool

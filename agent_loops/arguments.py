@@ -1,5 +1,4 @@
-"""Checks of a benchmark's settings: each error is one line that names the setting, the given value and the expected
-one.
+"""Checks of a benchmark's settings: each error is one line that names the setting, its value and what was expected.
 
 The settings come from `actor_rollout_ref.rollout.custom.benchmark`, so each may hold any value that YAML can express.
 """

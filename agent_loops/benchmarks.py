@@ -120,8 +120,7 @@ class BenchmarkEntry:
             yield from resolve(self.check_settings)(settings)
 
     def check_named(self, value: Any, otherwise: str = "") -> Iterator[Finding]:
-        """Yield failures if the data are not named or the named path does not exist; `check_data` inspects the
-        content.
+        """Yield failures if the data are not named or do not exist; `check_data` inspects their content.
 
         Args:
             value: the value of the setting `data`; None if its variable is not set.
@@ -317,8 +316,7 @@ def make_benchmark(name: str, settings: Mapping[str, Any]) -> Benchmark:
 
 
 def read_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Parse settings from the command line: each value is parsed as JSON if it is valid JSON, and is a string
-    otherwise.
+    """Parse settings from the command line: each value is JSON if it parses as JSON, and a string otherwise.
 
     Raises:
         BenchmarkError: a word is not a setting.

@@ -156,8 +156,8 @@ class ChatTemplate:
         return TurnEnd(self._engine, default, default, self._engine)
 
     def later(self, message: Mapping[str, Any]) -> list[int]:
-        """Return the tokens between two responses, without the token that closes the first: the message and its
-        surroundings.
+        """Return the tokens between two responses, i.e. the message in its template, without the one that closes the
+        first.
 
         Raises:
             TemplateError: the template refuses it.
@@ -193,8 +193,7 @@ class ChatTemplate:
         return self._agrees[kind]
 
     def first(self, messages: Sequence[Mapping[str, Any]], ids: list[int]) -> list[int]:
-        """Return the tokens of a prompt, given verl's tokens; the two are equal unless a content holds a control
-        token."""
+        """Return the tokens of a prompt, given verl's; the two are equal unless a content holds a control token."""
         contents = [one.get("content") for one in messages]
         if not self._controls or not all(isinstance(one, str) for one in contents):
             return ids
@@ -207,8 +206,7 @@ class ChatTemplate:
         )
 
     def between(self, content: str) -> list[int]:
-        """Return the tokens that the template writes between two responses, starting with the token that closes the
-        first.
+        """Return the tokens that the template writes between two responses, from the token that closes the first.
 
         Args:
             content: the user's message.
@@ -427,8 +425,7 @@ def why_not(
 
 
 def load_tokenizer(model: Any) -> tuple[Any, str]:
-    """Return the tokenizer of `actor_rollout_ref.model` as verl's agent loops load it, and the model's type. Fetches
-    nothing.
+    """Load the tokenizer of `actor_rollout_ref.model` as verl's agent loops do, and the model's type. Fetch nothing.
 
     Raises:
         OSError, ValueError: the tokenizer is not on this disk, or cannot be read.

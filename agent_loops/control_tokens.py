@@ -123,8 +123,10 @@ class PlainText:
 
 
 class _Copy:
-    """A copy of the tokenizer for which control tokens in contents are text. A copy, because other code uses the
-    tokenizer concurrently."""
+    """A copy of the tokenizer for which control tokens in contents are text.
+
+    It is a copy because other code uses the tokenizer concurrently.
+    """
 
     def __init__(self, tokenizer: Any, controls: Mapping[int, str]):
         added = added_tokens(tokenizer)

@@ -43,8 +43,10 @@ def write_parquet(benchmark: NamedTasks, directory: Path) -> dict[str, int]:
 
 
 def _table(name: str, split: str, tasks: Sequence[Task]) -> pa.Table:
-    """Return all rows as Arrow columns; only a limited number are Python objects at a time (WebShop's full set has
-    millions)."""
+    """Return all rows as Arrow columns.
+
+    Only a limited number of rows are Python objects at a time (WebShop's full set has millions).
+    """
     tables: list[pa.Table] = []
     for start in range(0, max(len(tasks), 1), _ROWS):
         indices = range(start, min(start + _ROWS, len(tasks)))

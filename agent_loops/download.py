@@ -42,8 +42,7 @@ MANIFEST = "aem_data.json"
 
 
 class DownloadError(AgentLoopError, RuntimeError):
-    """A file could not be fetched, or has unexpected content. The message, possibly of several lines, says what to
-    do."""
+    """A file could not be fetched, or has unexpected content. The message says what to do, perhaps in several lines."""
 
     lines = True
 

@@ -59,8 +59,9 @@ class Step:
 
 @runtime_checkable
 class Environment(Protocol):
-    """An environment that plays one episode at a time. `thread_safe`: different instances may step in different
-    threads concurrently.
+    """An environment that plays one episode at a time.
+
+    `thread_safe`: different instances may step in different threads concurrently.
 
     An environment may also have `conclude() -> Mapping`, called when the loop cuts the episode: it returns `won` and
     `score`, as in `Step.info`, of the task in its current state.

@@ -1,5 +1,4 @@
-"""One episode of an environment as a conversation: prompts out, responses in. This module uses no tokens and no
-asyncio."""
+"""One episode of an environment as a conversation: prompts out, responses in. No tokens and no asyncio here."""
 
 from __future__ import annotations
 
@@ -161,8 +160,7 @@ class Turn:
 
     @property
     def kind(self) -> str:
-        """The kind of the turn: the page where the agent was, if the environment names pages, else the action's
-        verb."""
+        """The kind of the turn: the page where the agent was, if the environment names pages, else the verb."""
         return str(self.observation.info.get("page") or action_verb(self.action.text))
 
 
@@ -213,8 +211,7 @@ class Episode:
 
     @property
     def has_history(self) -> bool:
-        """Return whether there is any history that the coming prompt could show. In a transcript the earlier messages
-        are the history."""
+        """Return whether the coming prompt could show any history; in a transcript the earlier messages are it."""
         return bool(self.turns and self.settings.history_length and self.settings.layout != "transcript")
 
     def shown(self) -> Shown:
@@ -258,8 +255,7 @@ class Episode:
         return turn
 
     def conclude(self) -> None:
-        """Update `won` and `score` of an episode that was cut, if its environment can assess the task's current
-        state."""
+        """Update `won` and `score` of an episode that was cut, if its environment can assess the current state."""
         conclude = getattr(self.environment, "conclude", None)
         info = None if conclude is None else conclude()
         if info is not None:
@@ -339,6 +335,8 @@ def _cut(text: str, characters: int | None) -> str:
 
 
 def _body(observation: Observation) -> str:
-    """Return the observation without the task's words, which the prompt shows separately, if the environment provides
-    this text."""
+    """Return the observation without the task's words, if the environment provides it so.
+
+    The prompt shows these words separately.
+    """
     return str(observation.info.get("body", observation.text))

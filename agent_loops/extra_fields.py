@@ -24,8 +24,9 @@ Shortened = Literal["", "history", "observation", "instruction", "actions"]
 
 
 class ExtraFields(TypedDict, total=False):
-    """The fields that the agent loop `environment` attaches to each row. "Per response" lists have one element per
-    response span.
+    """The fields that the agent loop `environment` attaches to each row.
+
+    "Per response" lists have one element per response span.
 
     Attributes:
         response_spans: the row's responses, `[start, stop)` offsets into its response part; the mask is 1 there and 0

@@ -177,7 +177,7 @@ def sync_tree(folder: Path) -> None:
 
 
 class _Part:
-    """The path to which a file is written until it is complete."""
+    """The temporary file that receives the content until it is complete."""
 
     def __init__(self, path: Path, part: Path | None = None):
         self._named, self.target = str(path), Path(os.path.realpath(path))

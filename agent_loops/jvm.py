@@ -1,5 +1,4 @@
-"""A Java process that runs a simulator, controlled through py4j: bounded in memory, silent, and ended with this
-process.
+"""A Java process that runs a simulator, reached through py4j: bounded in memory, silent, and ended with this process.
 
 ScienceWorld and TextWorldExpress use it. Each passes its name, for the error messages.
 """
@@ -40,8 +39,7 @@ class SimulatorError(AgentLoopError, RuntimeError):
 
 
 class Jvm:
-    """A Java process, reached through `gateway.jvm`; it ends with this object, and with this process however that
-    ends.
+    """A Java process, reached through `gateway.jvm`; it ends with this object and with this process.
 
     Args:
         simulator: the name of the simulator that runs in it.
@@ -176,8 +174,7 @@ class JvmSimulator:
         self.detach(game.interface)
 
     def detach(self, *objects: Any) -> None:
-        """Release objects of the JVM. Python alone would not: the proxies of Java objects are part of reference
-        cycles."""
+        """Release objects of the JVM. Python alone would not: the proxies of Java objects are in reference cycles."""
         for held in objects:
             self._jvm.call(self._jvm.gateway.detach, held)
 

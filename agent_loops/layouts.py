@@ -253,8 +253,10 @@ class Rows(ABC):
         return Row(messages, prompt_ids, [] if self._log_probs else None)
 
     async def _new_row(self, episode: Episode) -> Row:
-        """Return a row that begins with the coming turn's message, shortened until verl need not cut its tokens: verl
-        would cut the task away."""
+        """Return a row that begins with the coming turn's message.
+
+        The message is shortened until verl need not cut its tokens: verl would cut the task away.
+        """
         limit = min(self._prompt_length, self._context)
         setting = "data.max_prompt_length" if limit == self._prompt_length else "rollout.max_model_len"
 
@@ -272,8 +274,7 @@ class Rows(ABC):
         return self._noted(episode, found, setting, limit)
 
     async def _prompt_tokens(self, messages: Messages) -> list[int]:
-        """Return the tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning
-        away."""
+        """Return the tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning."""
         return list(await asyncio.to_thread(self._loop.continuous_token_builder.build_initial_tokens, messages))
 
     def _noted(self, episode: Episode, found: tuple[Row, Shortened], setting: str, limit: int) -> Row:
@@ -285,16 +286,17 @@ class Rows(ABC):
         return row
 
     def text_of(self, ids: list[int]) -> str:
-        """Return the model's complete text except for the tokens that ended it; special tokens before the end are
-        kept."""
+        """Return the model's text without the tokens that ended it; special tokens before the end are kept."""
         stop = len(ids)
         while stop and ids[stop - 1] in self.end_tokens:
             stop -= 1
         return clean(self._loop.tokenizer.decode(ids[:stop], skip_special_tokens=False))  # type: ignore[attr-defined]
 
     def _opens_thought(self, ids: list[int]) -> bool:
-        """Return whether the chat template's beginning of an answer leaves a thought open. Pages may end with
-        `<think>`, too."""
+        """Return whether the template's beginning of an answer leaves a thought open.
+
+        Pages may end with `<think>`, too.
+        """
         begin = self._answer_beginning
         tail = self._loop.tokenizer.decode(  # type: ignore[attr-defined]
             ids[-max(_TAIL_TOKENS, len(begin.encode())) :], skip_special_tokens=False
@@ -321,8 +323,10 @@ class Rows(ABC):
         return max(0, min(left, self._settings.turn_tokens or left))
 
     def _add_nothing(self, turn: Turn | None) -> None:
-        """Record a response without tokens (an interrupted engine's) as a masked token: verl and the estimators need
-        one."""
+        """Record a response without tokens (of an interrupted engine) as one masked token.
+
+        verl and the estimators need a token.
+        """
         start = len(self.rows[-1].mask)
         self.rows[-1] = self.rows[-1].with_masked(self._end_token)
         self._end_span(start, turn)

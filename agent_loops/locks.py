@@ -1,5 +1,4 @@
-"""Exclusive use of a directory by a run: a lock that the kernel releases when its holder dies, and that names the
-holder."""
+"""Exclusive use of a directory by one run: a lock that names its holder and that the kernel releases at its death."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ logger = logging.getLogger(__name__)
 class EnvironmentAgentLoop(AgentLoopBase):
     """Agent loop that plays one episode and returns its rows.
 
-    Nothing that an environment, a template or a text does raises: it is a fault, which the rows carry. An exception of
-    the engine does propagate, and so does a benchmark that cannot be opened: verl then has no row of this session, and
-    `recipe.aem.seam.trajectories` counts it.
+    Exceptions of an environment, a template or a text do not propagate: they are faults, which the rows carry.
+    Exceptions of the engine do propagate, and so do those of a benchmark that cannot be opened: verl then has no row
+    of this session, and `recipe.aem.seam.trajectories` counts it.
     """
 
     def __init__(
@@ -236,14 +236,13 @@ _OPENING = threading.Lock()
 
 
 def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool, EpisodeSettings]:
-    """Open the benchmark that `actor_rollout_ref.rollout.custom` names, once per process: a loop object lives for one
-    episode only.
+    """Open the benchmark that `actor_rollout_ref.rollout.custom` names, once per process.
 
-    Its environments run in threads if they are thread-safe, and otherwise in worker processes, which start with their
-    first episode.
+    A loop object lives for one episode only. The environments run in threads if they are thread-safe, and otherwise in
+    worker processes, which start with their first episode.
 
-    Raise whatever is wrong with the settings or the data: the user has to correct it, and it is not a fault of an
-    episode. The trainer calls this once before it starts anything.
+    Errors in the settings or the data propagate: the user has to correct them, and they are not faults of an episode.
+    The trainer calls this once before it starts anything.
     """
     settings = OmegaConf.to_container(custom, resolve=True) if custom else {}
     if not isinstance(settings, dict) or "benchmark" not in settings:

@@ -66,8 +66,10 @@ class Unmade:
 
 
 class Call(Protocol):
-    """A function that runs another function on one episode's environment; it raises `EnvironmentTimeout` after
-    `seconds`, and whatever the function raises."""
+    """A function that runs another function on one episode's environment.
+
+    It raises `EnvironmentTimeout` after `seconds`, and whatever the function raises.
+    """
 
     def __call__(
         self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs

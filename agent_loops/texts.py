@@ -11,8 +11,7 @@ REPLACEMENT = "\ufffd"
 
 
 def clean(text: str) -> str:
-    r"""Return the text with U+FFFD for what UTF-8 cannot encode (lone surrogates) and for NUL, which no command can
-    contain.
+    r"""Replace lone surrogates, which UTF-8 cannot encode, and NUL, which no command can contain, by U+FFFD.
 
     A pair of surrogates becomes the character that it encodes.
 

@@ -126,8 +126,9 @@ def opens_thought(tail: str) -> bool:
 
 
 def assistant_message(text: str, opened: bool = False) -> dict[str, Any]:
-    """Return a response as a message for chat templates: gpt-oss's template refuses channels in `content` and splits
-    them itself.
+    """Return a response as a message for chat templates.
+
+    gpt-oss's template refuses channels in `content` and splits them itself.
 
     Example:
         >>> assistant_message("<|channel|>analysis<|message|>7?<|end|><|start|>assistant<|channel|>final<|message|>7")

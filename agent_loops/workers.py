@@ -223,8 +223,10 @@ class _Worker:
             self._reap(self.child, "was ended")
 
     def request(self, child: _Child, name: str, key: int, argument: Any) -> Any:
-        """Send a request and return its answer. Raise what the environment raised, `EnvironmentTimeout` or
-        `WorkerDied`."""
+        """Send a request and return its answer.
+
+        Raise what the environment raised, `EnvironmentTimeout` or `WorkerDied`.
+        """
         if child.exit_report:
             raise WorkerDied(child.exit_report)
         if child is not self.child:
@@ -308,8 +310,10 @@ def _how_it_ended(status: int) -> str:
 
 
 class RemoteEnvironment:
-    """An episode's environment in a worker. Its methods must be run by the slot's `call`; only `close` does not
-    block."""
+    """An episode's environment in a worker.
+
+    Its methods must be run by the slot's `call`; only `close` does not block.
+    """
 
     thread_safe: ClassVar[bool] = False
 
