@@ -156,8 +156,7 @@ class ChatTemplate:
         return TurnEnd(self._engine, default, default, self._engine)
 
     def later(self, message: Mapping[str, Any]) -> list[int]:
-        """Return the tokens between two responses, i.e. the message in its template, without the one that closes the
-        first.
+        """Return the tokens between two responses: the message as rendered, without the token that closes the first.
 
         Raises:
             TemplateError: the template refuses it.

@@ -77,8 +77,7 @@ def query(goal: Goal) -> str:
 
 
 def best_options(product: Product, goal: Goal) -> dict[str, str]:
-    """Return the options to choose: for each option of the goal, the value itself, or else one that counts as a
-    match."""
+    """Return the options to choose: for each option of the goal, the value itself, or else a value that matches."""
     chosen: dict[str, str] = {}
     if not isinstance(goal.options, Mapping):  # values without names: what counts as a match, one value for each option
         for name, values in product.options.items():

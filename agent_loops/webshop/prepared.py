@@ -208,7 +208,7 @@ _PARTS = ("product", "number")
 
 
 def _build(files: DataFiles, directory: Path, progress: bool) -> None:
-    # what the goals need to know about the products
+    # what the goals need to know before the products are read
     frozen = read_frozen_goals(files.goals) if files.goals else []
     price_limits = {goal.asin: goal.price_upper for goal in frozen}
     instructions = HumanInstructions(files.human) if files.human else None
@@ -223,7 +223,6 @@ def _build(files: DataFiles, directory: Path, progress: bool) -> None:
         return {} if number is None else facts[number]
 
     # one pass over the products: records, search index and goals
-
     with _bar(files.items, "products", progress) as read:
         for product in read_products(files.items, facts_of, price_limits, read):
             products.add(product.asin, pack(product))
@@ -235,25 +234,25 @@ def _build(files: DataFiles, directory: Path, progress: bool) -> None:
                 count_P.append(count_goals(product))
                 digest_G.extend(digest(synthetic_goal(product, n).instruction) for n in range(count_P[-1]))
     check_goals(files, len(listed) or len(digest_G), n_with_product)
+    # write the products and the index; the facts are part of the products now
     products.finish()
     with tqdm(total=index.n_postings, desc="search index", unit_scale=True, disable=not progress) as bar:
-        # close the files of products and index; the facts are in the products now
         index.finish(bar.update)
     facts.close()
     shutil.rmtree(directory / "facts")
+    # the goals in their final order, and for each the first goal with the same words
     if files.goals or files.human:
         _store_goals(listed, directory, in_order=files.goals is not None)
     else:
         for part, values in zip(_PARTS, goal_places(count_P), strict=True):
-            # the goals in their final order, and for each the first with the same words
             np.save(directory / f"goal_{part}.npy", values)
         order_G = shuffled(len(digest_G))
         np.save(directory / "first_worded.npy", first_equal(np.asarray(digest_G, dtype=np.uint64)[order_G]))
+    # the description of the directory, with the checksums of its files
     written = {
         "format": FORMAT,
         "goals": "listed" if files.goals or files.human else "synthetic",
         "n_products": len(products),
-        # the description of the directory, with the checksums of the files above
         "n_goals": len(listed) or len(digest_G),
         "files": [str(path) for path in files.paths],
         "seal": seal(directory),
