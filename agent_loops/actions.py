@@ -1,7 +1,7 @@
 """Read an action out of a response: by the rules of verl-agent's prompts (`<action>…</action>`), or as a function call
 in the format of R2E-Gym and DeepSWE (`<function=NAME><parameter=KEY>VALUE</parameter></function>`).
 
-The action is searched in the response's answer, not in its thought (`agent_loops.thoughts`). Parsing takes time linear
+The action is read from the response's answer, not from its thought (`agent_loops.thoughts`). Parsing takes time linear
 in the response's length, whatever the response contains.
 """
 

@@ -438,7 +438,7 @@ def _title(page: bytes) -> str:
 
 
 def _plain(error: Exception) -> str:
-    """Return one short clause out of what requests and urllib3 wrap around each other."""
+    """Return a short clause without the text that requests and urllib3 wrap around each other's messages."""
     text = str(error)
     if "resolve" in text or "Name or service not known" in text:
         return "cannot be found (no network, or no name service)"

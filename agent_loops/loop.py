@@ -34,7 +34,7 @@ import hydra.utils
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
-from agent_loops import layouts  # as a module: verl imports this one while `layouts` imports verl
+from agent_loops import layouts  # as a module: verl imports this module while `layouts` imports verl
 from agent_loops.arguments import mapping, text
 from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark

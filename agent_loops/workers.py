@@ -215,7 +215,7 @@ class _Worker:
                 job.future.set_result(job.run())
             except Exception as error:
                 job.future.set_exception(error)
-            del job  # not until the next one comes
+            del job  # now, rather than when the next job comes
         if self.child and not self.child.exit_report:
             self.child.connection.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -297,7 +297,7 @@ class _Worker:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # also what a dead worker has left behind
+        os.killpg(process.pid, signal.SIGKILL)  # also the remaining children of a dead worker
     process.wait()
 
 

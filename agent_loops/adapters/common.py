@@ -81,8 +81,7 @@ class Facts:
         self._winning_reward = None if winning_reward is None else _number("winning_reward", winning_reward)
 
     def of_observation(self, text: str, told: Mapping[str, Any]) -> Observation:
-        """Return the observation with those of actions, `instruction`, `body` and `kind` that the environment
-        reports."""
+        """Return the observation with its actions, `instruction`, `body` and `kind`, where reported."""
         actions = self._get(told, "actions", ())
         if isinstance(actions, str) or not all(isinstance(action, str) for action in actions):
             raise InputTypeError(

@@ -294,6 +294,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     target.write_bytes(content)
             counts[split] += 1
             bar.update()
+        # refuse another or an incomplete archive
         if not counts:
             found = _describe(others) or "nothing"
             raise DownloadError(f"{archive} holds no ALFWorld games, but {found}. {_WHERE_THEY_ARE}")
@@ -303,6 +304,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     f"{archive} holds {counts[name]:,} games of {name}, and {split.n_games:,} are published: it is "
                     f"incomplete, or another archive. {_WHERE_THEY_ARE}"
                 )
+        # give the new splits their names
         for name in SPLITS.keys() - whole:
             sync_tree(_partial(root, name))
             _partial(root, name).replace(root / name)
@@ -368,7 +370,7 @@ def _fault(content: bytes) -> str:
 
 
 def _say_what_is_there(source: Path) -> str:
-    """Return why a directory is not one with games, and what to do."""
+    """Return why a directory holds no games, and what to do."""
     found: Counter[str] = Counter()
     n_files = 0
     for place, folders, files in os.walk(source):

@@ -43,6 +43,8 @@ def seal(directory: Path) -> dict[str, Any]:
 class Seal:
     """The checksums that `seal` wrote.
 
+    Safe to share between threads: a block may be checked twice, but is never left unchecked.
+
     Args:
         directory: the directory with the files.
         written: what `seal` returned.
