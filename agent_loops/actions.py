@@ -42,7 +42,10 @@ _NO_JSON = (
 
 @dataclass(frozen=True)
 class ParsedAction:
-    """The action to execute, and whether the response kept to the format; if not, `reason` says what was wrong."""
+    """The action to execute, and whether the response kept to the format.
+
+    `reason` says what was wrong with the format; it is empty if nothing was.
+    """
 
     text: str
     valid: bool

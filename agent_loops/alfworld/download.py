@@ -506,7 +506,10 @@ _COMPRESSIONS: Mapping[bytes, Callable[[BinaryIO], Any]] = {
 
 
 class _Bounded:
-    """A forward-only stream, which unpacks what is skipped and yields no more than an archive of games can hold."""
+    """A forward-only stream that refuses to give more than an archive of games can hold.
+
+    It unpacks what is skipped. The limits are for a single piece, which may be a name of gigabytes, and for the total.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._position = stream, 0
