@@ -1,8 +1,8 @@
-"""Reading an action out of a response: by the rules of verl-agent's prompts (`<action>…</action>`), or as a function
-call in the form of R2E-Gym and DeepSWE (`<function=NAME><parameter=KEY>VALUE</parameter></function>`).
+"""Read an action out of a response: by the rules of verl-agent's prompts (`<action>…</action>`), or as a function call
+in the format of R2E-Gym and DeepSWE (`<function=NAME><parameter=KEY>VALUE</parameter></function>`).
 
-An action is looked for where the response answers, not where it thinks (`agent_loops.thoughts`). Reading takes time
-linear in the response's length, whatever stands in it.
+The action is read from the response's answer, not from its thought (`agent_loops.thoughts`). Parsing takes time linear
+in the response's length, whatever the response contains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _NO_JSON = (
 
 @dataclass(frozen=True)
 class ParsedAction:
-    """What is executed, and whether the response kept to the format. `reason` says what was wrong, else it is empty."""
+    """The action to execute, and whether the response kept to the format.
+
+    `reason` says what was wrong with the format; it is empty if nothing was.
+    """
 
     text: str
     valid: bool
@@ -58,21 +61,20 @@ def parse_action(
     read_action: str = "after_thought",
     forbid_script: str = "chinese",
 ) -> ParsedAction:
-    """The text of the first `<action>…</action>` behind the thought, lower-cased.
+    """Return the text of the first `<action>…</action>` after the thought, lower-cased.
 
-    An answer without these tags is invalid, and its last characters are executed in their stead. A response whose
-    thought is not closed has no action: it is invalid, and the action is empty. One without a thought, or with a
-    character of a forbidden script (anywhere, the thought included), is invalid too, but its action is executed.
-    Whether the environment admits the action does not matter here: an empty one between the tags is valid, as in
-    verl-agent.
+    An answer without these tags is invalid, and its last characters are executed instead. A response whose thought is
+    not closed has no action: it is invalid, and the action is empty. A response without a thought, or with a character
+    of a forbidden script (anywhere, the thought included), is also invalid, but its action is executed. Whether the
+    environment admits the action does not matter here: as in verl-agent, an empty action between the tags is valid.
 
     Args:
         response: the decoded response.
         require_think: whether a response without reasoning is invalid.
         fallback_characters: how much of an answer without tags is executed.
-        thought_open: the prompt ended within a thought, which the response goes on with.
-        read_action: `after_thought`, or `first`: verl-agent's rule, the first tags of the response, even in a thought;
-            without any, the response's last characters.
+        thought_open: whether the prompt ended within a thought, which the response continues.
+        read_action: `after_thought`, or `first`: verl-agent's rule, the first tags of the response, even inside a
+            thought; without tags, the response's last characters.
         forbid_script: `chinese` (verl-agent's rule: U+4E00 to U+9FFF), `cjk` (with Japanese and Korean) or `none`.
 
     Example:
@@ -103,12 +105,12 @@ def parse_action(
 
 
 def _tags_anywhere(split: Split, thought_open: bool) -> bool:
-    """verl-agent's rule: both tags are there, wherever."""
+    """Apply verl-agent's rule: return whether both tags occur anywhere."""
     return split.reasoned or (TAGS[1] in split.text and (thought_open or TAGS[0] in split.text))
 
 
 def action_verb(action: str) -> str:
-    """What sort of action it is: the function that is called, else the first word; empty where there is neither.
+    """Return the kind of an action: the called function's name, else the first word; empty if there is neither.
 
     Example:
         >>> [action_verb(text) for text in ("click[buy now]", "go to sofa 1", "<function=bash></function>", "?")]
@@ -120,11 +122,11 @@ def action_verb(action: str) -> str:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A call as it was written: names without the blanks around them, values with every blank and line break.
+    """A function call as it was written: names stripped of surrounding blanks, values with every blank and line break.
 
-    But where a parameter's opening tag stands on a line of its own, as in Qwen3-Coder's and R2E-Gym's templates, the
-    line break behind it belongs to the layout, and so does the one before a closing tag that begins its line, with the
-    same indentation as the opening one.
+    There is one exception, for the layout of Qwen3-Coder's and R2E-Gym's templates. Where a parameter's opening tag is
+    alone on its line, the line break after it belongs to the layout. So does the line break before a closing tag that
+    begins its line with the same indentation as the opening tag.
     """
 
     name: str
@@ -138,18 +140,18 @@ class CallError(AgentLoopError, ValueError):
 def parse_function_call(
     response: str, *, require_think: bool = False, thought_open: bool = False, read_action: str = "after_thought"
 ) -> ParsedAction:
-    """The first function call behind the thought, as it was written. The text around it is free.
+    """Return the first function call after the thought, as it was written. The surrounding text is free.
 
-    Where no call follows the last `</think>` and one goes around it, then the tag is part of a value, if that call
-    begins outside a thought. A response without a call that can be read is invalid; its action is then what there is
-    of a call, which may be nothing. A call within a thought, closed or not, is none; one in JSON (Hermes' form) is
-    invalid, with a reason of its own.
+    If no call follows the last `</think>` but a call encloses it, the tag is part of a value, provided that this call
+    begins outside a thought. A response without a readable call is invalid; its action is then whatever part of a call
+    there is, possibly nothing. A call within a thought, closed or not, does not count. A call in JSON (Hermes' format)
+    is invalid, with its own reason.
 
     Args:
         response: the decoded response.
         require_think: whether a response without reasoning is invalid.
-        thought_open: the prompt ended within a thought, which the response goes on with.
-        read_action: `after_thought`, or `first`: the first call of the response, even in a thought.
+        thought_open: whether the prompt ended within a thought, which the response continues.
+        read_action: `after_thought`, or `first`: the first call of the response, even inside a thought.
 
     Example:
         >>> parse_function_call("I look.\\n<function=bash><parameter=command>ls</parameter></function> Then I edit.")
@@ -177,10 +179,10 @@ def parse_function_call(
 
 
 def read_call(text: str) -> FunctionCall:
-    """The first call of a text.
+    """Return the first call of a text.
 
     Raises:
-        CallError: there is none, or it cannot be read.
+        CallError: the text has no call, or the call cannot be read.
 
     Example:
         >>> read_call("<function=edit><parameter=path> a.py</parameter>\\n</function>")
@@ -195,8 +197,8 @@ def read_call(text: str) -> FunctionCall:
 
 
 def _find_call(split: Split, thought_open: bool) -> tuple[re.Match[str] | None, bool]:
-    """Where the first call of the answer begins, or, if none can be read there, the one around its beginning; and
-    whether a thought was closed before it."""
+    """Return where the first call of the answer begins (if none can be read there, the call around the answer's
+    beginning), and whether a thought was closed before it."""
     after = _CALL.search(split.text, split.start, split.stop)
     if split.channels or not split.start or (after and _end_of(split.text, after) > 0):
         return after, split.reasoned
@@ -205,10 +207,10 @@ def _find_call(split: Split, thought_open: bool) -> tuple[re.Match[str] | None, 
 
 
 def _call_around(split: Split, inside: bool) -> tuple[re.Match[str], bool] | None:
-    """The call that holds the last `</think>` in a value, and whether a thought was closed before it.
+    """Return the call that holds the last `</think>` in a value, and whether a thought was closed before it.
 
-    Goes through the text once, from thought to answer: a call that begins in a thought is only thought of, and what
-    stands in a call opens and closes none.
+    Scan the text once, from thought to answer: a call that begins inside a thought does not count, and tags inside a
+    call neither open nor close a thought.
     """
     text, last = split.text, split.start - len(TAGS[1])
     place, reasoned = 0, False
@@ -216,7 +218,7 @@ def _call_around(split: Split, inside: bool) -> tuple[re.Match[str], bool] | Non
     while True:
         if inside:
             place = text.find(TAGS[1], place, last)
-            if place < 0:  # the last one is what closes it
+            if place < 0:  # the last one closes it
                 return None
             place, inside, reasoned = place + len(TAGS[1]), False, True
         if call is not None and call.start() < place:
@@ -237,7 +239,7 @@ def _call_around(split: Split, inside: bool) -> tuple[re.Match[str], bool] | Non
 
 
 def _end_of(text: str, begin: re.Match[str]) -> int:
-    """Where the call that begins there ends; -1 where it cannot be read."""
+    """Return where the call that begins there ends; -1 if it cannot be read."""
     try:
         return _read(text, begin)[1]
     except CallError:
@@ -245,7 +247,7 @@ def _end_of(text: str, begin: re.Match[str]) -> int:
 
 
 def _walk(text: str, begin: re.Match[str]) -> tuple[dict[str, str], int, str]:
-    """The parameters of the call that begins there, how far reading came, and what was wrong with them."""
+    """Return the parameters of the call that begins there, how far parsing came, and what was wrong."""
     arguments: dict[str, str] = {}
     place = begin.end()
     while match := _PARAMETER.match(text, place):
@@ -261,10 +263,10 @@ def _walk(text: str, begin: re.Match[str]) -> tuple[dict[str, str], int, str]:
 
 
 def _without_layout(value: str, before: str) -> str:
-    """The value between two tags, without the line breaks of a layout that gives each tag its own line.
+    """Return the value between two tags, without the line breaks of a layout that puts each tag on its own line.
 
     Args:
-        value: all that stands between the tags.
+        value: everything between the tags.
         before: the blanks and line breaks before the opening tag.
     """
     _, alone, indentation = before.rpartition("\n")
@@ -279,7 +281,7 @@ def _without_layout(value: str, before: str) -> str:
 
 
 def _read(text: str, begin: re.Match[str]) -> tuple[FunctionCall, int]:
-    """The call that begins there, and where it ends."""
+    """Return the call that begins there, and where it ends."""
     name = begin[1].strip()
     arguments, place, problem = _walk(text, begin)
     if problem:

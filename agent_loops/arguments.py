@@ -1,6 +1,6 @@
-"""The settings of a benchmark, checked: each error is a line that names the setting, what came and what was expected.
+"""Checks of a benchmark's settings: each error is one line that names the setting, its value and what was expected.
 
-They come from `actor_rollout_ref.rollout.custom.benchmark`, so each may hold anything that YAML can say.
+The settings come from `actor_rollout_ref.rollout.custom.benchmark`, so each may hold any value that YAML can express.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from agent_loops.errors import InputError
 
 
 def refuse(setting: str, value: Any, expected: str) -> NoReturn:
-    """Raise the `ValueError` of a setting."""
+    """Raise the `InputError` of a setting."""
     raise InputError(f"{setting}={_shown(value)}: expected {expected}")
 
 

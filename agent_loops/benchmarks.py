@@ -1,7 +1,8 @@
-"""The benchmarks of this package in one table, from which `aem data`, `doctor`, `train`, `eval` and `check` follow.
+"""The table of this package's benchmarks, from which `aem data`, `doctor`, `train`, `eval` and `check` are derived.
 
-To add one: a folder here with its `benchmark.py`, an entry in `TABLE`, `recipe/aem/config/benchmark/NAME.yaml`, and a
-configuration with a model's size. Functions are named, not imported: what a benchmark needs may not be installed.
+To add a benchmark: a folder here with its `benchmark.py`, an entry in `TABLE`,
+`recipe/aem/config/benchmark/NAME.yaml`, and a configuration with a model size. Functions are given by name, not
+imported: a benchmark's dependencies may not be installed.
 """
 
 from __future__ import annotations
@@ -27,28 +28,28 @@ class BenchmarkError(InputError):
 
 @dataclass(frozen=True)
 class BenchmarkEntry:
-    """What the commands have to know of a benchmark before anything of it is imported.
+    """What the commands need to know about a benchmark before anything of it is imported.
 
     Attributes:
         name: its folder in this package; its configurations and variables begin with it.
-        title: its name for people.
-        target: what makes it, as a configuration names it.
-        config: the configuration that is taken where none is named.
-        about: what `aem data NAME` brings, in a line.
-        extra: of this distribution, which installs what the benchmark needs.
-        modules: what of that is looked for.
+        title: its display name.
+        target: the callable that creates it, as a configuration names it.
+        config: the default configuration.
+        about: what `aem data NAME` fetches, in one line.
+        extra: the extra of this distribution that installs what the benchmark needs.
+        modules: the modules of that extra whose presence is checked.
         java: whether it runs on Java.
-        check_settings: a function of the benchmark's settings that yields findings about what else they need.
-        data: the setting that names the data; empty where the data come with a package.
-        variable: the environment variable which that setting reads.
+        check_settings: a function of the benchmark's settings that yields findings about further requirements.
+        data: the setting that names the data; empty if the data come with a package.
+        variable: the environment variable that this setting reads.
         more_paths: further environment variables that name files.
         knobs: further environment variables, of other settings.
         fetch: a function with the options and the help of `aem data NAME`, which returns `PreparedData`.
-        fetching: what that does, to follow the command's name in a sentence.
-        generate: a function of a directory that makes data where none are named; empty where they have to be named.
-        generated_at_once: it takes seconds.
+        fetching: what `fetch` does, phrased to follow the command's name in a sentence.
+        generate: a function of a directory that generates data if none are named; empty if data must be named.
+        generated_at_once: whether generation takes only seconds.
         check_data: a function of the data's path that yields findings.
-        grade: what `aem grade` does with answers that are there already (`agent_loops.swe.evaluate.grade_predictions`).
+        grade: what `aem grade` does with existing answers (`agent_loops.swe.evaluate.grade_predictions`).
     """
 
     name: str
@@ -78,24 +79,25 @@ class BenchmarkEntry:
 
     @property
     def paths(self) -> list[str]:
-        """All environment variables that name its files."""
+        """All environment variables that name the benchmark's files."""
         return [name for name in (self.variable, *self.more_paths) if name]
 
     @property
     def data_title(self) -> str:
-        """The data's name for people."""
+        """The display name of the data."""
         return f"{self.title}'s data"
 
     @property
     def fetch_remedy(self) -> str:
-        """How to come by data, in a sentence."""
+        """How to get the data, in one sentence."""
         return f"`aem data {self.name}` {self.fetching}"
 
     def check_requirements(self, settings: Mapping[str, Any] | None = None) -> Iterator[Finding]:
-        """Are the packages and the programs there that it runs on? Starts none of them.
+        """Check that the required packages and programs are present, without starting any of them.
 
         Args:
-            settings: of the benchmark, as a configuration has them; without them, what they ask for is not looked at.
+            settings: the benchmark's settings, as in a configuration; if missing, requirements that depend on settings
+                are not checked.
         """
         missing = [module for module in self.modules if importlib.util.find_spec(module) is None]
         if missing:
@@ -118,11 +120,11 @@ class BenchmarkEntry:
             yield from resolve(self.check_settings)(settings)
 
     def check_named(self, value: Any, otherwise: str = "") -> Iterator[Finding]:
-        """Failures where the data are not named, or what is named is not there; `check_data` looks into them.
+        """Yield failures if the data are not named or do not exist; `check_data` inspects their content.
 
         Args:
-            value: of the setting `data`; None where its variable is not set.
-            otherwise: how else they can be named, to follow "or" in a sentence.
+            value: the value of the setting `data`; None if its variable is not set.
+            otherwise: how else the data can be named, phrased to follow "or" in a sentence.
         """
         remedy = f"{self.fetch_remedy}{f'; or {otherwise}' if otherwise else ''}"
         if value is None:
@@ -133,7 +135,7 @@ class BenchmarkEntry:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file, or a set of them, that has been verified: a row of the table which `aem data` prints."""
+    """A verified file, or a set of them: one row of the table that `aem data` prints."""
 
     name: str
     n_records: int
@@ -144,18 +146,19 @@ class DataFile:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """What `aem data NAME` has done.
+    """The result of `aem data NAME`.
 
     Attributes:
-        directory: the data, which the benchmark's variable has to name.
-        summary: what they hold, in a line.
-        benchmark: opened, so that its tasks can be written for verl; None where a training alone writes them.
-        parquet: where those go.
-        files: what was verified.
+        directory: the data directory, which the benchmark's variable has to name.
+        summary: what the data contain, in one line.
+        benchmark: the opened benchmark, so that its tasks can be written for verl; None if only a training run writes
+            them.
+        parquet: where these tasks are written.
+        files: the verified files.
         counted: what `n_records` counts.
         notes: further lines.
-        overrides: settings that a training has to be given, so that it plays the same tasks.
-        problem: what is not as it should be although there are data now; the command fails with it.
+        overrides: settings that a training run needs in order to play the same tasks.
+        problem: what is wrong even though there are data now; the command fails with this message.
     """
 
     directory: Path
@@ -243,10 +246,10 @@ TABLE: Mapping[str, BenchmarkEntry] = {entry.name: entry for entry in _ENTRIES}
 
 
 def find_entry(name: str) -> BenchmarkEntry:
-    """The entry of a benchmark.
+    """Return the entry of a benchmark.
 
     Raises:
-        BenchmarkError: there is none; the message names those that are spelt nearly so.
+        BenchmarkError: there is no such entry; the message names those with a similar spelling.
 
     Example:
         >>> find_entry("webshop").config
@@ -260,7 +263,7 @@ def find_entry(name: str) -> BenchmarkEntry:
 
 
 def entry_of(target: str) -> BenchmarkEntry | None:
-    """The entry whose folder a configuration's target lies in; None for a benchmark of another package.
+    """Return the entry whose folder contains a configuration's target; None for a benchmark of another package.
 
     Example:
         >>> entry_of("agent_loops.webshop.benchmark.WebShop").name
@@ -275,7 +278,7 @@ def resolve(function: str) -> Callable[..., Any]:
 
 
 def install_command(extra: str) -> str:
-    """How to install an extra: in the environment of `scripts/setup.sh` with its pinned versions."""
+    """Return the command that installs an extra: in the environment of `scripts/setup.sh` with its pinned versions."""
     venv, stack = os.environ.get("AEM_VENV"), os.environ.get("AEM_STACK")
     if venv and stack:
         return f"{venv}/bin/python -m pip install -c constraints/{stack}.txt -e '.[{stack},{extra}]'"
@@ -283,11 +286,12 @@ def install_command(extra: str) -> str:
 
 
 def make_benchmark(name: str, settings: Mapping[str, Any]) -> Benchmark:
-    """Open a benchmark outside of verl.
+    """Open a benchmark outside verl.
 
     Args:
-        name: of the table; or what makes another one, such as `my.module.MyBenchmark`.
-        settings: its arguments. What names the data of one of the table's may be left to its variable.
+        name: a name from the table, or the callable that creates another benchmark, such as `my.module.MyBenchmark`.
+        settings: its arguments. For a benchmark of the table, the path of the data may be left to its environment
+            variable.
 
     Raises:
         BenchmarkError: there is no such benchmark, or its data are not named.
@@ -312,10 +316,10 @@ def make_benchmark(name: str, settings: Mapping[str, Any]) -> Benchmark:
 
 
 def read_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Settings of the command line: each value is JSON where it is JSON, and a string otherwise.
+    """Parse settings from the command line: each value is JSON if it parses as JSON, and a string otherwise.
 
     Raises:
-        BenchmarkError: a word is no setting.
+        BenchmarkError: a word is not a setting.
 
     Example:
         >>> read_settings(["n=3", "path=a=b", 'keys={"won": true}'])

@@ -1,14 +1,14 @@
 """What a model's chat template writes around messages, and what ends a response: `ChatTemplate`, `TurnEnd`.
 
-verl renders a later message behind two made-up messages, a system's and a user's, and picks what it does between two
-messages by the model's type. Templates that insist on alternating roles (Gemma, Mistral, Llama-2) or always write the
-generation prompt (the first Llama-3) refuse that, and a model of another type under a known template loses what belongs
-between two messages. Here a later message is rendered behind [user, assistant], as it stands in a transcript; what
-follows the assistant's content is the template's own:
+verl renders a later message after two made-up messages, a system message and a user message, and picks its behaviour
+between two messages by the model's type. Templates that insist on alternating roles (Gemma, Mistral, Llama-2) or
+always write the generation prompt (the first Llama-3) refuse that, and a model of another type under a known template
+loses what belongs between two messages. Here a later message is rendered after [user, assistant], as in a transcript;
+whatever follows the assistant's content is the template's own text:
 
     template([user, assistant X, user B]) = … X ⟨closing⟩ ⟨between⟩ B ⟨generation prompt⟩
 
-Where a template cannot do that, verl's builder goes on.
+If a template cannot do that, verl's builder is used.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ _THOUGHT = ("<think>", "</think>")
 
 
 class TemplateError(AgentLoopError, ValueError):
-    """A chat template cannot render what it was asked for."""
+    """A chat template cannot render the requested messages."""
 
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """How a response ends under a template and an engine; all are token ids.
+    """How a response ends under a template and an engine; all values are token ids.
 
     Attributes:
-        tokens: a response that ends with one of these was not cut: what the template writes behind a response, the
-            `eos_token_id` of the model's generation_config.json, and the tokenizer's.
-        own: what the template writes behind the last response, else the tokenizer's: how the model ends one.
-        closing: what is put, masked, behind a response without an end before a message follows; None where the
-            message's first token ends the response (GLM).
-        closed: behind these nothing is put.
-        not_stops: those of `tokens` at which the engine does not stop by itself.
+        tokens: a response that ends with one of these tokens was not cut: the token that the template writes after a
+            response, the `eos_token_id` of the model's generation_config.json, and the tokenizer's.
+        own: how the model ends a response: what the template writes after the last response, else the tokenizer's
+            token.
+        closing: the token appended, masked, to an unfinished response before a message follows; None if the message's
+            first token ends the response (GLM).
+        closed: nothing is appended after these tokens.
+        not_stops: the members of `tokens` at which the engine does not stop by itself.
     """
 
     tokens: frozenset[int]
@@ -64,7 +65,7 @@ class TurnEnd:
     not_stops: tuple[int, ...] = ()
 
     def missing_after(self, last: int) -> int | None:
-        """What has to be put behind a response that ends with `last` before a message follows.
+        """Return the token to append to a response that ends with `last` before a message follows.
 
         Example:
             >>> base = TurnEnd(frozenset({0, 7}), own=7, closing=7, closed=frozenset({7}))
@@ -74,7 +75,7 @@ class TurnEnd:
         return None if last in self.closed else self.closing
 
     def stop_at(self, sampling_params: Mapping[str, Any]) -> dict[str, list[int]]:
-        """What an engine (vLLM, SGLang) has to be told beside `sampling_params` to stop where the template does.
+        """Return what an engine (vLLM, SGLang) needs in addition to `sampling_params` to stop where the template does.
 
         Example:
             >>> TurnEnd(frozenset({0, 7}), 7, 7, frozenset({7}), not_stops=(7,)).stop_at({"temperature": 1.0})
@@ -86,19 +87,19 @@ class TurnEnd:
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, looked at once.
+    """A tokenizer's chat template, analysed once.
 
     Args:
         tokenizer: Hugging Face's, or anything with `encode`, `apply_chat_template` and `eos_token_id`.
         kwargs: `data.apply_chat_template_kwargs`.
-        engine: at what the engine stops beside the tokenizer's eos token (`engine_stops`).
+        engine: the tokens at which the engine stops in addition to the tokenizer's eos token (`engine_stops`).
 
     Attributes:
         end: how a response ends.
-        problem: why the template cannot render a transcript's later messages; empty where it can.
+        problem: why the template cannot render a transcript's later messages; empty if it can.
 
     Raises:
-        ValueError: nothing is known that ends a response.
+        InputError: no token is known to end a response.
     """
 
     def __init__(self, tokenizer: Any, kwargs: Mapping[str, Any] | None = None, engine: Iterable[int] = ()):
@@ -119,7 +120,7 @@ class ChatTemplate:
         self._controls = {
             number: one.content for number, one in self._added.items() if one.special and one.content not in _THOUGHT
         }
-        # what the template writes behind the last response; behind one that a message follows, and what opens that
+        # what the template writes after the last response; after a response that a message follows, and what opens that
         own = self._between = self._opener = None
         self.problem = ""
         try:
@@ -146,7 +147,7 @@ class ChatTemplate:
         default = self._eos[0] if self._eos else min(self._engine)
         if own is not None:
             closing = own if self._between is None else self._between
-            # with channels (gpt-oss) such a token may end a thought, and the response goes on
+            # with channels (gpt-oss) such a token may end a thought, and the response continues
             channels = any(one.content == "<|channel|>" for one in self._added.values())
             not_stops = () if own in self._engine or channels else (own,)
             return TurnEnd(self._engine | {own}, own, closing, frozenset({own, closing}), not_stops)
@@ -155,7 +156,7 @@ class ChatTemplate:
         return TurnEnd(self._engine, default, default, self._engine)
 
     def later(self, message: Mapping[str, Any]) -> list[int]:
-        """The tokens between two responses, without the one that closes the first: the message and what is around it.
+        """Return the tokens between two responses: the message as rendered, without the token that closes the first.
 
         Raises:
             TemplateError: the template refuses it.
@@ -166,10 +167,10 @@ class ChatTemplate:
         return ids[ids.index(self._between) + 1 :] if self._between in ids else ids
 
     def merge(self, ids: list[int], message: Mapping[str, Any]) -> MergeResult:
-        """A row whose last response is closed, and the message that follows.
+        """Return a row whose last response is closed, followed by the message.
 
-        Where the response ended with a token that opens a message (GLM), that one goes and the message brings its own,
-        as verl's builder for GLM has it.
+        If the response ended with a token that opens a message (GLM), that token is dropped and the message brings its
+        own, as in verl's builder for GLM.
         """
         appended = self.later(message)
         opens = {self._opener, *(self._engine - set(self._eos) if self.end.closing is None else ())}
@@ -179,19 +180,19 @@ class ChatTemplate:
         )
 
     def agrees_with(self, builder: Any) -> bool:
-        """Whether verl's builder makes of a first message what the template and the tokenizer make of it."""
+        """Return whether verl's builder renders a first message as the template and the tokenizer do."""
         kind = type(builder)
         if kind not in self._agrees:
             try:
                 self._agrees[kind] = builder.build_initial_tokens([_user(_TASK)]) == self._encode(
                     self.render([_user(_TASK)])
                 )
-            except Exception:  # of a template or a processor; the first episode says it
+            except Exception:  # of a template or a processor; the first episode reports it
                 self._agrees[kind] = False
         return self._agrees[kind]
 
     def first(self, messages: Sequence[Mapping[str, Any]], ids: list[int]) -> list[int]:
-        """The tokens of a prompt, given verl's, which they are wherever no content holds a control token."""
+        """Return the tokens of a prompt, given verl's; the two are equal unless a content holds a control token."""
         contents = [one.get("content") for one in messages]
         if not self._controls or not all(isinstance(one, str) for one in contents):
             return ids
@@ -199,12 +200,12 @@ class ChatTemplate:
             lambda contents: self.render(
                 [{**one, "content": content} for one, content in zip(messages, contents, strict=True)]
             ),
-            contents,  # type: ignore[arg-type]  # texts, as was just seen
+            contents,  # type: ignore[arg-type]  # texts, as was just checked
             ids,
         )
 
     def between(self, content: str) -> list[int]:
-        """The tokens that the template writes between two responses, from the one on that closes the first.
+        """Return the tokens that the template writes between two responses, from the token that closes the first.
 
         Args:
             content: the user's message.
@@ -213,11 +214,11 @@ class ChatTemplate:
         return later if self._between is None else [self._between, *later]
 
     def keeps_control_tokens_text(self) -> bool:
-        """Whether a control token in a page stays text as it stands there."""
+        """Return whether a control token in a page stays plain text."""
         return self._plain.stays_text(lambda contents: self.render([_user(contents[0])]))
 
     def render(self, messages: Sequence[Mapping[str, Any]], generate: bool = True) -> str:
-        """The text of a chat.
+        """Return the text of a chat.
 
         Raises:
             TemplateError: the template refuses it.
@@ -245,8 +246,8 @@ class ChatTemplate:
         return token in self._controls or token in self._engine
 
     def _find_controls(self) -> None:
-        """Not every tokenizer marks as special what separates messages (DeepSeek's `<｜User｜>`). Words and line breaks
-        may be added tokens too, and are none."""
+        """Find the control tokens, some of which the tokenizer may not mark as special (DeepSeek's `<｜User｜>`). Words
+        and line breaks may be added tokens too, but are not control tokens."""
         text = self.render([_user(_TASK), _assistant(_RESPONSE), _user(_TASK)], generate=False)
         for token in self._encode(text):
             mark = self._added[token].content if token in self._added else ""
@@ -255,10 +256,10 @@ class ChatTemplate:
 
 
 class TemplateBuilder(ContinuousTokenBuilder):
-    """verl's builder of token rows, which follows the chat template where the template can be followed.
+    """verl's builder of token rows, which follows the chat template wherever possible.
 
     Args:
-        template: the model's.
+        template: the model's template.
         family: verl's builder for the model.
     """
 
@@ -291,13 +292,16 @@ class TemplateBuilder(ContinuousTokenBuilder):
 
 
 def follow(builder: Any, template: ChatTemplate) -> Any:
-    """verl's builder, made to follow the template: also where it renders through a processor, since nothing but text is
-    said here. A builder that renders a first message otherwise than the template goes on alone."""
+    """Return verl's builder, made to follow the template.
+
+    This also holds where the builder renders through a processor, since all messages are text. A builder that renders
+    a first message differently from the template is returned unchanged.
+    """
     return TemplateBuilder(template, builder) if template.agrees_with(builder) else builder
 
 
 class _Key:
-    """This very tokenizer and what was asked about it: a tokenizer need not be hashable."""
+    """A key of this very tokenizer object and the question asked about it: a tokenizer need not be hashable."""
 
     def __init__(self, tokenizer: Any, *facts: Any):
         self.tokenizer = tokenizer
@@ -311,8 +315,11 @@ class _Key:
 
 
 def builder_type(tokenizer: Any, processor: Any, model_type: str | None) -> str | None:
-    """The model type by which verl finds its builder; None, for its default one, where the builder of that type asks
-    for tokens that the tokenizer does not have: DeepSeek-R1-Distill-Qwen is a `qwen2` without `<|im_end|>`."""
+    """Return the model type by which verl finds its builder, or None for its default builder.
+
+    It is None where the builder of that type asks for tokens that the tokenizer does not have:
+    DeepSeek-R1-Distill-Qwen is a `qwen2` without `<|im_end|>`.
+    """
     return model_type if processor is not None or model_type is None else _builder_type(_Key(tokenizer, model_type))
 
 
@@ -326,7 +333,7 @@ def _builder_type(key: _Key) -> str | None:
     (model_type,) = key.facts
     builder = _family(model_type)
     if builder.supports_multimodal():
-        return model_type  # it needs a processor, as verl will say
+        return model_type  # it needs a processor, as verl will report
     try:
         builder(key.tokenizer)
     except ValueError as error:
@@ -336,12 +343,12 @@ def _builder_type(key: _Key) -> str | None:
 
 
 def template_of(tokenizer: Any, kwargs: Mapping[str, Any] | None = None, model: Any = None) -> ChatTemplate:
-    """The tokenizer's template, looked at once a process.
+    """Return the tokenizer's template, analysed once per process.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         kwargs: `data.apply_chat_template_kwargs`.
-        model: `actor_rollout_ref.model`; None: only the tokenizer says what ends a response.
+        model: `actor_rollout_ref.model`; None: only the tokenizer determines what ends a response.
     """
     engine: frozenset[int] = frozenset()
     if model is not None and (path := model.get("hf_config_path") or model.get("path")):
@@ -357,8 +364,11 @@ def _template_of(key: _Key) -> ChatTemplate:
 
 @functools.lru_cache(maxsize=8)
 def engine_stops(path: str, trust_remote_code: bool = False) -> frozenset[int]:
-    """At which tokens vLLM and SGLang stop beside the tokenizer's eos token: the `eos_token_id` of the model's
-    generation_config.json, or of its config.json where there is none. Fetches nothing; empty where neither is here."""
+    """Return the tokens at which vLLM and SGLang stop in addition to the tokenizer's eos token.
+
+    These are the `eos_token_id` of the model's generation_config.json, or of its config.json if there is none. Fetches
+    nothing; empty if neither file is present locally.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -375,14 +385,14 @@ def engine_stops(path: str, trust_remote_code: bool = False) -> frozenset[int]:
 def why_not(
     layout: str, tokenizer: Any, model_type: str | None, kwargs: Mapping[str, Any] | None = None, model: Any = None
 ) -> str:
-    """Why a layout cannot be played with a model's chat template, and what to set; empty where it can.
+    """Return why a layout cannot be played with a model's chat template, and what to set; empty if it can.
 
-    What is rendered is what an episode will render: its first message, and in a transcript a second one.
+    It renders what an episode will render: its first message, and in a transcript a second one.
 
     Args:
         layout: `episode.layout`.
-        tokenizer: the model's, with its chat template.
-        model_type: of the model's configuration.
+        tokenizer: the model's tokenizer, with its chat template.
+        model_type: the type in the model's configuration.
         kwargs: `data.apply_chat_template_kwargs`.
         model: `actor_rollout_ref.model`.
     """
@@ -414,10 +424,10 @@ def why_not(
 
 
 def load_tokenizer(model: Any) -> tuple[Any, str]:
-    """The tokenizer of `actor_rollout_ref.model` as verl's agent loops have it, and the model's type. Fetches nothing.
+    """Load the tokenizer of `actor_rollout_ref.model` as verl's agent loops do, and the model's type. Fetch nothing.
 
     Raises:
-        OSError, ValueError: it is not on this disk, or cannot be read.
+        OSError, ValueError: the tokenizer is not on this disk, or cannot be read.
     """
     from transformers import AutoConfig
     from verl.utils import hf_tokenizer

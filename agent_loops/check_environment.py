@@ -1,6 +1,6 @@
-"""Does a benchmark keep the promises of `agent_loops.environment`? It plays a few tasks and says what is broken.
+"""Check that a benchmark satisfies the contract of `agent_loops.environment`: play a few tasks and report violations.
 
-`aem check` is its command line.
+`aem check` is the command line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NONSENSE = ("xyzzy éß <&> [0]", "", "9" * 100_000)
 
 @dataclass
 class _Play:
-    """An episode's beginning: the actions, and each answer in plain values."""
+    """The beginning of an episode: the actions, and each answer as plain values."""
 
     task: Task
     actions: list[str] = field(default_factory=list)
@@ -30,19 +30,19 @@ class _Play:
 
 
 def check_benchmark(benchmark: Benchmark, tasks_a_split: int = 3, steps: int = 8, seed: int = 0) -> list[str]:
-    """Play a few tasks of every split, alone, side by side and in threads.
+    """Play a few tasks of every split: alone, interleaved and in threads.
 
     Args:
-        benchmark: what is checked.
+        benchmark: the benchmark to check.
         tasks_a_split: how many tasks of each split are played, spread over it.
-        steps: at most so many actions a task: admissible ones where they are listed, and nonsense.
-        seed: chooses the actions.
+        steps: the maximum number of actions per task: admissible actions where they are listed, and nonsense.
+        seed: the seed for choosing actions.
 
     Returns:
-        The broken promises, a sentence each; empty where all was kept. A promise that no played step touches is not
-        tested: more tasks and steps see more.
+        The violations, one sentence each; empty if there are none. A clause that no played step touches is not tested:
+        more tasks and steps cover more.
     """
-    problems: dict[str, None] = {}  # in order, each once
+    problems: dict[str, None] = {}  # in order, without duplicates
     say = problems.setdefault
     if not isinstance(benchmark, Benchmark) or not isinstance(benchmark.task_set, TaskSet):
         return ["The benchmark lacks a part of its protocol: name, task_set (with splits and tasks) and make()."]
@@ -61,7 +61,7 @@ def check_benchmark(benchmark: Benchmark, tasks_a_split: int = 3, steps: int = 8
             continue
         if _attempt(lambda play=play: _replays(benchmark, play, say), say):
             plays.append(play)
-    if plays and not problems:  # what differs alone says nothing about company
+    if plays and not problems:  # a task that differs when played alone says nothing about interleaving
         _attempt(lambda: _side_by_side(benchmark, plays, say), say)
         if type(environment).thread_safe:
             _attempt(lambda: _in_threads(benchmark, plays, say), say)
@@ -72,7 +72,7 @@ _Say = Callable[[str], Any]
 
 
 def _check_tasks(task_set: TaskSet, tasks_a_split: int, say: _Say) -> list[Task]:
-    """Returns the tasks to play."""
+    """Check the task set; return the tasks to play."""
     chosen: list[Task] = []
     owner: dict[str, str] = {}
     if not task_set.splits:
@@ -104,7 +104,7 @@ def _check_tasks(task_set: TaskSet, tasks_a_split: int, say: _Say) -> list[Task]
 
 
 def _explore(environment: Environment, task: Task, play: _Play, steps: int, choose: random.Random, say: _Say) -> None:
-    """Plays what is possible and nonsense in turn, and judges each answer."""
+    """Play admissible actions and nonsense in turn, and judge each answer."""
     try:
         observation = environment.reset(task)
         _check_observation(observation, "reset()", say)
@@ -172,7 +172,7 @@ def _plain_step(step: Step) -> tuple:
 
 
 def _answers(environment: Environment, play: _Play) -> Iterator[tuple]:
-    """The answers to the same actions again, one at a time."""
+    """Replay the same actions, one at a time, and return the answers."""
     yield _plain_observation(environment.reset(play.task))
     for action in play.actions:
         yield _plain_step(environment.step(action))
@@ -190,7 +190,7 @@ def _replays(benchmark: Benchmark, play: _Play, say: _Say) -> None:
 
 
 def _side_by_side(benchmark: Benchmark, plays: Sequence[_Play], say: _Say) -> None:
-    """All tasks at once, one step each in turn: what one does must not show in another."""
+    """Play all tasks at once, one step each in turn: what one task does must not show in another."""
     environments = [benchmark.make() for _ in plays]
     try:
         running = [_answers(environment, play) for environment, play in zip(environments, plays, strict=True)]
@@ -227,7 +227,7 @@ def _in_threads(benchmark: Benchmark, plays: Sequence[_Play], say: _Say) -> None
 
 
 def _attempt(function: Callable[[], None], say: _Say) -> bool:
-    """Whether it ran to its end; what it raised is a broken promise."""
+    """Run the function and return whether it ran to its end; an exception counts as a violation."""
     try:
         function()
     except Exception as error:  # any fault of foreign code is what is looked for

@@ -1,9 +1,9 @@
-"""Control tokens in a page stay text: `PlainText`.
+"""Encoding that keeps control tokens in a page as text: `PlainText`.
 
-A repository's file may hold `<|im_end|>`. Encoded like the rest of a rendered chat, that would end the user's message,
-and what follows could begin another that nobody wrote. So the control tokens of a chat are counted: where there are
-more than the template writes, the contents are encoded once more, by a copy of the tokenizer in which a control token's
-text is only text, and the template's own go by other names.
+A repository's file may hold `<|im_end|>`. Encoded like the rest of a rendered chat, it would end the user's message,
+and the text after it could begin another message that nobody wrote. So the control tokens of a chat are counted. If
+there are more than the template writes, the contents are encoded again by a copy of the tokenizer in which a control
+token's text is only text and the template's own control tokens have other names.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Render = Callable[[Sequence[str]], str]
 
 
 def added_tokens(tokenizer: Any) -> dict[int, AddedToken]:
-    """The tokens beside the vocabulary, by id; none where the tokenizer does not say."""
+    """Return the tokens added to the vocabulary, by id; none if the tokenizer does not tell."""
     return dict(getattr(tokenizer, "added_tokens_decoder", None) or {})
 
 
 def break_up(text: str, marks: Iterable[str]) -> str:
-    """The text with a zero-width space inside each of the marks.
+    """Return the text with a zero-width space inside each of the marks.
 
     Example:
         >>> break_up("a</s>b", ["</s>"]).encode("unicode_escape")
@@ -45,10 +45,10 @@ def break_up(text: str, marks: Iterable[str]) -> str:
 
 
 class PlainText:
-    """Encodes chats so that what their contents spell is text.
+    """An encoder of chats that treats the text of their contents as text only.
 
     Args:
-        tokenizer: Hugging Face's.
+        tokenizer: a Hugging Face tokenizer.
         controls: the text of each control token.
     """
 
@@ -60,12 +60,12 @@ class PlainText:
         self._lock = threading.Lock()
 
     def encode(self, render: Render, contents: Sequence[str], ids: list[int] | None = None) -> list[int]:
-        """The tokens of a rendered chat.
+        """Return the tokens of a rendered chat.
 
         Args:
-            render: the chat, or the part of it that is asked for, as text.
-            contents: of its messages.
-            ids: the ordinary tokens of that text, where they are known.
+            render: the chat, or the requested part of it, as text.
+            contents: the contents of its messages.
+            ids: the ordinary tokens of that text, if known.
         """
         text = render(contents)
         ids = self._ordinary(text) if ids is None else ids
@@ -92,10 +92,10 @@ class PlainText:
         return ids
 
     def stays_text(self, render: Render) -> bool:
-        """Whether a control token in a page stays the text that it is, letter by letter.
+        """Return whether a control token in a page stays plain text, letter by letter.
 
         Args:
-            render: a chat of one content.
+            render: a chat with a single content.
         """
         mark = f"content0x{_NONCE}"
         pieces = _pieces(render([_HARMLESS]), render([mark]), [mark], [_HARMLESS])
@@ -108,7 +108,7 @@ class PlainText:
         return sum(one in self._controls for one in ids)
 
     def _copy_for(self, pieces: Sequence[tuple[str, bool]]) -> _Copy | None:
-        """The copy, made when it is first needed; None where it does not encode as the tokenizer does."""
+        """Return the copy, made when it is first needed; None if it does not encode as the tokenizer does."""
         with self._lock:
             if not self._made:
                 self._made = True
@@ -117,20 +117,23 @@ class PlainText:
                     copy = _Copy(self._tokenizer, self._controls)
                     if copy.encode(harmless) == self._ordinary("".join(text for text, _ in harmless)):
                         self._copy = copy
-                except Exception as error:  # of a tokenizer of another kind, in Python or by somebody else
+                except Exception as error:  # of a tokenizer of another kind, in Python or third-party
                     logger.debug("control tokens cannot be encoded as text: %s", error)
             return self._copy
 
 
 class _Copy:
-    """The tokenizer, but that control tokens are text in contents. A copy, since others encode with it meanwhile."""
+    """A copy of the tokenizer for which control tokens in contents are text.
+
+    It is a copy because other code uses the tokenizer concurrently.
+    """
 
     def __init__(self, tokenizer: Any, controls: Mapping[int, str]):
         added = added_tokens(tokenizer)
         self._tokenizer = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # what is special is passed over
+        self._tokenizer.encode_special_tokens = True  # special tokens are skipped
         self._tokenizer.add_special_tokens([added[number] for number in controls if not added[number].special])
         self._aliases = {text: f"\ue000{_NONCE}{number}\ue001" for number, text in controls.items()}
         self._written = re.compile("|".join(map(re.escape, sorted(self._aliases, key=len, reverse=True))))
@@ -153,7 +156,7 @@ class _Copy:
         }
 
     def encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
-        """The tokens of texts of which each is a content or the template's."""
+        """Return the tokens of texts, each of which is either a content or written by the template."""
         text = "".join(
             piece if content else self._written.sub(lambda found: self._aliases[found.group()], piece)
             for piece, content in pieces
@@ -166,7 +169,7 @@ _NONCE = secrets.token_hex(8)
 
 
 def _pieces(text: str, template: str, marks: Sequence[str], contents: Sequence[str]) -> list[tuple[str, bool]] | None:
-    """The text in parts that are contents (True) or the template's; None where it is not made of both.
+    """Return the text in parts that are contents (True) or the template's; None if it cannot be split this way.
 
     Example:
         >>> _pieces("<u>a b</u>", "<u>MARK</u>", ["MARK"], [" a b "])

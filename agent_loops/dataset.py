@@ -1,4 +1,4 @@
-"""A benchmark's tasks as the parquet files that verl reads: a row for each task, a file for each split."""
+"""A benchmark's tasks as the parquet files that verl reads: one row per task, one file per split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = 1 << 16
 
 
 class NamedTasks(Protocol):
-    """What of a benchmark is written."""
+    """The part of a benchmark's interface that is written."""
 
     @property
     def name(self) -> str: ...
@@ -26,10 +26,10 @@ class NamedTasks(Protocol):
 
 
 def write_parquet(benchmark: NamedTasks, directory: Path) -> dict[str, int]:
-    """Write `<split>.parquet` for every split of the benchmark; returns the number of tasks of each.
+    """Write `<split>.parquet` for every split of the benchmark; return the number of tasks per split.
 
-    The agent loop makes its own prompts, so `prompt` holds only a word of what is played; the task itself is plain data
-    in `extra_info.task`. A file appears whole or not at all.
+    The agent loop builds its own prompts, so `prompt` holds only a short label of the task; the task itself is plain
+    data in `extra_info.task`. A file appears complete or not at all.
     """
     directory.mkdir(parents=True, exist_ok=True)
     counts = {}
@@ -43,7 +43,10 @@ def write_parquet(benchmark: NamedTasks, directory: Path) -> dict[str, int]:
 
 
 def _table(name: str, split: str, tasks: Sequence[Task]) -> pa.Table:
-    """All rows as Arrow columns; as Python objects, only so many at a time (WebShop's full set has millions)."""
+    """Return all rows as Arrow columns.
+
+    Only a limited number of rows are Python objects at a time (WebShop's full set has millions).
+    """
     tables: list[pa.Table] = []
     for start in range(0, max(len(tasks), 1), _ROWS):
         indices = range(start, min(start + _ROWS, len(tasks)))

@@ -1,8 +1,8 @@
-"""Files of a benchmark from the web: fetched with resumption, checked against a checksum, and remembered.
+"""Downloads of a benchmark's files: fetched with resumption, checked against a checksum, and recorded.
 
-`requests` does the transfer, because nothing ready-made resumes from these sources and refuses what is not the file:
-pooch 1.9 opens its target anew (`w+b`, no `Range`); huggingface_hub resumes, but only files of the Hub; gdown saves the
-page that Drive sends in place of a file. None of the three bounds a slow server, a redirection or a file's size.
+`requests` does the transfer, because no existing library both resumes from these sources and refuses a wrong file:
+pooch 1.9 opens its target anew (`w+b`, no `Range`); huggingface_hub resumes, but only files of the Hub; gdown saves
+the page that Drive sends in place of a file. None of the three bounds a slow server, a redirection or a file's size.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ WINDOW = 120.0  # seconds, in which a server has to send SLOWEST bytes a second,
 SLOWEST = 1000
 REDIRECTIONS = 10
 TIMEOUT = (15, 60)  # seconds to connect, and between two bytes
-RETRIES = 20  # after a transfer that broke off; a source that never sent a byte gets one more try only
+RETRIES = 20  # after an interrupted transfer; a source that never sent a byte gets one more try only
 PAUSE = 1.0  # seconds before a retry
 MANIFEST = "aem_data.json"
 
 
 class DownloadError(AgentLoopError, RuntimeError):
-    """A file could not be had, or is not what it should be. The message says what to do, in several lines perhaps."""
+    """A file could not be fetched, or has unexpected content. The message says what to do, perhaps in several lines."""
 
     lines = True
 
@@ -51,20 +51,20 @@ class DownloadError(AgentLoopError, RuntimeError):
 
 
 class _Refusal(AgentLoopError, RuntimeError):
-    """What one source did instead of sending the file."""
+    """What a source did instead of sending the file."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file and where it may come from.
+    """A file and its sources.
 
     Attributes:
-        name: what it is called on disk.
-        urls: tried in this order.
-        sha256: the published checksum (64 lower-case hexadecimal digits), where there is one. Without it nothing proves
-            that a resumed file's two parts are of one version; the caller's own look at the content has to do.
+        name: its name on disk.
+        urls: the sources, tried in this order.
+        sha256: the published checksum (64 lower-case hexadecimal digits), if there is one. Without it nothing proves
+            that a resumed file's two parts belong to the same version; the caller has to check the content.
         n_bytes: the published size.
-        by_hand: an address that a person can open, if it differs from the first of `urls`.
+        by_hand: an address to open in a browser, if it differs from the first of `urls`.
     """
 
     name: str
@@ -74,23 +74,23 @@ class RemoteFile:
     by_hand: str | None = None
 
     def at(self, mirror: str) -> RemoteFile:
-        """The same file in a folder of that address."""
+        """Return the same file in a folder of that address."""
         return replace(self, urls=(f"{mirror.rstrip('/')}/{self.name}",), by_hand=None)
 
 
 def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
-    """Fetch a file into a directory, from the first source that gives the right one.
+    """Fetch a file into a directory, from the first source that provides the right content.
 
-    What has arrived of it waits in `NAME.part`, and the next call goes on from there. The file gets its name only when
-    it is complete and has the published checksum.
+    A partial download is kept in `NAME.part`, and the next call resumes from it. The file gets its name only when it
+    is complete and has the published checksum.
 
     Args:
         file: what to fetch.
-        directory: made if needed. A file of that name in it is replaced.
-        progress: show a bar, where standard error is a terminal.
+        directory: the directory, created if needed. A file of that name in it is replaced.
+        progress: show a progress bar if standard error is a terminal.
 
     Returns:
-        The address that the file came from.
+        The address from which the file was fetched.
 
     Raises:
         DownloadError: no source gave the file, or another process is fetching it.
@@ -127,13 +127,13 @@ def fetch(file: RemoteFile, directory: Path, progress: bool = True) -> str:
 
 
 def bar_of(title: str, total: int | None, progress: bool, unit: str = "B", **more: Any) -> tqdm:
-    """A bar for what takes longer than a second, on a terminal alone; `progress=False` leaves it out."""
+    """Return a progress bar for operations longer than a second, on a terminal only; `progress=False` omits it."""
     options = {"leave": False, "delay": 1, "unit_scale": unit == "B", **more}
     return tqdm(desc=title, total=total, unit=unit, disable=None if progress else True, **options)
 
 
 def check_space(directory: Path, needed: int, what: str) -> None:
-    """Make a directory; raise DownloadError where the disk has no room for `needed` bytes of `what`."""
+    """Create a directory; raise DownloadError if the disk has no room for `needed` bytes of `what`."""
     directory.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(directory).free
     if needed > free:
@@ -144,7 +144,7 @@ def check_space(directory: Path, needed: int, what: str) -> None:
 
 
 def link_to(target: Path, directory: Path, name: str) -> Path:
-    """Put a symbolic link to a file or folder into a directory, made if needed; return the link.
+    """Put a symbolic link to a file or folder into a directory, created if needed; return the link.
 
     Raises:
         DownloadError: something else is in the link's place.
@@ -162,7 +162,7 @@ def link_to(target: Path, directory: Path, name: str) -> Path:
 
 
 def sha256_of(path: Path, progress: bool = False) -> str:
-    """Return a file's SHA-256 checksum in hexadecimal; reads it in pieces.
+    """Return a file's SHA-256 checksum in hexadecimal; read the file in pieces.
 
     Raises:
         OSError: the file cannot be read.
@@ -176,7 +176,7 @@ class Manifest:
     """The checksums of a benchmark's files as they first arrived, in a small JSON file.
 
     Args:
-        directory: where `aem_data.json` lies or will lie. Files in this directory are entered by name, others by their
+        directory: where `aem_data.json` is or will be. Files in this directory are entered by name, other files by
             absolute path.
     """
 
@@ -192,7 +192,7 @@ class Manifest:
                 ) from None
 
     def source(self, path: Path) -> str | None:
-        """Where an entered file came from; None if the file has not been entered."""
+        """Return where an entered file came from; None if the file has not been entered."""
         entry = self._files.get(self._key(path))
         return None if entry is None else str(entry.get("source"))
 
@@ -211,7 +211,7 @@ class Manifest:
             )
 
     def enter(self, path: Path, sha256: str, source: str) -> None:
-        """Remember a file, unless it has been entered before."""
+        """Record a file, unless it has been entered before."""
         if self._key(path) not in self._files:
             self._files[self._key(path)] = {
                 "sha256": sha256,
@@ -250,7 +250,7 @@ def _entries(found: Any) -> dict[str, dict[str, Any]]:
 
 
 def _fetch_whole(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> None:
-    """Complete `stream` from one source. A resumed file with a wrong checksum gets a second chance, from its start."""
+    """Complete `stream` from a source. A resumed file with a wrong checksum is fetched once more from its start."""
     while True:
         resumed = stream.tell() > 0
         _transfer(url, file, stream, progress)
@@ -268,7 +268,7 @@ def _fetch_whole(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -
 
 
 def _transfer(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> None:
-    """Append to `stream` until it is complete, going on after each break."""
+    """Append to `stream` until it is complete, resuming after each interruption."""
     began = stream.tell()
     reason = ""
     with bar_of(file.name, file.n_bytes, progress, leave=True, delay=0) as bar:
@@ -289,16 +289,16 @@ def _transfer(url: str, file: RemoteFile, stream: BinaryIO, progress: bool) -> N
 
 
 def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
-    """One request: what is missing of the file, as far as the connection holds."""
+    """Make a request for the missing part of the file and append what arrives until the connection breaks."""
     if file.n_bytes is not None and stream.tell() > file.n_bytes:
         _restart(stream)
     offset = stream.tell()
     if offset and offset == file.n_bytes:
-        return  # interrupted between the last byte and the new name
-    # the bytes on disk must be the ones that the range counts
+        return  # interrupted between the last byte and the renaming
+    # the bytes on disk must be those that the range counts
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
     with requests.Session() as session, _ask(session, url, headers) as response:
-        if response.status_code == 416 and offset:  # the file is shorter than what is here
+        if response.status_code == 416 and offset:  # the file is shorter than the part on disk
             _restart(stream)
             raise requests.ConnectionError("the file there is shorter than the part that is here")
         if response.status_code not in (200, 206):
@@ -309,7 +309,7 @@ def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
         chunks = _chunks(response)
         first = next(chunks, b"")
         kind = response.headers.get("Content-Type", "")
-        # before anything is thrown away: a refusal is often a page, sent as if it were a success
+        # before anything is discarded: a refusal is often a page, sent as if it were a success
         if kind.startswith("text/html") or first.lstrip()[:1] == b"<":
             raise _Refusal(f"sent a web page instead of the file{_title(first)}")
         start, total = _place(response)
@@ -318,7 +318,7 @@ def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
         if start != offset:
             if start:
                 raise _Refusal(f"sent bytes from {start:,} on, not from {offset:,}")
-            _restart(stream)  # it knows no ranges
+            _restart(stream)  # it does not support ranges
         end = next(size for size in (file.n_bytes, total, LARGEST) if size is not None)
         bar.reset(total)
         bar.initial = bar.n = start
@@ -334,10 +334,10 @@ def _append(url: str, file: RemoteFile, stream: BinaryIO, bar: tqdm) -> None:
 
 
 def _ask(session: requests.Session, url: str, headers: Mapping[str, str]) -> requests.Response:
-    """The answer to one request, as soon as its headers are there; redirections are followed to where they may lead.
+    """Return the answer to a request as soon as its headers arrive; follow redirections to permitted targets.
 
-    `requests` would follow one from https to http. What it does not bound is how long the headers may take: a thread is
-    waited for, and left behind where it has to be.
+    `requests` would follow a redirection from https to http. It also does not bound how long the headers may take: a
+    thread is waited for, and abandoned if necessary.
     """
     for _ in range(REDIRECTIONS):
         response = _within(
@@ -348,7 +348,7 @@ def _ask(session: requests.Session, url: str, headers: Mapping[str, str]) -> req
             if target is None:
                 return response
             before, url = url, urljoin(url, target)
-        except ValueError as error:  # no UTF-8, an address that is none
+        except ValueError as error:  # not UTF-8, or an invalid address
             raise _Refusal(f"leads on to what is no address ({why(error)})") from None
         response.close()
         allowed = ("https",) if urlsplit(before).scheme == "https" else ("http", "https")
@@ -379,14 +379,14 @@ def _within(ask: Callable[[], requests.Response]) -> requests.Response:
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """The body as it comes, not unpacked: each piece when it is there, so that a slow server is noticed.
+    """Yield the body without decompression: each piece as soon as it arrives, so that a slow server is noticed.
 
     Raises:
         requests.RequestException: the connection broke.
-        _Refusal: it is too slow.
+        _Refusal: the server is too slow.
     """
     raw = response.raw
-    read = getattr(raw, "read1", raw.read)  # urllib3 before 2.1 waits for all that it was asked for
+    read = getattr(raw, "read1", raw.read)  # urllib3 before 2.1 waits for the full amount that was requested
     began, sent = time.monotonic(), 0
     try:
         while piece := read(CHUNK):
@@ -405,7 +405,7 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
 
 
 def _place(response: requests.Response) -> tuple[int, int | None]:
-    """Returns the position of the first byte that is sent, and the size of the whole file."""
+    """Return the position of the first byte that is sent, and the size of the whole file."""
     if response.status_code == 206:
         match = re.fullmatch(
             r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
@@ -438,7 +438,7 @@ def _title(page: bytes) -> str:
 
 
 def _plain(error: Exception) -> str:
-    """One short clause out of what requests and urllib3 wrap around each other."""
+    """Return a short clause without the text that requests and urllib3 wrap around each other's messages."""
     text = str(error)
     if "resolve" in text or "Name or service not known" in text:
         return "cannot be found (no network, or no name service)"

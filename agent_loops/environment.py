@@ -1,8 +1,8 @@
-"""The protocol every environment of this package follows: strings in, strings out, in Gymnasium's words.
+"""The protocol of every environment in this package: strings in, strings out, in Gymnasium's terms.
 
 An environment is synchronous and knows nothing of tokens, prompts or verl. A *benchmark* is what a process opens once
-(a catalogue, an index, a set of games) and all its episodes share; `Benchmark.make` gives one episode's environment,
-whose own state is small.
+(a catalogue, an index, a set of games) and all its episodes share; `Benchmark.make` returns the environment of one
+episode, whose own state is small.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class Observation:
 
     Attributes:
         text: the page or the feedback, exactly as the benchmark words it.
-        actions: the admissible actions, empty where free text is meant.
-        info: facts about the observation. `instruction`: the task in words, where the benchmark has one. `body`: the
-            text without these words. `page`: where the agent stands, as one of a few words, where there are such (it
-            sorts turns in reports). Of the first one also `kind`: the type of the task, where there are several.
+        actions: the admissible actions; empty if actions are free text.
+        info: facts about the observation. `instruction`: the task in words, if the benchmark has such a text. `body`:
+            the text without these words. `page`: where the agent is, from a small fixed vocabulary, if there is one
+            (reports group turns by it). The first observation may also have `kind`: the type of the task, if there are
+            several.
     """
 
     text: str
@@ -36,17 +37,17 @@ class Observation:
 
 @dataclass(frozen=True)
 class Step:
-    """The environment's answer to one action.
+    """The environment's answer to an action.
 
     Attributes:
         observation: what the agent sees next.
-        reward: this action's reward, on the benchmark's own scale; a finite number. Methods that credit turns read it
-            of all turns but an episode's last, which has the outcome (`won`) instead.
+        reward: this action's reward, on the benchmark's own scale; a finite number. Methods that assign credit to
+            turns read it for all turns but an episode's last, which has the outcome (`won`) instead.
         terminated: the task ended (won or lost).
         truncated: the environment cut the episode short (its own step limit).
-        info: facts about the outcome. `won`: bool, the task is solved. `score`: float in [0, 1], where it is graded.
-            `invalid`: why the action breaks the format, where only the environment can tell. `counts`: further numbers
-            of the episode by name, which become metrics beside `task_score`.
+        info: facts about the outcome. `won`: bool, whether the task is solved. `score`: float in [0, 1], if the task
+            is graded. `invalid`: why the action breaks the format, if only the environment can tell. `counts`: further
+            numbers of the episode by name, which become metrics next to `task_score`.
     """
 
     observation: Observation
@@ -58,10 +59,12 @@ class Step:
 
 @runtime_checkable
 class Environment(Protocol):
-    """One episode at a time. `thread_safe`: different instances may step in different threads at once.
+    """An environment that plays one episode at a time.
 
-    An environment may also have `conclude() -> Mapping`: `won` and `score`, as in `Step.info`, of the task as it stands
-    when the loop cuts the episode.
+    `thread_safe`: different instances may step in different threads concurrently.
+
+    An environment may also have `conclude() -> Mapping`, called when the loop cuts the episode: it returns `won` and
+    `score`, as in `Step.info`, of the task in its current state.
     """
 
     thread_safe: ClassVar[bool]
@@ -75,7 +78,7 @@ class Environment(Protocol):
 
 @runtime_checkable
 class TaskSet(Protocol):
-    """The tasks of a benchmark by split. Splits never share a task, and their order is fixed by the data alone."""
+    """The tasks of a benchmark by split. Splits never share a task, and the data alone determine their order."""
 
     @property
     def splits(self) -> Sequence[str]: ...
@@ -85,7 +88,7 @@ class TaskSet(Protocol):
 
 @runtime_checkable
 class Benchmark(Protocol):
-    """What one process opens once: read-only data, the task set, and a maker of environments over them."""
+    """What a process opens once: read-only data, the task set, and a factory of environments over them."""
 
     @property
     def name(self) -> str: ...
@@ -100,11 +103,11 @@ def check_split(split: str, splits: Sequence[str]) -> str:
     """Return the split's name.
 
     Args:
-        split: what was asked for.
-        splits: those of the task set.
+        split: the requested split.
+        splits: the splits of the task set.
 
     Raises:
-        ValueError: it is none of them.
+        InputError: the split is not in `splits`.
 
     Example:
         >>> check_split("train", ("train", "validation"))

@@ -30,42 +30,45 @@ class EpisodeSettings:
 
     Attributes:
         prompt: a template: `<environment>/<name>` of this package (`webshop/full`) or a path to a `.jinja` file. One
-            template serves both layouts: it is told whether its message stands alone.
-        layout: `turns`: each turn is its own prompt with a short history, and its own row. `transcript`: the whole
-            conversation is one row; its first message holds the task and the instructions, the later ones what is new.
+            template serves both layouts: a variable tells it whether its message is the whole conversation.
+        layout: `turns`: each turn is a separate row, with a prompt that shows a short history. `transcript`: the whole
+            conversation is one row; its first message holds the task and the instructions, later messages hold what is
+            new.
         action_format: how a response names its action. `action_tags`: `<action>…</action>`, lower-cased
             (`agent_loops.actions.parse_action`). `function_calls`: `<function=NAME><parameter=KEY>VALUE</parameter>
-            </function>`, as it is written (`parse_function_call`); the environment says what is wrong with one that it
-            does not know (`Step.info["invalid"]`), which breaks the format too.
-        max_turns: the agent is cut off after so many.
-        turn_tokens: a response has at most so many tokens; by default what is left of its row
+            </function>`, as written (`parse_function_call`); the environment says what is wrong with a call that it
+            does not know (`Step.info["invalid"]`), which also breaks the format.
+        max_turns: the maximum number of turns; the agent is then cut off.
+        turn_tokens: the maximum number of tokens of a response; by default the remaining room of its row
             (data.max_response_length and rollout.max_model_len): in a transcript, all that is left for the episode.
-        history_length: how many past (observation, action) pairs a prompt shows; in a transcript all are there already.
-        max_prompt_characters: the history is dropped from a prompt that would be longer. What a prompt may have in
-            tokens is `agent_loops.shortening`'s to keep.
+        history_length: how many past (observation, action) pairs a prompt shows; in a transcript they are all present
+            already.
+        max_prompt_characters: the history is dropped from a prompt that would be longer. `agent_loops.shortening`
+            keeps the limit in tokens.
         won_reward, lost_reward: the trajectory's outcome reward.
-        invalid_penalty: taken from the turn whose response breaks the format.
+        invalid_penalty: subtracted from the reward of the turn whose response breaks the format.
         require_think: whether a response without a thought breaks the format: `<think>…</think>`, whose beginning the
             prompt may have written, or gpt-oss's channel `analysis`.
-        read_action: `after_thought`: an action is what stands behind the thought, and a response whose thought is not
-            closed has none. `first`: the first action of the response, even in a thought (verl-agent's rule).
+        read_action: `after_thought`: the action is read after the thought, and a response whose thought is not closed
+            has no action. `first`: the first action of the response, even inside a thought (verl-agent's rule).
         fallback_characters: how much of an answer without action tags is executed (`action_tags`).
         forbid_script: letters that break the format wherever a response has them, its thought included: `chinese`
             (verl-agent's rule), `cjk` (with Japanese and Korean) or `none`. Only for `action_tags`: a function call
-            holds code and texts of others.
-        overlong_buffer: the last share of the tokens that a response may have, in which a turn's penalty grows with its
-            response; 0 for none (see `overlong`).
-        overlong_penalty: what a response as long as the limit is charged.
-        compact_filtering: mask every row of a trajectory that was cut short (`agent_loops.loop` says by what); its
+            may contain code and third-party text.
+        overlong_buffer: the share of the token limit, at its end, over which a turn's penalty grows with its response;
+            0 for no penalty (see `overlong`).
+        overlong_penalty: the penalty of a response that is as long as the limit.
+        compact_filtering: mask every row of a trajectory that was cut short (`agent_loops.loop` lists the causes); its
             reward stays in the baseline.
-        conclude: a trajectory that the loop cuts gets the outcome that the environment's `conclude()` finds, where it
-            has one: `{"won": …, "score": …}` as in `Step.info`, of the task as it stands. Otherwise it counts as lost.
-            An environment whose last call is still running is not asked.
-        step_seconds: an environment that takes longer for one step has failed.
-        trajectory_seconds: from the end of `reset` on; then no turn begins, a running generation is given up, and so is
-            a running step where the environment is thread-safe (in a worker process, others would suffer). That cuts
-            the trajectory, and is no fault. The default and the shipped configurations allow two minutes a turn. null:
-            no such limit, and then the trainer waits for an engine that hangs as long as it hangs.
+        conclude: a trajectory that the loop cuts gets the outcome of the environment's `conclude()`, if it has that
+            method: `{"won": …, "score": …}` as in `Step.info`, for the task in its current state. Otherwise it counts
+            as lost. An environment whose last call is still running is not asked.
+        step_seconds: the time limit of one step; an environment that takes longer has failed.
+        trajectory_seconds: the time limit of a trajectory, counted from the end of `reset`. After it no turn begins,
+            and a running generation is abandoned. So is a running step if the environment is thread-safe (in a worker
+            process, other episodes would suffer). This cuts the trajectory and is not a fault. The default and the
+            shipped configurations allow two minutes per turn. null: no limit; the trainer then waits for a hanging
+            engine as long as it hangs.
     """
 
     prompt: str = "webshop/full"
@@ -122,7 +125,7 @@ class EpisodeSettings:
         return cls(**config)
 
     def overlong(self, length: int, limit: int) -> float:
-        """The soft punishment of a response that comes close to the limit, at most 0.
+        """Return the soft penalty of a response that comes close to the limit, at most 0.
 
             0                                          n ≤ L − b
             −overlong_penalty · (n − (L − b)) / b      beyond,      b = overlong_buffer · L
@@ -131,8 +134,8 @@ class EpisodeSettings:
         and b is a share of L, so that it holds for every benchmark.
 
         Args:
-            length: n, tokens of the response.
-            limit: L, tokens that a response may have.
+            length: n, the tokens of the response.
+            limit: L, the maximum number of tokens of a response.
 
         Example:
             >>> settings = EpisodeSettings(overlong_buffer=0.2)
@@ -148,7 +151,7 @@ class EpisodeSettings:
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn that was played: what the agent saw, what it did, and what that turn alone is due."""
+    """A turn that was played: what the agent saw, what it did, and the turn's own reward and penalty."""
 
     observation: Observation
     action: ParsedAction
@@ -157,7 +160,7 @@ class Turn:
 
     @property
     def kind(self) -> str:
-        """What sort of turn it is: the page where the agent stood, where the environment names pages, else the verb."""
+        """The kind of the turn: the page where the agent was, if the environment names pages, else the verb."""
         return str(self.observation.info.get("page") or action_verb(self.action.text))
 
 
@@ -166,10 +169,10 @@ class Shown:
     """How much of its parts a prompt shows; None for all.
 
     Attributes:
-        history: the past turns, as many as are configured, or none.
-        observation: its first characters.
-        actions: the first so many.
-        instruction: so many characters of the task, without its middle.
+        history: whether the past turns are shown (as many as configured).
+        observation: the number of characters shown, from the start.
+        actions: the number of actions shown, from the first.
+        instruction: the number of characters of the task shown, with its middle left out.
     """
 
     history: bool = True
@@ -182,7 +185,7 @@ class Shown:
 class Episode:
     """Play one task: `reset`, then `prompt` and `step` in turn until `done`.
 
-    What the environment says and what the model wrote is cleaned (`agent_loops.texts.clean`) where it comes in.
+    The environment's and the model's text is cleaned (`agent_loops.texts.clean`) on entry.
     """
 
     environment: Environment
@@ -203,38 +206,38 @@ class Episode:
         self.kind = str(self.observation.info.get("kind", ""))
 
     def prompt(self) -> str:
-        """The user message of the coming turn. In a transcript only the first message holds the task."""
+        """Return the user message of the coming turn. In a transcript only the first message holds the task."""
         return self.render(self.shown())
 
     @property
     def has_history(self) -> bool:
-        """Whether there is any that the coming prompt could show. In a transcript the earlier messages are it."""
+        """Return whether the coming prompt could show any history; in a transcript the earlier messages are it."""
         return bool(self.turns and self.settings.history_length and self.settings.layout != "transcript")
 
     def shown(self) -> Shown:
-        """What the coming prompt shows where tokens do not matter."""
+        """Return what the coming prompt shows if tokens do not matter."""
         whole = Shown()
         long = self.has_history and len(self.render(whole)) > self.settings.max_prompt_characters
         return Shown(history=False) if long else whole
 
     def sizes(self) -> Shown:
-        """How much there is to show, in the units of `Shown`."""
+        """Return how much there is to show, in the units of `Shown`."""
         assert self.observation is not None, "reset the episode first"
         return Shown(
             self.has_history, len(_body(self.observation)), len(self.observation.actions), len(self.instruction)
         )
 
     def step(self, response: str, thought_open: bool = False) -> Turn:
-        """Execute the action in a response; returns the turn, and updates `done`, `end`, `won` and `score`.
+        """Execute the action in a response; return the turn, and update `done`, `end`, `won` and `score`.
 
         Args:
             response: what the model wrote, without the tokens that ended it.
-            thought_open: the prompt ended within a thought, which the response goes on with.
+            thought_open: whether the prompt ended within a thought, which the response continues.
         """
         assert self.observation is not None, "reset the episode first"
         action = self._parse(clean(response), thought_open)
         result = self.environment.step(action.text)
-        if not math.isfinite(result.reward):  # one such value would spoil the returns of its whole group
+        if not math.isfinite(result.reward):  # a single such value would spoil the returns of its whole group
             raise InputError(f"the environment's reward is {result.reward!r}: expected a finite number")
         if action.valid and (reason := result.info.get("invalid")):
             action = dataclasses.replace(action, valid=False, reason=clean(str(reason)))
@@ -252,7 +255,7 @@ class Episode:
         return turn
 
     def conclude(self) -> None:
-        """Update `won` and `score` of an episode that was cut, where its environment can tell how it stands."""
+        """Update `won` and `score` of an episode that was cut, if its environment can assess the current state."""
         conclude = getattr(self.environment, "conclude", None)
         info = None if conclude is None else conclude()
         if info is not None:
@@ -286,7 +289,7 @@ class Episode:
         return self.settings.won_reward if self.won else self.settings.lost_reward
 
     def render(self, shown: Shown) -> str:
-        """The user message of the coming turn, with so much of its parts."""
+        """Return the user message of the coming turn, with its parts shortened as given."""
         assert self.observation is not None, "reset the episode first"
         first = max(0, len(self.turns) - self.settings.history_length)
         past: Sequence[Turn] = self.turns[first:] if shown.history and self.has_history else ()
@@ -308,7 +311,7 @@ class Episode:
 
 @functools.lru_cache(maxsize=32)
 def load_template(name: str) -> jinja2.Template:
-    """A prompt template by `<environment>/<name>` or by path; an undefined variable in it is an error."""
+    """Return a prompt template by `<environment>/<name>` or by path; an undefined variable in it is an error."""
     path = Path(name)
     if path.suffix != ".jinja":
         folder, _, stem = name.partition("/")
@@ -332,5 +335,8 @@ def _cut(text: str, characters: int | None) -> str:
 
 
 def _body(observation: Observation) -> str:
-    """The observation without the task's words, which the prompt shows apart, where the environment offers it so."""
+    """Return the observation without the task's words, if the environment provides it so.
+
+    The prompt shows these words separately.
+    """
     return str(observation.info.get("body", observation.text))

@@ -1,9 +1,10 @@
 """The errors that `agent_loops` raises on purpose.
 
-Each has `AgentLoopError` and a class of the standard library as bases, so that `except AgentLoopError` takes all of
-them and `except ValueError` those of that kind; and each can be pickled, for they cross the borders of processes.
-A class that only one module raises is defined there. Not of this tree: what a protocol of Python asks for (`KeyError`
-of a mapping, `OSError` with a number, `ModuleNotFoundError` at an import) and `AssertionError`, which is our mistake.
+Each class derives from `AgentLoopError` and from a class of the standard library, so that `except AgentLoopError`
+catches all of them and `except ValueError` those of that kind. Each can be pickled, because errors cross process
+boundaries. A class that only one module raises is defined in that module. Not part of this tree: what a protocol of
+Python requires (`KeyError` of a mapping, `OSError` with a number, `ModuleNotFoundError` at an import) and
+`AssertionError`, which marks a bug of this package.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ class AgentLoopError(Exception):
 
 
 class InputError(AgentLoopError, ValueError):
-    """A setting, an argument, a file's content or what an environment returned is not as it should be."""
+    """A setting, an argument, a file's content or an environment's answer is not as it should be."""
 
 
 class InputTypeError(AgentLoopError, TypeError):
-    """A value is of another type than it should be."""
+    """A value has another type than it should have."""
 
 
 class OrderError(AgentLoopError, RuntimeError):
-    """A call came out of turn, such as `step` before `reset`."""
+    """A call was made out of order, such as `step` before `reset`."""
 
 
 class FailedError(AgentLoopError, RuntimeError):
@@ -30,15 +31,15 @@ class FailedError(AgentLoopError, RuntimeError):
 
 
 class MissingFileError(AgentLoopError, FileNotFoundError):
-    """A file that a setting names is not there."""
+    """A file that a setting names does not exist."""
 
 
 class MissingKeyError(AgentLoopError, KeyError):
-    """What an environment has to tell is not among what it tells."""
+    """A key that an environment must report is missing."""
 
     def __str__(self) -> str:  # KeyError's own quotes the message
         return str(self.args[0]) if self.args else ""
 
 
 class MissingIndexError(AgentLoopError, IndexError):
-    """There is no task of this number."""
+    """There is no task with this number."""

@@ -1,7 +1,7 @@
-"""What a row carries to its readers: the keys of verl's `extra_fields`, each defined here and nowhere else.
+"""What a row carries for its readers: the keys of verl's `extra_fields`, each defined here and nowhere else.
 
 The loop writes them (`agent_loops.layouts`); estimators, metrics, dumps and reports read them. A row of another agent
-loop has none of them, so each key may be missing for a reader.
+loop has none of these keys, so readers must expect each key to be missing.
 """
 
 from __future__ import annotations
@@ -24,27 +24,29 @@ Shortened = Literal["", "history", "observation", "instruction", "actions"]
 
 
 class ExtraFields(TypedDict, total=False):
-    """What the agent loop `environment` leaves with each row. "Per response" lists have one element per response span.
+    """The fields that the agent loop `environment` attaches to each row.
+
+    "Per response" lists have one element per response span.
 
     Attributes:
         response_spans: the row's responses, `[start, stop)` offsets into its response part; the mask is 1 there and 0
             elsewhere (all 0 in a masked trajectory).
-        turn_index: per response: which turn of the trajectory it is, from 0.
+        turn_index: per response: the index of its turn in the trajectory, from 0.
         turn_rewards: per response: the environment's own reward (`Step.reward`).
         turn_penalties: per response: at most 0, for a broken format and for `EpisodeSettings.overlong`.
         turn_valid: per response: whether it kept the format.
-        turn_kinds: per response: what sort of turn it is (`agent_loops.episode.Turn.kind`), for reports and
+        turn_kinds: per response: the kind of its turn (`agent_loops.episode.Turn.kind`), for reports and
             `aem.relative_to`.
         anchors: per response: the raw observation that it answered.
-        prompt_shortened: per response: what of its prompt was shortened.
+        prompt_shortened: per response: which part of its prompt was shortened.
         trajectory_id: the trajectory that the row belongs to.
-        fault: empty, or what of the environment, a template or a text failed. Then the whole trajectory is masked, its
-            reward is 0, and training leaves it out of every statistic of its group and batch.
+        fault: empty, or what failed (environment, template or text). On a fault the whole trajectory is masked, its
+            reward is 0, and training excludes it from every statistic of its group and batch.
         cut: empty, or what cut the trajectory short.
-        reward_extra_info: of the trajectory, for verl's validation: `acc` (success), `acc/<kind of task>`,
+        reward_extra_info: the trajectory's values for verl's validation: `acc` (success), `acc/<kind of task>`,
             `task_score`, `turns`, `invalid_turns`, `fault`, `cut`, `shortened_turns`, and the environment's counts.
-        turn_scores: always empty: verl's own loops leave it, and its dumps read it.
-        tool_rewards: the same.
+        turn_scores: always empty: verl's own loops set it, and its dumps read it.
+        tool_rewards: as `turn_scores`.
     """
 
     response_spans: list[list[int]]

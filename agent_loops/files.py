@@ -1,8 +1,8 @@
-"""Files and folders that are there whole or not at all, whatever ends the process that writes them.
+"""Atomic writing of files and folders: each is complete or absent, whatever ends the process that writes it.
 
-What is being written lies beside its place, as `.NAME.part`. It is forced to the disk and then takes its name in one
-step, so that neither a kill nor a power cut nor a full disk leaves half of it, or takes an older one away. An error
-removes the part; after a kill the next writer of the same file writes over it. Two writers of one file wait for each
+The new content is written next to its final place, as `.NAME.part`. It is forced to the disk and then renamed in one
+step, so that neither a kill nor a power cut nor a full disk leaves a partial file or removes an older one. An error
+removes the part; after a kill, the next writer of the same file overwrites it. Two writers of one file wait for each
 other.
 """
 
@@ -28,8 +28,8 @@ _REASONS = {
     errno.EFBIG: "no space left: a file may not grow further (ulimit -f)",
 }
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-# How libraries say it without the system's number: safetensors and tokenizers (Rust), numpy, and torch.save, which
-# finds itself at another position than it wrote to.
+# The same error without the system's number, by library: safetensors and tokenizers (Rust), numpy, and torch.save,
+# which finds itself at another position than it wrote to.
 _IN_WORDS = re.compile(
     r"No space left on device|Disk quota exceeded|File too large|os error (?P<number>28|122|27)\b"
     r"|\d+ requested and \d+ written"
@@ -51,14 +51,14 @@ class DiskFull(AgentLoopError, OSError):
 
 
 def disk_full(error: BaseException, path: Path | str) -> DiskFull | None:
-    """Tell a full disk from other errors.
+    """Return a `DiskFull` for an error that a full disk caused.
 
     Args:
-        error: what was raised while something was written, by whatever library.
-        path: what was written, where the error names nothing.
+        error: the error raised during writing, by any library.
+        path: the file that was written, if the error does not name it.
 
     Returns:
-        The error that says so; None for an error of another kind.
+        The `DiskFull` error; None for an error of another kind.
     """
     if isinstance(error, DiskFull):
         return error
@@ -71,7 +71,7 @@ def disk_full(error: BaseException, path: Path | str) -> DiskFull | None:
 
 @contextlib.contextmanager
 def room_for(path: Path | str) -> Iterator[None]:
-    """Whatever is written in the block: where there is no room for it, the error is a `DiskFull` that names `path`."""
+    """Raise a `DiskFull` that names `path` if the disk has no room for what the block writes."""
     try:
         yield
     except Exception as error:
@@ -85,11 +85,12 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
     """Write a file under another name, which becomes `path` at the end of the block.
 
     Args:
-        path: in a folder that exists. A link is followed; what is no plain file (/dev/stdout) is written to as it is.
+        path: a path in an existing folder. A link is followed; anything but a plain file (/dev/stdout) is written to
+            directly.
         part: the other name, in the same folder.
 
     Yields:
-        What to write to.
+        The path to write to.
 
     Raises:
         DiskFull: there is no room.
@@ -105,7 +106,7 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
     """Write files that belong together: all are on the disk before the first takes its place.
 
     Raises:
-        DiskFull: there is no room; what was there before stays, all of it.
+        DiskFull: there is no room; all earlier files stay as they were.
     """
     with contextlib.ExitStack() as stack:
         parts = []
@@ -133,11 +134,11 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name, which becomes `path` at the end of the block.
 
-    A folder that is there already is removed, if it holds nothing but what the new one holds too; else it is kept
-    aside, as `NAME.old-1`.
+    An existing folder is removed if it holds nothing but what the new folder also holds; otherwise it is kept as
+    `NAME.old-1`.
 
     Args:
-        path: its parent is made if needed.
+        path: the folder; its parent is created if needed.
 
     Yields:
         An empty folder.
@@ -176,7 +177,7 @@ def sync_tree(folder: Path) -> None:
 
 
 class _Part:
-    """What a file is written to until it is whole."""
+    """The temporary file that receives the content until it is complete."""
 
     def __init__(self, path: Path, part: Path | None = None):
         self._named, self.target = str(path), Path(os.path.realpath(path))
@@ -188,7 +189,7 @@ class _Part:
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """An error names the file as the caller does, not the part."""
+        """Make errors name the file as the caller does, not the part."""
         try:
             with room_for(self._named):
                 yield
@@ -212,7 +213,7 @@ class _Part:
                 os.close(self._file)
 
     def finish(self) -> None:
-        """Force it to the disk: some file systems only then find that there is no room."""
+        """Force the part to the disk: some file systems only then find that there is no room."""
         if self._plain:
             if self.target.exists():
                 os.fchmod(self._file, stat.S_IMODE(self.target.stat().st_mode))
@@ -225,7 +226,7 @@ class _Part:
 
 
 def _hold(path: Path, make: Any, flags: int) -> int:
-    """Open a part that no other process is writing; the descriptor holds it until it is closed."""
+    """Open a part that no other process is writing; the descriptor locks it until it is closed."""
     while True:
         make()
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -238,7 +239,7 @@ def _hold(path: Path, make: Any, flags: int) -> int:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
-        os.close(descriptor)  # the other one is done, and its part has the file's name now
+        os.close(descriptor)  # the other process is done, and its part has the file's name now
 
 
 def _sync(path: Path) -> None:
@@ -253,7 +254,7 @@ def _sync(path: Path) -> None:
 
 
 def _swap(part: Path, path: Path) -> None:
-    """Put a folder in the place of another. Killed between the two steps, the old one waits as `.NAME.old`."""
+    """Put a folder in the place of another. If killed between the two steps, the old folder remains as `.NAME.old`."""
     old = path.with_name(f".{path.name}.old")
     if path.exists():
         _put_away(old, path, part)
@@ -264,7 +265,7 @@ def _swap(part: Path, path: Path) -> None:
 
 
 def _put_away(old: Path, path: Path, new: Path) -> None:
-    """Remove an old folder, or keep it aside where it holds what the new one does not."""
+    """Remove an old folder, or keep it if it holds files that the new folder lacks."""
     if not old.is_dir():
         return
     if all(os.path.lexists(new / one.relative_to(old)) for one in old.rglob("*")):

@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The result type of a check."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class Finding:
     """The result of a check.
 
     Attributes:
-        level: `ok`; `warning`, a run starts all the same; `failure`, it would not start, or not train what it says.
-        title: what was looked at; the same words for the same check.
+        level: `ok`; `warning`: a run starts nevertheless; `failure`: a run would not start, or would not train what
+            its configuration says.
+        title: what was checked; the same words for the same check.
         detail: what was found.
-        remedy: what to do; empty where all is well.
+        remedy: what to do; empty if nothing is wrong.
     """
 
     level: Level

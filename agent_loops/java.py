@@ -1,4 +1,4 @@
-"""Java on this machine: found, tried, and what to do where it is missing. Nothing else looks for it."""
+"""Java on this machine: how it is found and tested, and what to do if it is missing. No other module looks for it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class JavaError(AgentLoopError, RuntimeError):
 
 
 def find_java(simulator: str) -> str:
-    """Returns the path of `java`: the one of JAVA_HOME, else the one on PATH.
+    """Return the path of `java`: from JAVA_HOME, else from PATH.
 
     Args:
-        simulator: what needs it.
+        simulator: the simulator that needs Java.
 
     Raises:
-        JavaError: there is none.
+        JavaError: there is no `java`.
     """
     home = os.environ.get("JAVA_HOME")
     if home and (found := shutil.which(str(Path(home, "bin", "java")))):
@@ -35,13 +35,13 @@ def find_java(simulator: str) -> str:
 
 
 def missing_java(simulator: str) -> str:
-    """Say why `java` cannot be used here and how to get it; return an empty string where it can.
+    """Return why `java` cannot be used here and how to get it; an empty string if it can.
 
-    Unlike `find_java` this starts it (`java -version`, about 0.1 s): a `java` on PATH may be a broken launcher, too
+    Unlike `find_java`, this starts Java (`java -version`, about 0.1 s): a `java` on PATH may be a broken launcher, too
     old, or built for another processor. Call it before a run that needs Java, not for each episode.
 
     Args:
-        simulator: what needs it.
+        simulator: the simulator that needs Java.
     """
     try:
         java = find_java(simulator)
@@ -61,10 +61,10 @@ def missing_java(simulator: str) -> str:
 
 
 def check_heap(heap: str) -> str:
-    """Returns a heap size as Java takes it.
+    """Return a heap size in the form that Java takes.
 
     Raises:
-        ValueError: it is not a number with a unit.
+        InputError: `heap` is not a number with a unit.
     """
     if not re.fullmatch(r"[1-9]\d*[mMgG]", str(heap)):
         raise InputError(f"heap={heap!r}: expected a size such as 1g or 768m")
@@ -72,6 +72,6 @@ def check_heap(heap: str) -> str:
 
 
 def error_line(said: str) -> str:
-    """The line of Java's output that names the error, else the first."""
+    """Return the line of Java's output that names the error, else the first line."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("Picked up ")]
     return next((line for line in lines if "rror" in line), lines[0] if lines else "it said nothing")[:200]

@@ -1,6 +1,6 @@
-"""A Java process with a simulator in it, reached through py4j: bounded in memory, silent, and gone when we are.
+"""A Java process that runs a simulator, reached through py4j: bounded in memory, silent, and ended with this process.
 
-ScienceWorld and TextWorldExpress run in one. Each names itself, for the errors.
+ScienceWorld and TextWorldExpress use it. Each passes its name, for the error messages.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _OUT_OF_MEMORY = 3  # the exit status of -XX:+ExitOnOutOfMemoryError
 
 
 class SimulatorError(AgentLoopError, RuntimeError):
-    """The simulator failed in one game; the others go on."""
+    """The simulator failed in one game; other games continue."""
 
 
 class Jvm:
-    """A Java process, reached through `gateway.jvm`; it ends with this object, and with this process however it ends.
+    """A Java process, reached through `gateway.jvm`; it ends with this object and with this process.
 
     Args:
-        simulator: the name of what runs in it.
-        jar: where that lies.
-        heap: its bound, such as `1g`.
-        folder: where it runs, if it reads files from there.
+        simulator: the name of the simulator that runs in it.
+        jar: the path of the simulator's jar.
+        heap: the maximum heap size, such as `1g`.
+        folder: the working directory, if it reads files from there.
 
     Raises:
         JavaError: Java is missing, too old, or does not start.
@@ -60,8 +60,8 @@ class Jvm:
             "-XX:+ExitOnOutOfMemoryError",
             "-XX:-UsePerfData",  # no files in /tmp
             f"-XX:ErrorFile={tempfile.gettempdir()}/hs_err_pid%p.log",  # of a crash
-            # A simulator may go through hash sets of objects, whose order follows from addresses: ScienceWorld would
-            # show other texts and scores each time. With one hash code for all the order is that of insertion.
+            # A simulator may iterate over hash sets of objects, whose order follows from addresses: ScienceWorld would
+            # show other texts and scores each time. With one hash code for all, the order is that of insertion.
             "-XX:+UnlockExperimentalVMOptions",
             "-XX:hashCode=2",
             "-XX:+IgnoreUnrecognizedVMOptions",
@@ -77,7 +77,7 @@ class Jvm:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=folder or tempfile.gettempdir(),
-            # the kernel counts from the thread that starts it, so only one that lasts will do
+            # the kernel counts from the thread that starts it, so only a thread that lasts will do
             preexec_fn=die_with_parent if threading.current_thread() is threading.main_thread() else None,
         )
         assert self.process.stdout is not None
@@ -91,21 +91,21 @@ class Jvm:
         self._silence()
 
     def _silence(self) -> None:
-        """What the simulator prints goes nowhere: nobody reads it, and a full pipe would stop it."""
+        """Discard what the simulator prints: nobody reads it, and a full pipe would stop the simulator."""
         java = self.gateway.jvm.java
         nowhere = java.io.PrintStream(java.io.FileOutputStream(os.devnull))
         java.lang.System.setOut(nowhere)
         java.lang.System.setErr(nowhere)
 
     def error_output(self) -> str:
-        """What the process wrote to standard error; nothing after `close`."""
+        """Return what the process wrote to standard error; empty after `close`."""
         if self._errors.closed:
             return ""
         self._errors.seek(0)
         return self._errors.read(1 << 16).decode(errors="replace")
 
     def exit_report(self) -> str | None:
-        """Why the process is gone; None while it lives."""
+        """Return why the process ended; None while it lives."""
         status = self.process.poll()
         if status is None:
             return None
@@ -115,11 +115,11 @@ class Jvm:
         return f"Java ended {how}. {' '.join(self.error_output().split())[:200]}".rstrip()
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function that asks this process, and tell its faults apart.
+        """Call a function that queries this process, and distinguish the two kinds of failure.
 
         Raises:
-            SimulatorError: the simulator failed; what else runs in the process goes on.
-            ProcessUnusable: the process is gone.
+            SimulatorError: the simulator failed; everything else in the process continues.
+            ProcessUnusable: the process has ended.
         """
         if (report := self.exit_report()) is not None:
             raise ProcessUnusable(report)
@@ -128,7 +128,7 @@ class Jvm:
         except Py4JJavaError as error:
             raise SimulatorError(f"in {self.simulator}: {error.java_exception.toString()}"[:500]) from error
         except Py4JError as error:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the connection breaks a moment before it is gone
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the connection breaks just before it ends
                 self.process.wait(_END_SECONDS)
             report = self.exit_report() or f"Java does not answer: {error}"
             self.close()
@@ -139,10 +139,10 @@ class JvmSimulator:
     """A Java process that holds games, whose calls must not overlap.
 
     Args:
-        simulator: the name of what runs in it.
-        jar: where that lies.
-        heap: its bound.
-        folder: where it runs, if it reads files from there.
+        simulator: the name of the simulator that runs in it.
+        jar: the path of the simulator's jar.
+        heap: the maximum heap size.
+        folder: the working directory, if it reads files from there.
 
     Raises:
         JavaError: Java is missing or does not start.
@@ -153,7 +153,7 @@ class JvmSimulator:
 
     @property
     def process_id(self) -> int:
-        """Of the JVM."""
+        """The process id of the JVM."""
         return self._jvm.process.pid
 
     @property
@@ -170,11 +170,11 @@ class JvmSimulator:
         return self._jvm.call(function, *arguments)
 
     def release(self, game: Any) -> None:
-        """Let go of a game."""
+        """Release a game."""
         self.detach(game.interface)
 
     def detach(self, *objects: Any) -> None:
-        """Let go of objects of the JVM. Python alone would not: the proxies of Java objects stand in cycles."""
+        """Release objects of the JVM. Python alone would not: the proxies of Java objects are in reference cycles."""
         for held in objects:
             self._jvm.call(self._jvm.gateway.detach, held)
 
@@ -190,8 +190,8 @@ class JvmGame(Generic[M]):
     """A game in a simulator's JVM.
 
     Args:
-        simulator: where it is.
-        interface: its object in the JVM.
+        simulator: the simulator that holds the game.
+        interface: the game's object in the JVM.
     """
 
     def __init__(self, simulator: M, interface: Any = None) -> None:
@@ -199,33 +199,32 @@ class JvmGame(Generic[M]):
         self.interface = interface
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function that asks the JVM about this game; what of a text cannot be sent is replaced."""
-        # a lone surrogate, which no simulator here understands: they know ASCII alone
+        """Call a function that queries the JVM about this game; characters that cannot be sent are replaced."""
+        # a lone surrogate, which no simulator here understands: they know only ASCII
         sent = [
             text.encode("utf-8", "replace").decode("utf-8") if isinstance(text, str) else text for text in arguments
         ]
         return self._simulator.play(self, function, *sent)
 
     def description(self) -> str:
-        """The task in words."""
+        """Return the task in words."""
         return self.ask(self.interface.getTaskDescription)
 
     def gold_actions(self) -> list[str]:
-        """A solution, where it was asked for when the task was loaded."""
+        """Return a solution, if it was requested when the task was loaded."""
         return list(self.ask(self.interface.getGoldActionSequence))
 
     def close(self) -> None:
-        """Let go of the game."""
+        """Release the game."""
         if self._simulator.alive:
             self._simulator.release(self)
 
 
 class OnePerProcess(Generic[M]):
-    """A simulator that all environments of this process share: started when it is first asked for, and anew when it
-    has died.
+    """A simulator shared by all environments of this process: started when first needed, and again after it died.
 
     Args:
-        start: starts one.
+        start: a function that starts a simulator.
     """
 
     def __init__(self, start: Callable[[], M]) -> None:

@@ -1,7 +1,7 @@
-"""The rows of one trajectory while it is played, in either layout: `TurnRows`, `TranscriptRow`.
+"""The rows of one trajectory during its episode, in either layout: `TurnRows`, `TranscriptRow`.
 
-A layout decides only where the model goes on from: a new prompt for each turn, or the end of the conversation. What the
-model wrote stays as it was sampled: its tokens are never decoded and encoded again.
+A layout decides only where the model continues: from a new prompt for each turn, or from the end of the conversation.
+The model's tokens stay as sampled: they are never decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Span:
-    """A response: the tokens [start, stop) of a row's response part, and what the row says of it.
+    """A response: the tokens [start, stop) of a row's response part, and the row's facts about it.
 
     Attributes:
-        index: which turn of the trajectory it is.
-        turn: None where the environment failed.
-        anchor: the observation that it answered.
-        shortened: what of its prompt was.
+        index: the index of its turn in the trajectory.
+        turn: the turn; None if the environment failed.
+        anchor: the observation that the response answered.
+        shortened: which part of its prompt was shortened.
     """
 
     start: int
@@ -69,7 +69,7 @@ class Row:
         return [*self.prompt_ids, *self.response_ids]
 
     def with_masked(self, token: int) -> Row:
-        """The row and one token that the model did not write."""
+        """Return the row extended by a token that the model did not write."""
         return dataclasses.replace(
             self,
             response_ids=[*self.response_ids, token],
@@ -79,13 +79,13 @@ class Row:
 
 
 class Rows(ABC):
-    """The rows of one trajectory; the last one is where the episode stands.
+    """The rows of one trajectory; the last row holds the current state of the episode.
 
     Args:
         loop: verl's agent loop: its limits, its tokenizer and its token-in-token-out helpers.
-        settings: of the episode.
-        log_probs: whether the engine was asked for them.
-        kwargs: what verl's `run` was called with.
+        settings: the settings of the episode.
+        log_probs: whether the engine was asked for log-probs.
+        kwargs: the arguments of verl's `run`.
     """
 
     def __init__(self, loop: AgentLoopBase, settings: EpisodeSettings, log_probs: bool, kwargs: Mapping[str, Any]):
@@ -104,21 +104,21 @@ class Rows(ABC):
             loop.tokenizer, loop.apply_chat_template_kwargs, loop.config.actor_rollout_ref.get("model")
         ).end
         self.end_tokens, self._end_token = self.ends.tokens, self.ends.own
-        # the last response, or the conversation, stopped for want of room
+        # the last response, or the conversation, stopped for lack of room
         self.unfinished = False
         # the last call to the environment took too long
         self.timed_out = False
         # the trajectory's time was up
         self.out_of_time = False
-        # the coming turn's prompt goes on within a thought that it opened
+        # the coming turn's prompt ends within a thought that it opened
         self.thought_open = False
-        # of the coming turn: what of its prompt was shortened, and the observation that is answered
+        # for the coming turn: which part of its prompt was shortened, and the observation that is answered
         self._shortened: Shortened = ""
         self._anchor = ""
         self._before: list[Row] = []
 
     async def ask(self, episode: Episode) -> int:
-        """Bring the last row to where the model answers; returns how many tokens it may answer with, 0 for no room."""
+        """Extend the last row up to the model's next response; return how many tokens that may have, 0 for no room."""
         self._before = list(self.rows)
         self._shortened = ""
         room = await self._ask(episode)
@@ -130,7 +130,7 @@ class Rows(ABC):
     async def _ask(self, episode: Episode) -> int: ...
 
     def withdraw(self) -> None:
-        """Take back what `ask` brought, which nothing will answer. verl needs a row: the first one stays, masked."""
+        """Take back what `ask` added, which no response will follow. verl needs a row: the first one stays, masked."""
         if self._before:
             self.rows = self._before
             return
@@ -138,16 +138,16 @@ class Rows(ABC):
         self._add_nothing(None)
 
     async def add(self, ids: list[int], output: Any, room: int, turn: Turn | None) -> None:
-        """Record a response: what the model answered to `ask`.
+        """Record a response: the model's answer to `ask`.
 
         Args:
             ids: the sampled tokens, at most `room`.
-            output: verl's TokenOutput.
+            output: verl's `TokenOutput`.
             room: what `ask` returned.
-            turn: None where the environment failed.
+            turn: the turn; None if the environment failed.
         """
         row, steps = self.rows[-1], dict(output.extra_fields)
-        if row.engine:  # verl's own loops too keep the first response's, but for the newest weights that took part
+        if row.engine:  # as verl's own loops, keep the first response's facts, but the newest weights that took part
             steps = {**row.engine, "max_global_steps": steps.get("max_global_steps")}
         row.engine = steps
         if not ids:
@@ -170,7 +170,7 @@ class Rows(ABC):
         self.unfinished = full or getattr(output, "stop_reason", None) in ("length", "aborted", "abort")
 
     async def add_placeholder(self, messages: Messages) -> None:
-        """A row for an episode that never began. It has to stand whatever the dataset's messages are."""
+        """Add a row for an episode that never began. It must work whatever the dataset's messages are."""
         longest = min(self._prompt_length, self._context) - 1
         try:
             ids = list(await self._loop.ct_build_initial_tokens(messages))[:longest]
@@ -181,7 +181,7 @@ class Rows(ABC):
         self._add_nothing(None)
 
     def outputs(self, episode: Episode, fault: str, metrics: AgentLoopMetrics) -> list[AgentLoopOutput]:
-        """What verl is given."""
+        """Return the outputs for verl."""
         reward = 0.0 if fault else episode.outcome_reward
         cut = self._cut(episode, fault)
         fault = clean(fault)
@@ -236,7 +236,7 @@ class Rows(ABC):
         }
 
     def _cut(self, episode: Episode, fault: str) -> Cut:
-        """What cut the trajectory short. A response that was cut counts even where its action ended the task."""
+        """Return what cut the trajectory short. A response that was cut counts even if its action ended the task."""
         if fault:
             return "time" if self.timed_out else ""
         if self.out_of_time:
@@ -246,15 +246,17 @@ class Rows(ABC):
         return episode.end if episode.end in ("turns", "truncated") else ""
 
     def _without_engine(self) -> dict[str, Any]:
-        """What verl reads of the engine's facts, where the engine was never heard."""
+        """Return the engine's facts that verl reads, for a row that no engine output reached."""
         return {"min_global_steps": self._global_steps, "max_global_steps": self._global_steps}
 
     def _row(self, messages: Messages, prompt_ids: list[int]) -> Row:
         return Row(messages, prompt_ids, [] if self._log_probs else None)
 
     async def _new_row(self, episode: Episode) -> Row:
-        """A row that begins with the coming turn's message, made shorter until verl has nothing to cut from its tokens:
-        it would cut the task away."""
+        """Return a row that begins with the coming turn's message.
+
+        The message is shortened until verl need not cut its tokens: verl would cut the task away.
+        """
         limit = min(self._prompt_length, self._context)
         setting = "data.max_prompt_length" if limit == self._prompt_length else "rollout.max_model_len"
 
@@ -272,7 +274,7 @@ class Rows(ABC):
         return self._noted(episode, found, setting, limit)
 
     async def _prompt_tokens(self, messages: Messages) -> list[int]:
-        """The tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning away."""
+        """Return the tokens of a row's first message, uncut: verl's `ct_build_initial_tokens` cuts their beginning."""
         return list(await asyncio.to_thread(self._loop.continuous_token_builder.build_initial_tokens, messages))
 
     def _noted(self, episode: Episode, found: tuple[Row, Shortened], setting: str, limit: int) -> Row:
@@ -284,31 +286,34 @@ class Rows(ABC):
         return row
 
     def text_of(self, ids: list[int]) -> str:
-        """What the model wrote, whole but for the tokens that ended it: a special token on the way is part of it."""
+        """Return the model's text without the tokens that ended it; special tokens before the end are kept."""
         stop = len(ids)
         while stop and ids[stop - 1] in self.end_tokens:
             stop -= 1
         return clean(self._loop.tokenizer.decode(ids[:stop], skip_special_tokens=False))  # type: ignore[attr-defined]
 
     def _opens_thought(self, ids: list[int]) -> bool:
-        """Does the chat template's beginning of an answer leave a thought open? Pages may end with `<think>`, too."""
+        """Return whether the template's beginning of an answer leaves a thought open.
+
+        Pages may end with `<think>`, too.
+        """
         begin = self._answer_beginning
         tail = self._loop.tokenizer.decode(  # type: ignore[attr-defined]
             ids[-max(_TAIL_TOKENS, len(begin.encode())) :], skip_special_tokens=False
         )
-        if not begin:  # a template without one: what the model goes on from is the message's end
+        if not begin:  # a template without one: the model continues from the message's end
             return opens_thought(tail) and tail.rstrip().endswith((TAGS[0], MESSAGE))
         return opens_thought(tail[-len(begin) :])
 
     @functools.cached_property
     def _answer_beginning(self) -> str:
-        """What the chat template writes for the model to go on from; empty where that cannot be told."""
+        """Return what the chat template writes before the model's answer; empty if that cannot be determined."""
         probe = [{"role": "user", "content": "x"}]
         options = {"tokenize": False, **self._loop.apply_chat_template_kwargs}
         render = self._loop.tokenizer.apply_chat_template  # type: ignore[attr-defined]
         try:
             asked, told = (str(render(probe, add_generation_prompt=add, **options)) for add in (True, False))
-        except Exception:  # of a template that refuses the probe; the prompt's own end is looked at then
+        except Exception:  # of a template that refuses the probe; the prompt's own end is then inspected
             return ""
         return asked[len(told) :] if asked.startswith(told) else ""
 
@@ -318,7 +323,10 @@ class Rows(ABC):
         return max(0, min(left, self._settings.turn_tokens or left))
 
     def _add_nothing(self, turn: Turn | None) -> None:
-        """A response without a token (an interrupted engine's) is a masked one: verl and the estimators need one."""
+        """Record a response without tokens (of an interrupted engine) as one masked token.
+
+        verl and the estimators need a token.
+        """
         start = len(self.rows[-1].mask)
         self.rows[-1] = self.rows[-1].with_masked(self._end_token)
         self._end_span(start, turn)
@@ -365,7 +373,7 @@ class TranscriptRow(Rows):
         room = self._room(row)
         if room:
             self.rows[-1] = row
-        else:  # the message would stand there unanswered
+        else:  # the message would remain unanswered
             self.unfinished = True
         return room
 
@@ -377,12 +385,12 @@ class TranscriptRow(Rows):
             {"role": "user", "content": message},
         ]
         end = self.ends.missing_after(row.response_ids[-1])
-        if end is not None:  # a message follows, so this one has to end
+        if end is not None:  # a message follows, so this response has to end
             row = row.with_masked(end)
         merged, mask, log_probs = await self._loop.ct_merge_context_msg(
             messages[:-1], messages, row.ids, row.mask, row.log_probs
         )
-        # where the model ended by opening the next message, that token goes and the message brings its own
+        # if the model ended by opening the next message, that token is dropped and the message brings its own
         stop = max(last.start + 1, min(last.stop, len(row.mask) - merged.removed_prefix_token_count))
         return dataclasses.replace(
             row,

@@ -1,4 +1,4 @@
-"""One run a directory: a lock that the kernel gives back when its holder dies, and that says who holds it."""
+"""Exclusive use of a directory by one run: a lock that names its holder and that the kernel releases at its death."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class InUse(AgentLoopError, BlockingIOError):
-    """Another process writes to a directory. The message says which one, and what to do."""
+    """Another process writes to a directory. The message says which process, and what to do."""
 
 
 @contextlib.contextmanager
@@ -32,8 +32,8 @@ def held(directory: Path | str, setting: str, seconds: float = 0.0) -> Iterator[
     """Hold a directory against other runs, here and on other machines that share it.
 
     Args:
-        directory: made if needed.
-        setting: what names another directory, for the message.
+        directory: the directory, created if needed.
+        setting: the setting that chooses another directory, for the message.
         seconds: how long to wait for another process.
 
     Yields:
@@ -68,18 +68,18 @@ def hold(directory: Path | str, setting: str, seconds: float = 0.0) -> int:
         os.close(descriptor)
         if other and time.monotonic() >= until:
             raise _in_use(directory, other, setting)
-        time.sleep(0.05)  # the other one is at it, or was just removing its lock
+        time.sleep(0.05)  # another process is taking the lock, or was just removing it
 
 
 def take(descriptor: int, directory: Path) -> str:
-    """Lock an open lock file, and write into it who did.
+    """Lock an open lock file, and write the holder's name into it.
 
     Args:
-        descriptor: of the file.
-        directory: that it stands for, for a warning.
+        descriptor: the file's descriptor.
+        directory: the directory that the file represents, for a warning.
 
     Returns:
-        Who else holds it; empty where it is held now.
+        The other holder; empty if this process now holds the lock.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,7 +99,7 @@ def take(descriptor: int, directory: Path) -> str:
         "since": f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}",
         "command": " ".join(sys.argv)[:200],
     }
-    with contextlib.suppress(OSError):  # on a full disk the lock holds, and has no name
+    with contextlib.suppress(OSError):  # on a full disk the lock holds, but has no name
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(who) + "\n").encode(), 0)
     return ""

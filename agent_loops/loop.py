@@ -1,13 +1,16 @@
-"""verl's agent loop over any environment of this package, in two layouts (`episode.layout`): **turns**, one row a turn,
-and **transcript**, one row a trajectory (docs/conversations.md shows both).
+"""verl's agent loop for any environment of this package.
 
-Settings come from `actor_rollout_ref.rollout.custom`, verl's free slot: `benchmark` (`target`, what makes an
-`agent_loops.environment.Benchmark`, and its arguments; opened once a process), `workers` (how many subprocesses host
-environments that are not thread-safe, see `agent_loops.workers`), `threads` (how many calls to thread-safe ones run at
-once in a process; null: four per core, at most 32) and `episode` (`agent_loops.episode.EpisodeSettings`). The task
-comes from the dataset's `extra_info.task`. The loop's name in verl is `environment`.
+It has two layouts (`episode.layout`): **turns**, one row per turn, and **transcript**, one row per trajectory
+(docs/conversations.md shows both).
 
-What each row carries in `extra_fields`, for the estimators and for analysis: `agent_loops.extra_fields.ExtraFields`.
+Settings come from `actor_rollout_ref.rollout.custom`, verl's free slot: `benchmark` (`target`, which creates an
+`agent_loops.environment.Benchmark`, and its arguments; opened once per process), `workers` (how many subprocesses host
+environments that are not thread-safe, see `agent_loops.workers`), `threads` (how many calls to thread-safe
+environments run concurrently in a process; null: four per core, at most 32) and `episode`
+(`agent_loops.episode.EpisodeSettings`). The task comes from the dataset's `extra_info.task`. The loop's name in verl
+is `environment`.
+
+Each row carries fields in `extra_fields`, for the estimators and for analysis: `agent_loops.extra_fields.ExtraFields`.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import hydra.utils
 from omegaconf import OmegaConf
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
 
-from agent_loops import layouts  # as a module: verl imports this one while `layouts` imports verl
+from agent_loops import layouts  # as a module: verl imports this module while `layouts` imports verl
 from agent_loops.arguments import mapping, text
 from agent_loops.chat_template import builder_type, follow, template_of
 from agent_loops.environment import Benchmark
@@ -45,11 +48,11 @@ logger = logging.getLogger(__name__)
 
 @register("environment")
 class EnvironmentAgentLoop(AgentLoopBase):
-    """Plays one episode and returns its rows.
+    """Agent loop that plays one episode and returns its rows.
 
-    Nothing of an environment, a template or a text raises: that is a fault, which the rows carry. What the engine
-    raises does, and so does a benchmark that cannot be opened: verl then has no row of this session, and
-    `recipe.aem.seam.trajectories` counts it.
+    Exceptions of an environment, a template or a text do not propagate: they are faults, which the rows carry.
+    Exceptions of the engine do propagate, and so do those of a benchmark that cannot be opened: verl then has no row
+    of this session, and `recipe.aem.seam.trajectories` counts it.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         request: Mapping[str, Any],
         metrics: dict[str, float],
     ) -> bool:
-        """Play one turn; return False where the row has no room for it, or the time was up before its response.
+        """Play one turn; return False if the row has no room for it, or if time ran out before its response.
 
         Raises:
             _Fault: the environment, a template or a text failed.
@@ -149,7 +152,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
             return False
         response_ids = list(output.token_ids)[:room]
 
-        # The environment's step. It may be given up where that costs no other episode: a worker process has several
+        # The environment's step. It may be abandoned if that costs no other episode: a worker process has several
         left = clock.left() if type(episode.environment).thread_safe else math.inf
         seconds = episode.settings.step_seconds
         turn, fault = None, None
@@ -180,7 +183,7 @@ class EnvironmentAgentLoop(AgentLoopBase):
         return True
 
     async def _generate(self, seconds: float, **request: Any) -> Any:
-        """verl's TokenOutput, or None where the time is up first; the engine then ends the request unheard."""
+        """Return verl's `TokenOutput`, or None if the time is up first; the engine then finishes the request unread."""
         limit = asyncio.timeout(None if math.isinf(seconds) else seconds)
         try:
             async with limit:
@@ -193,11 +196,11 @@ class EnvironmentAgentLoop(AgentLoopBase):
 
 @dataclass
 class _Clock:
-    """The time of a trajectory, which begins after `reset`.
+    """The time limit of a trajectory, which begins after `reset`.
 
     Attributes:
         seconds: `episode.trajectory_seconds`.
-        still_running: the last call to the environment was given up, and has not returned.
+        still_running: whether the last call to the environment was abandoned and has not returned.
     """
 
     seconds: float | None
@@ -218,7 +221,7 @@ class _Fault(AgentLoopError, RuntimeError):
 
 @contextlib.contextmanager
 def _faults(where: str) -> Iterator[None]:
-    """Turn whatever foreign code raises into a `_Fault`, which ends the episode and never reaches verl."""
+    """Turn any exception of foreign code into a `_Fault`, which ends the episode and never reaches verl."""
     try:
         yield
     except Exception as error:
@@ -233,13 +236,13 @@ _OPENING = threading.Lock()
 
 
 def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool, EpisodeSettings]:
-    """What `actor_rollout_ref.rollout.custom` names, opened once a process: a loop object lives for one episode only.
+    """Open the benchmark that `actor_rollout_ref.rollout.custom` names, once per process.
 
-    Its environments run in threads where they are thread-safe, and in worker processes otherwise; those start with
-    their first episode.
+    A loop object lives for one episode only. The environments run in threads if they are thread-safe, and otherwise in
+    worker processes, which start with their first episode.
 
-    Raises whatever is wrong with the settings or the data: that is the user's to correct, not a fault of an episode.
-    The trainer calls it once before it starts anything.
+    Errors in the settings or the data propagate: the user has to correct them, and they are not faults of an episode.
+    The trainer calls this once before it starts anything.
     """
     settings = OmegaConf.to_container(custom, resolve=True) if custom else {}
     if not isinstance(settings, dict) or "benchmark" not in settings:
@@ -256,7 +259,7 @@ def open_benchmark(custom: Any) -> tuple[Benchmark, EnvironmentPool | WorkerPool
         raise InputError(
             f"actor_rollout_ref.rollout.custom.threads={threads!r}: expected null or a whole number from 1 on"
         )
-    with _OPENING:  # the cache alone would let every episode of the first batch open its own
+    with _OPENING:  # the cache alone would let every episode of the first batch open its own benchmark
         benchmark, pool = _opened_benchmark(json.dumps(settings["benchmark"], sort_keys=True), workers, threads)
     return benchmark, pool, EpisodeSettings.from_config(settings.get("episode") or {})
 
@@ -278,11 +281,11 @@ def _opened_benchmark(config: str, workers: int, threads: int | None) -> tuple[B
 
 
 async def _close(episode: Episode) -> None:
-    """The episode is over; what its environment does on the way out is only worth a line."""
+    """Close the environment after its episode; an error at this point is only logged."""
     seconds = episode.settings.step_seconds
     try:
         await asyncio.wait_for(asyncio.to_thread(contained, episode.environment.close), seconds)
-    except TimeoutError:  # its own too: there is nothing more to wait for
+    except TimeoutError:  # also raised by close itself: there is nothing more to wait for
         logger.warning("the environment was not closed within %g s (episode.step_seconds); it is left", seconds)
-    except Exception:  # whatever it raises: the episode is over, and its outcome stands
+    except Exception:  # whatever it raises: the episode is over, and its outcome is final
         logger.warning("closing the environment failed", exc_info=True)

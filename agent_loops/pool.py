@@ -1,7 +1,7 @@
-"""Blocking environments beside asyncio: calls run elsewhere, with a deadline, and never hold up the event loop.
+"""Blocking environments under asyncio: calls run elsewhere, with a deadline, and never block the event loop.
 
 Thread-safe environments run in threads of this process (`EnvironmentPool`), the others in subprocesses
-(`agent_loops.workers.WorkerPool`). Either gives an episode its `Slot`.
+(`agent_loops.workers.WorkerPool`). Either pool gives an episode its `Slot`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ R = TypeVar("R")
 
 
 class EnvironmentTimeout(AgentLoopError, RuntimeError):
-    """A step of an environment outlasted its deadline."""
+    """A step of an environment exceeded its deadline."""
 
 
 def contained(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-    """Call foreign code; what it raises is always an exception that a future can carry to an event loop.
+    """Call foreign code; anything it raises becomes an exception that a future can carry to an event loop.
 
-    asyncio cannot set a StopIteration on a future, whose awaiter would then wait for ever; it takes futures'
+    asyncio cannot set a StopIteration on a future, whose awaiter would then wait forever; it takes a future's
     CancelledError for a cancellation of the awaiter; and SystemExit would end the event loop.
 
     Raises:
-        FailedError: in the place of one of these.
+        FailedError: in place of one of these.
 
     Examples:
         >>> contained(next, iter([]))
@@ -50,7 +50,7 @@ def contained(function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) ->
 
 @dataclass(frozen=True)
 class Unmade:
-    """In the place of an environment that could not be made: its `reset` says why."""
+    """Placeholder for an environment that could not be created: its `reset` raises the reason."""
 
     error: Exception
     thread_safe: ClassVar[bool] = True
@@ -66,8 +66,10 @@ class Unmade:
 
 
 class Call(Protocol):
-    """Runs a function that uses one episode's environment; raises `EnvironmentTimeout` after `seconds`, and what the
-    function raises."""
+    """A function that runs another function on one episode's environment.
+
+    It raises `EnvironmentTimeout` after `seconds`, and whatever the function raises.
+    """
 
     def __call__(
         self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs
@@ -85,12 +87,12 @@ class Slot:
 class EnvironmentPool:
     """Threads for the thread-safe environments of one process.
 
-    A call past its deadline is given up, though Python cannot end its thread: the thread stays taken until the call
-    returns.
+    A call past its deadline is abandoned, although Python cannot end its thread: the thread stays occupied until the
+    call returns.
 
     Args:
-        make: makes an environment; not needed for `call`.
-        threads: how many calls may run at once.
+        make: a function that creates an environment; not needed for `call`.
+        threads: how many calls may run concurrently.
     """
 
     def __init__(self, make: Callable[[], Environment] | None = None, threads: int | None = None):
@@ -100,21 +102,21 @@ class EnvironmentPool:
         )
 
     def open(self) -> Slot:
-        """A slot for a new episode."""
+        """Return a slot for a new episode."""
         assert self._make is not None, "EnvironmentPool(make=…) makes the environments"
         try:
             environment = contained(self._make)
-        except Exception as error:  # a fault of its episode like any other of foreign code
+        except Exception as error:  # a fault of its episode, like any other exception of foreign code
             environment = Unmade(error)
         return Slot(environment, self.call)
 
     async def call(self, seconds: float, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run `function` in a thread. Raises `EnvironmentTimeout` after `seconds`, and what the function raises."""
+        """Run `function` in a thread. Raise `EnvironmentTimeout` after `seconds`, and whatever the function raises."""
         future = self._executor.submit(contained, function, *args, **kwargs)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), timeout=seconds)
         except TimeoutError as error:
             if future.done() and not future.cancelled():
-                return future.result()  # it ended at that very moment, or the exception is its own
+                return future.result()  # it ended at that very moment, or the exception is the function's own
             name = getattr(function, "__qualname__", repr(function))
             raise EnvironmentTimeout(f"{name} took longer than {seconds:g} s (episode.step_seconds)") from error

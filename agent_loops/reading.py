@@ -1,7 +1,7 @@
-"""Files from outside, read so that a damaged one is refused and never read as something else.
+"""Readers of untrusted files: a damaged file is refused and never read as something else.
 
-What is wrong with a file is a `FileError`: one class for each kind of file, and one line that names the file and the
-place in it. Nothing of the file reaches a terminal as it is: `harmless` and `shown` quote it.
+A defect of a file is a `FileError`: one class for each kind of file, and one line that names the file and the place in
+it. No content of the file reaches a terminal unescaped: `harmless` and `shown` quote it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _PLAIN = re.compile(r"[\x20-\x7e\n]*")
 
 
 def harmless(text: str) -> str:
-    r"""The text with everything that does not print, line breaks apart, as Python would escape it.
+    r"""Return the text with all non-printing characters except line breaks escaped as Python would escape them.
 
     Control characters move a terminal's cursor, set its title and answer for its user; marks of direction make a text
-    read as another; a lone surrogate cannot be printed at all. Doing it twice changes nothing.
+    read as another; a lone surrogate cannot be printed at all. The function is idempotent.
 
     Example:
         >>> print(harmless("red \x1b[31m, back \u202e, é"))
@@ -43,30 +43,30 @@ def harmless(text: str) -> str:
 
 
 def shown(value: Any, characters: int = 60) -> str:
-    r"""What stands somewhere, for a message: as Python writes it, on one line, cut, and harmless.
+    r"""Return a value for a message: as Python writes it, on one line, truncated, and harmless.
 
     Example:
         >>> shown("a\nb"), shown("x" * 100, 8), shown([None, 1e400])
         ("'a\\nb'", "'xxxxxxx…", '[None, inf]')
     """
-    # of a long text only so much is written out as can be seen
+    # of a long text only as much is written out as can be shown
     text = repr(value[: characters + 1]) if isinstance(value, str | bytes) else " ".join(_REPR.repr(value).split())
     text = harmless(text)
     return text if len(text) <= characters else f"{text[:characters]}…"
 
 
 class FileError(AgentLoopError, ValueError):
-    """A file that cannot be read as what it should be. The message names it, and is fit for a terminal."""
+    """A file that cannot be read as what it should be. The message names the file, and is safe for a terminal."""
 
     def __init__(self, message: str) -> None:
         super().__init__(harmless(message))
 
 
 def require_file(path: Path) -> os.stat_result:
-    """The state of a plain file; a pipe or a device in its place would be waited for without end.
+    """Return the state of a plain file; reading a pipe or a device in its place could block forever.
 
     Raises:
-        OSError: there is no such file, or it is something else.
+        OSError: there is no such file, or it is not a plain file.
     """
     try:
         state = path.stat()
@@ -80,10 +80,10 @@ def require_file(path: Path) -> os.stat_result:
 
 
 def read_bytes(path: Path, at_most: int = LARGEST) -> bytes:
-    """The content of a plain file.
+    """Return the content of a plain file.
 
     Raises:
-        OSError: it cannot be read, is no plain file, or is larger than `at_most`.
+        OSError: the file cannot be read, is not a plain file, or is larger than `at_most`.
     """
     require_file(path)
     with path.open("rb") as file:
@@ -94,21 +94,22 @@ def read_bytes(path: Path, at_most: int = LARGEST) -> bytes:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, on one line, without the path that an OSError may carry."""
+    """Return what went wrong, on one line, without the path that an OSError may carry."""
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return harmless(" ".join(text.split()))[:300] or type(error).__name__
 
 
 def parse_json(text: str | bytes, not_a_number: bool = False) -> Any:
-    r"""Strict JSON in UTF-8.
+    r"""Parse strict JSON in UTF-8.
 
     Args:
-        text: all of it.
-        not_a_number: take NaN and the infinities, which are no JSON.
+        text: the complete text.
+        not_a_number: whether to accept NaN and the infinities, which are not JSON.
 
     Raises:
-        ValueError: says why, without naming the file: no JSON, another encoding, a name that stands twice in one
-            object, a number beyond all floats, more levels than any file of ours has.
+        ValueError: says why, without naming the file: `json.JSONDecodeError` for text that is not JSON; `InputError`
+            for another encoding, a name that occurs twice in one object, a number beyond all floats, or too many
+            nested levels.
 
     Example:
         >>> parse_json(b'{"a": 1, "a": 2}')
@@ -128,10 +129,10 @@ def parse_json(text: str | bytes, not_a_number: bool = False) -> Any:
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON in which no name stands twice: `object_pairs_hook` of a decoder.
+    """Return a JSON object after checking that no name occurs twice: a decoder's `object_pairs_hook`.
 
     Raises:
-        ValueError: one does.
+        InputError: a name occurs twice.
     """
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -140,10 +141,10 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def finite(text: str) -> float:
-    """A number of JSON: `parse_float` of a decoder.
+    """Return a JSON number as a float: a decoder's `parse_float`.
 
     Raises:
-        ValueError: it is beyond all floats.
+        InputError: the number is beyond all floats.
     """
     value = float(text)
     if not math.isfinite(value):

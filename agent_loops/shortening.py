@@ -1,5 +1,7 @@
-"""Prompts that would not fit: what of them goes first, and as little of it as can be. No tokens and no asyncio of verl
-here: what fits is asked for."""
+"""Shortening of prompts that would not fit: what is dropped first, and as little of it as possible.
+
+This module uses no tokens and nothing of verl's asyncio: the caller decides what fits.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ class PromptTooLong(AgentLoopError, ValueError):
 
 
 def _steps(sizes: Shown) -> list[tuple[Shortened, int, int]]:
-    """What is shortened in turn: the part, and from which to which size."""
+    """Yield what is shortened in turn: the part, and from which to which size."""
     assert sizes.observation is not None and sizes.instruction is not None and sizes.actions is not None
     observation, instruction = (min(KEPT_CHARACTERS, one) for one in (sizes.observation, sizes.instruction))
     return [
@@ -44,18 +46,20 @@ def _steps(sizes: Shown) -> list[tuple[Shortened, int, int]]:
 async def longest_that_fits(
     episode: Episode, fits: Callable[[str], Awaitable[R | None]], task: bool = True
 ) -> tuple[R, Shortened] | None:
-    """The coming prompt, shortened where it has to be: first the history goes, then the observation's end, then the
-    middle of the task, then the end of the actions, then what was kept of observation and task (`KEPT_CHARACTERS`).
-    The template's own words stay.
+    """Return the coming prompt, shortened if necessary.
+
+    First the history is dropped, then the observation's end, then the middle of the task, then the end of the actions,
+    then what was kept of observation and task (`KEPT_CHARACTERS`). The template's own words stay.
 
     Args:
-        episode: at the coming turn.
-        fits: what to return for a text that fits; None for one that does not. A shorter text should fit where a longer
-            one does. It is asked some 15 times for a part that is shortened, and never again for one that is not.
+        episode: the episode at the coming turn.
+        fits: a function of a text that returns the result for a text that fits, and None otherwise. If a text fits, a
+            shorter one should too. It is called some 15 times for a part that is shortened, and never again for a part
+            that is not.
         task: whether the message shows the task.
 
     Returns:
-        What `fits` returned, and the last part that was shortened, empty where the prompt is whole. None where nothing
+        What `fits` returned, and the last part that was shortened, empty if the prompt is complete. None if nothing
         fits.
     """
     shown = episode.shown()
@@ -68,7 +72,7 @@ async def longest_that_fits(
             return found, part
     for name, size, least in _steps(episode.sizes()):
         if size - least < _MARKS.get(name, 1) or (name == "instruction" and not task):
-            continue  # there is nothing to win
+            continue  # nothing can be gained
         shown, part = dataclasses.replace(shown, **{name: least}), name
         if (found := await fits(episode.render(shown))) is None:
             continue
@@ -86,7 +90,7 @@ async def longest_that_fits(
 
 @functools.cache
 def say_once(part: Shortened, setting: str, limit: int) -> None:
-    """One line a process for what was shortened, and by what limit."""
+    """Log once per process what was shortened, and by which limit."""
     logger.warning(
         "a prompt was shortened (its %s) to fit %s=%d. Rows say so in extra_fields['prompt_shortened'], "
         "validation in `shortened_turns`; this line comes once. Raise %s to show all",

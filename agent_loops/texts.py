@@ -1,4 +1,4 @@
-"""Texts from outside (pages, tasks, what a model wrote): made fit for tokenizers, files and other processes."""
+"""Cleaning of external text (pages, tasks, model output) for tokenizers, files and other processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ REPLACEMENT = "\ufffd"
 
 
 def clean(text: str) -> str:
-    r"""The text with U+FFFD for what no UTF-8 text can hold, lone surrogates, and for NUL, which no command can.
+    r"""Replace lone surrogates, which UTF-8 cannot encode, and NUL, which no command can contain, by U+FFFD.
 
-    Two surrogates that belong together become the character that they stand for.
+    A pair of surrogates becomes the character that it encodes.
 
     Example:
         >>> clean("a\udc80b\0c"), clean("\ud83d\ude00") == "\U0001f600"
@@ -29,7 +29,7 @@ def clean(text: str) -> str:
 
 
 def clean_observation(observation: Observation) -> Observation:
-    """The observation with all its texts cleaned."""
+    """Return the observation with all its texts cleaned."""
     return dataclasses.replace(
         observation,
         text=_cleaned(observation.text),
@@ -39,7 +39,7 @@ def clean_observation(observation: Observation) -> Observation:
 
 
 def cut_middle(text: str, characters: int) -> str:
-    """The text, or its two ends with a line between them that says how much is left out.
+    """Return the text, or its two ends with a line between them that says how much is left out.
 
     Example:
         >>> print(cut_middle("0123456789", characters=4))

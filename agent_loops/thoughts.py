@@ -1,6 +1,6 @@
-"""Where a response thinks and where it answers: `<think>…</think>`, or the channels of gpt-oss. Pure text.
+"""The split of a response into thought and answer: `<think>…</think>`, or the channels of gpt-oss. Works on text only.
 
-`TAGS` and `THOUGHT_CHANNELS` are the markers that are known. Everything is linear in the text's length.
+`TAGS` and `THOUGHT_CHANNELS` are the known markers. Everything is linear in the text's length.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _END = "<|end|>"
 
 @dataclass(frozen=True)
 class Split:
-    """A response, taken apart.
+    """A response, split into its parts.
 
     Attributes:
-        text: the whole of it.
-        start, stop: `text[start:stop]` is the answer: what stands behind the last thought that was closed, up to one
-            that was not; empty where there is none.
-        reasoned: a thought was closed before the answer.
-        unclosed: the text ends within a thought.
-        thought: what was thought before the answer, or all that was thought where there is no answer.
-        channels: it is in gpt-oss's format.
+        text: the complete response.
+        start, stop: `text[start:stop]` is the answer: the text after the last closed thought, up to an unclosed
+            thought; empty if there is no answer.
+        reasoned: whether a thought was closed before the answer.
+        unclosed: whether the text ends within a thought.
+        thought: the thought before the answer, or all thoughts if there is no answer.
+        channels: whether it is in gpt-oss's format.
     """
 
     text: str
@@ -63,11 +63,11 @@ class Split:
 
 
 def split_thought(text: str, opened: bool = False) -> Split:
-    """Take a response apart.
+    """Split a response into its parts.
 
     Args:
-        text: the response, decoded whole.
-        opened: its prompt ends within a thought (`opens_thought`).
+        text: the complete decoded response.
+        opened: whether its prompt ends within a thought (`opens_thought`).
 
     Example:
         >>> split = split_thought("<think>7? </think>Seven.")
@@ -80,7 +80,7 @@ def split_thought(text: str, opened: bool = False) -> Split:
         'Seven.'
     """
     headers = list(_HEADER.finditer(text))
-    # elsewhere than at the beginning they are what an answer is about
+    # elsewhere than at the beginning, the answer is talking about them
     if headers and (not text[: headers[0].start()].strip() or (opened and TAGS[1] not in text)):
         return _split_channels(text, headers, opened)
     begin, end = TAGS
@@ -96,7 +96,7 @@ def split_thought(text: str, opened: bool = False) -> Split:
 
 
 def _split_channels(text: str, headers: list[re.Match[str]], opened: bool) -> Split:
-    """The answer is the last message of a channel for answers."""
+    """Find the answer: the last message of a channel for answers."""
     thoughts = [text[: headers[0].start()]] if opened else []
     answer, reasoned, unclosed, before = (len(text), len(text)), False, False, thoughts
     for header, following in itertools.zip_longest(headers, headers[1:]):
@@ -110,10 +110,10 @@ def _split_channels(text: str, headers: list[re.Match[str]], opened: bool) -> Sp
 
 
 def opens_thought(tail: str) -> bool:
-    """Does a prompt that ends so leave a thought open?
+    """Return whether a prompt with this end leaves a thought open.
 
     Args:
-        tail: what the chat template writes for the model to go on from (its generation prompt), and no message.
+        tail: the chat template's generation prompt, from which the model continues, without any message.
 
     Example:
         >>> [opens_thought(f"<|im_start|>assistant\\n{text}") for text in ("", "<think>\\n", "<think>\\n\\n</think>")]
@@ -126,7 +126,9 @@ def opens_thought(tail: str) -> bool:
 
 
 def assistant_message(text: str, opened: bool = False) -> dict[str, Any]:
-    """A response as a message for chat templates: gpt-oss's refuses channels in `content`, and takes them apart.
+    """Return a response as a message for chat templates.
+
+    gpt-oss's template refuses channels in `content` and splits them itself.
 
     Example:
         >>> assistant_message("<|channel|>analysis<|message|>7?<|end|><|start|>assistant<|channel|>final<|message|>7")

@@ -1,11 +1,11 @@
-"""Environments that are not thread-safe, in a few long-lived subprocesses, each of which hosts many.
+"""Pool of long-lived subprocesses for environments that are not thread-safe; each subprocess hosts many environments.
 
-`WorkerPool` stands in for `agent_loops.pool.EnvironmentPool`: an episode's environment is then a stand-in
+`WorkerPool` replaces `agent_loops.pool.EnvironmentPool`: an episode's environment is then a proxy
 (`RemoteEnvironment`) whose calls run in a worker, one at a time there. Processes start with their first episode, so a
-process that only looks at a benchmark opens nothing heavy.
+process that only inspects a benchmark opens nothing heavy.
 
 A worker is a fresh interpreter (`subprocess`) that exchanges pickles over a socket (`multiprocessing.connection`). Why
-nothing ready-made: Ray actors would do inside verl, but `aem check`, `aem eval` and the tests play without a Ray
+no existing library: Ray actors would work inside verl, but `aem check`, `aem eval` and the tests play without a Ray
 cluster; the pools of the standard library and of pebble run the parent's main module again in each child (`spawn`: in
 verl's main process that loads torch), do not say how a child ended, and do not keep an episode in the same child.
 """
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_WORKERS = 2
 SETTING = "actor_rollout_ref.rollout.custom.workers"
-START_SECONDS = 300.0  # a process, its imports, the benchmark and what it warms up, on a machine that starts many
+START_SECONDS = 300.0  # start of a process, its imports, the benchmark and its warm-up, on a machine that starts many
 END_SECONDS = 3.0  # to exit by itself
 CLOSE_SECONDS = 60.0
 
@@ -58,19 +58,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 class WorkerDied(AgentLoopError, RuntimeError):
-    """The process that an episode lived in is gone, and the episode with it."""
+    """The process that hosted an episode has ended, and the episode with it."""
 
 
 class ProcessUnusable(AgentLoopError, RuntimeError):
-    """Raised by an environment in a worker: nothing in this process can go on, so that it is to be replaced."""
+    """Raised by an environment in a worker: nothing in this process can continue, so the process has to be replaced."""
 
 
 class RemoteError(AgentLoopError, RuntimeError):
-    """An environment's exception that cannot be sent as it is; the message names its type."""
+    """An environment's exception that cannot be sent unchanged; the message names its type."""
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that started it ends, whatever ends it (Linux)."""
+    """Have the kernel kill this process when the thread that started it ends, whatever ends that thread (Linux)."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
@@ -78,14 +78,14 @@ def die_with_parent() -> None:
 
 
 def serve(connection: Connection, parent: int) -> None:
-    """Run a worker: open the benchmark, then answer one request after the other until the parent is gone.
+    """Run a worker: open the benchmark, then answer requests one after the other until the parent has ended.
 
     Args:
         connection: to the parent, which sends the benchmark's target and arguments first.
-        parent: its process id.
+        parent: the parent's process id.
     """
     die_with_parent()
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent died before the line above
         return
     os.set_inheritable(connection.fileno(), False)  # a child must not hold the connection open
     environments: dict[int, Environment] = {}
@@ -95,7 +95,7 @@ def serve(connection: Connection, parent: int) -> None:
             benchmark = pkgutil.resolve_name(target)(**arguments)
             if hasattr(benchmark, "warm_up"):
                 benchmark.warm_up()
-        except Exception as error:  # whatever is wrong, the parent is to say it
+        except Exception as error:  # the parent has to report whatever is wrong
             connection.send(("error", _portable(error)))
             return
         connection.send(("value", None))
@@ -111,9 +111,9 @@ def serve(connection: Connection, parent: int) -> None:
                 answer = ("error", _portable(error))
             try:
                 connection.send(answer)
-            except (pickle.PicklingError, TypeError, AttributeError) as error:  # the answer itself; nothing was sent
+            except (pickle.PicklingError, TypeError, AttributeError) as error:  # of the answer itself; nothing was sent
                 connection.send(("error", _portable(RemoteError(f"the answer of {name} cannot be sent: {error}"))))
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone, or wants no more
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has ended, or closed the connection
         pass
     finally:
         for environment in environments.values():
@@ -137,16 +137,16 @@ def _answer(benchmark: Any, environments: dict[int, Environment], name: str, key
 def _close_quietly(environment: Environment) -> None:
     try:
         environment.close()
-    except Exception:  # the episode is over, and others of this process go on
+    except Exception:  # the episode is over, and others of this process continue
         logger.warning("closing an environment failed", exc_info=True)
 
 
 def _portable(error: Exception) -> Exception:
-    """The exception as it can be sent, with its traceback as a note."""
+    """Return the exception in a form that can be sent, with its traceback as a note."""
     error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # classes made on the fly, constructors with other arguments
+    except Exception:  # classes created at run time, constructors with other arguments
         return RemoteError(f"{type(error).__name__}: {error}")
     return error
 
@@ -163,7 +163,7 @@ class _Job:
 
 @dataclass
 class _Child:
-    """One process of a worker. `exit_report` says how it ended; empty while it runs."""
+    """One process of a worker. `exit_report` says how it ended; it is empty while the process runs."""
 
     process: subprocess.Popen[bytes]
     connection: Connection
@@ -172,9 +172,9 @@ class _Child:
 
 @dataclass
 class _Worker:
-    """A thread of this process that speaks with one subprocess after the other.
+    """A thread of this process that communicates with one subprocess at a time.
 
-    Only that thread touches the process: nothing needs a lock, a call's deadline begins with its own turn, and the
+    Only that thread touches the process. So no lock is needed, a call's deadline begins when the call does, and the
     kernel's rule that a child dies with the thread that started it is the right one.
     """
 
@@ -215,7 +215,7 @@ class _Worker:
                 job.future.set_result(job.run())
             except Exception as error:
                 job.future.set_exception(error)
-            del job  # not until the next one comes
+            del job  # now, rather than when the next job comes
         if self.child and not self.child.exit_report:
             self.child.connection.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -223,7 +223,10 @@ class _Worker:
             self._reap(self.child, "was ended")
 
     def request(self, child: _Child, name: str, key: int, argument: Any) -> Any:
-        """One request and its answer. Raises what the environment raised, `EnvironmentTimeout` or `WorkerDied`."""
+        """Send a request and return its answer.
+
+        Raise what the environment raised, `EnvironmentTimeout` or `WorkerDied`.
+        """
         if child.exit_report:
             raise WorkerDied(child.exit_report)
         if child is not self.child:
@@ -231,7 +234,7 @@ class _Worker:
         return self._exchange(child, [(name, key, argument)], name, self.seconds, "episode.step_seconds")
 
     def live_child(self) -> _Child:
-        """The process that takes new episodes, started if there is none."""
+        """Return the process that takes new episodes, started if there is none."""
         if self.child is None or self.child.exit_report or self._ended(self.child):
             self.child = self._start()
         return self.child
@@ -278,7 +281,7 @@ class _Worker:
         return True
 
     def _reap(self, child: _Child, reason: str) -> str:
-        """Kill the process with all its children, and say why it is gone. An empty reason: it went first."""
+        """Kill the process with all its children, and record why it ended. An empty reason: it ended by itself."""
         if not reason:
             try:
                 child.process.wait(END_SECONDS)
@@ -294,7 +297,7 @@ class _Worker:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # also what a dead worker has left behind
+        os.killpg(process.pid, signal.SIGKILL)  # also the remaining children of a dead worker
     process.wait()
 
 
@@ -307,8 +310,10 @@ def _how_it_ended(status: int) -> str:
 
 
 class RemoteEnvironment:
-    """An episode's environment in a worker. Its methods are to be run by the slot's `call`; only `close` waits for
-    nothing."""
+    """An episode's environment in a worker.
+
+    Its methods must be run by the slot's `call`; only `close` does not block.
+    """
 
     thread_safe: ClassVar[bool] = False
 
@@ -331,7 +336,7 @@ class RemoteEnvironment:
         return self._worker.request(self._child, "step", self._key, action)
 
     def conclude(self) -> Mapping[str, Any] | None:
-        """What the environment's own `conclude` says; None where it has none."""
+        """Return what the environment's own `conclude` returns; None if it has no such method."""
         self._check_thread()
         return None if self._child is None else self._worker.request(self._child, "conclude", self._key, None)
 
@@ -347,7 +352,7 @@ class RemoteEnvironment:
             return
         try:
             self._worker.request(self._child, "close", self._key, None)
-        except Exception:  # the episode is over; this is only worth a line
+        except Exception:  # the episode is over; this is only logged
             logger.warning("closing an environment failed", exc_info=True)
 
     def _check_thread(self) -> None:
@@ -358,19 +363,19 @@ class RemoteEnvironment:
 class WorkerPool:
     """A few worker processes for the environments of one benchmark.
 
-    Each process opens the benchmark anew, and calls its `warm_up()` where there is one: what takes long there counts
-    as the worker's start, and not as an episode's first call. A call past its deadline ends with `EnvironmentTimeout`
-    and its worker is killed; a worker's death ends its other episodes with `WorkerDied`, and the next `reset` there
-    starts another process. All of them, and the processes that they started, end with this object and with this
-    process, however it ends.
+    Each process opens the benchmark again, and calls its `warm_up()` if it has one: slow work there counts as the
+    worker's start, and not as an episode's first call. A call past its deadline ends with `EnvironmentTimeout`, and
+    its worker is killed; a worker's death ends its other episodes with `WorkerDied`, and the next `reset` there starts
+    another process. All workers, and the processes that they started, end with this object and with this process,
+    however it ends.
 
     Args:
-        target: what makes the benchmark, such as `agent_loops.scienceworld.ScienceWorld`.
-        arguments: its arguments.
-        workers: how many processes.
+        target: the callable that creates the benchmark, such as `agent_loops.scienceworld.ScienceWorld`.
+        arguments: the arguments of `target`.
+        workers: the number of processes.
 
     Raises:
-        ValueError: `workers` is not a whole number from 1 on.
+        InputError: `workers` is not a whole number >= 1.
     """
 
     def __init__(self, target: str, arguments: Mapping[str, Any], workers: int = DEFAULT_WORKERS):
@@ -381,7 +386,7 @@ class WorkerPool:
         self.close = weakref.finalize(self, _end, self._workers)  # at the interpreter's exit too
 
     def open(self) -> Slot:
-        """A slot for a new episode, in the worker with the fewest live ones."""
+        """Return a slot for a new episode, in the worker with the fewest live episodes."""
         with self._counting:
             worker = min(self._workers, key=lambda worker: worker.live)
             worker.live += 1
@@ -397,7 +402,7 @@ class WorkerPool:
 
 
 def check_workers(workers: Any) -> None:
-    """Raises ValueError where the setting is not a whole number from 1 on."""
+    """Raise InputError if the setting is not a whole number >= 1."""
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise InputError(
             f"{SETTING}={workers!r}: expected a whole number from 1 on, the processes for environments that are not "

@@ -1,4 +1,4 @@
-"""Environments written for other libraries, as benchmarks. Each needs the extra that is called like it."""
+"""Environments written for other libraries, as benchmarks. Each needs the extra of the same name."""
 
 from agent_loops.adapters.gymnasium import GymnasiumBenchmark, GymnasiumEnvironment
 from agent_loops.adapters.openenv import OpenEnvBenchmark, OpenEnvEnvironment, OpenEnvError

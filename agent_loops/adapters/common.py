@@ -1,4 +1,4 @@
-"""What the adapters share: tasks that are seeds, and facts under the environment's own names."""
+"""Code shared by the adapters: tasks that are seeds, and facts under the environment's own names."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class SeedTasks:
     """Seeds by split. A split's first seed does not depend on the sizes, so a larger split only adds tasks.
 
     Args:
-        train: how many tasks train; their seeds are 1,000,000 and on.
-        validation: how many validate; their seeds are 0 and on.
-        options: what each task carries beside its seed, where an environment's `reset` takes more.
+        train: the number of training tasks; their seeds start at 1,000,000.
+        validation: the number of validation tasks; their seeds start at 0.
+        options: what each task carries in addition to its seed, if an environment's `reset` takes more.
 
     Raises:
-        ValueError: a split is empty, or the validation seeds would run into the training ones.
+        InputError: a split is empty, or the validation seeds would overlap the training seeds.
 
     Example:
         >>> SeedTasks(train=2, validation=1).tasks("train")
@@ -44,24 +44,24 @@ class SeedTasks:
         self._more = {"options": given} if given else {}
 
     def tasks(self, split: str) -> list[dict[str, Any]]:
-        """Returns the tasks of a split, `{"seed": …}`, with `options` where there are any.
+        """Return the tasks of a split, `{"seed": …}`, with `options` if there are any.
 
         Raises:
-            ValueError: the split does not exist.
+            InputError: the split does not exist.
         """
         return [{"seed": seed, **self._more} for seed in self._seeds[check_split(split, self.splits)]]
 
 
 class Facts:
-    """Reads what this package calls `won`, `score`, … out of what an environment tells beside its text.
+    """A reader of this package's facts (`won`, `score`, …) from what an environment returns besides its text.
 
     Args:
-        keys: the environment's own names, by ours (`FACTS`); a name that is left out is the same in both.
-        winning_reward: for environments that never say whether the task is solved: an episode that ends with a step of
-            at least this reward is won.
+        keys: the environment's own names, by ours (`FACTS`); an omitted name is the same in both.
+        winning_reward: for environments that never report whether the task is solved: an episode is won if its last
+            step has at least this reward.
 
     Raises:
-        ValueError: a key of `keys` is not one of ours, or both ways of winning are given.
+        InputError: a key of `keys` is not in `FACTS`, or both ways of winning are given.
 
     Example:
         >>> Facts({"won": "is_success"}).of_step({"is_success": True, "score": 0.5}, reward=1.0, ended=True)
@@ -81,7 +81,7 @@ class Facts:
         self._winning_reward = None if winning_reward is None else _number("winning_reward", winning_reward)
 
     def of_observation(self, text: str, told: Mapping[str, Any]) -> Observation:
-        """Returns the observation with what is told of its actions, `instruction`, `body` and `kind`."""
+        """Return the observation with its actions, `instruction`, `body` and `kind`, where reported."""
         actions = self._get(told, "actions", ())
         if isinstance(actions, str) or not all(isinstance(action, str) for action in actions):
             raise InputTypeError(
@@ -91,11 +91,11 @@ class Facts:
         return Observation(text, tuple(actions), found)
 
     def of_step(self, told: Mapping[str, Any], reward: float, ended: bool) -> dict[str, Any]:
-        """Returns `won`, and `score` where it is told.
+        """Return `won`, and `score` if the environment reports it.
 
         Raises:
-            KeyError: the episode ended, and nothing says whether it is won.
-            TypeError: `won` is neither true nor false.
+            MissingKeyError: the episode ended, and nothing says whether it is won.
+            InputTypeError: `won` is neither true nor false.
         """
         won = False
         if self._winning_reward is not None:
@@ -113,7 +113,7 @@ class Facts:
         return {"won": bool(won), **score}
 
     def truncated(self, told: Mapping[str, Any]) -> bool:
-        """Whether an environment without a word of its own for it says that its limit ended the episode."""
+        """Return whether an environment without a separate flag for it reports that its limit ended the episode."""
         return bool(self._get(told, "truncated", False))
 
     def _told(self, told: Mapping[str, Any], fact: str) -> bool:
@@ -124,7 +124,7 @@ class Facts:
 
 
 def _number(setting: str, value: Any) -> float:
-    """A setting's number, which a command line may have as a text."""
+    """Return a setting's number, which a command line may pass as text."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -141,7 +141,7 @@ def _score(key: str, value: Any) -> float:
 
 
 def refuse(observation: Observation, reason: str) -> Step:
-    """The answer to an action that the environment is not given: the reason, above what the agent saw before."""
+    """Return the answer to an action that the environment is not given: the reason, above the last observation."""
     info = dict(observation.info)
     if "body" in info:
         info["body"] = f"{reason}\n{info['body']}"

@@ -22,7 +22,7 @@ _ANSWERS = {
 
 
 class GymnasiumEnvironment:
-    """Plays one episode at a time in a `gymnasium.Env` of its own, which is made at the first reset.
+    """An environment that plays one episode at a time in its own `gymnasium.Env`, which is created at the first reset.
 
     An action outside the action space (its length, its characters) never reaches the environment: the agent is told
     why, and sees the last observation again.
@@ -38,10 +38,10 @@ class GymnasiumEnvironment:
         self._seen: Observation | None = None
 
     def reset(self, task: Mapping[str, Any]) -> Observation:
-        """Starts the episode of this seed and these options.
+        """Start the episode of this seed and these options.
 
         Raises:
-            TypeError: the observation is not text, or the answer is not what Gymnasium's API says.
+            InputTypeError: the observation is not text, or the answer does not follow Gymnasium's API.
         """
         self._seen = None
         if self._env is None:
@@ -51,12 +51,12 @@ class GymnasiumEnvironment:
         return self._seen
 
     def step(self, action: str) -> Step:
-        """Plays one action.
+        """Play an action.
 
         Raises:
-            RuntimeError: no episode was started.
-            TypeError: the observation is not text, or the answer is not what Gymnasium's API says.
-            KeyError: the episode ended, and nothing says whether it is won.
+            OrderError: no episode was started.
+            InputTypeError: the observation is not text, or the answer does not follow Gymnasium's API.
+            MissingKeyError: the episode ended, and nothing says whether it is won.
         """
         if self._env is None or self._seen is None:
             raise OrderError("step() before reset(): no episode is being played")
@@ -73,7 +73,7 @@ class GymnasiumEnvironment:
         return Step(self._seen, reward, terminated, truncated, info)
 
     def _answer(self, method: str, length: int, answer: Any) -> tuple:
-        """The answer of the environment's `reset` or `step`, whose last part is its `info`."""
+        """Return the answer of the environment's `reset` or `step`, whose last part is its `info`."""
         if not isinstance(answer, tuple) or len(answer) != length:
             found = f"{len(answer)} values" if isinstance(answer, tuple) else f"a {type(answer).__name__}"
             raise InputTypeError(
@@ -87,7 +87,7 @@ class GymnasiumEnvironment:
         return answer
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Close the environment."""
         env, self._env, self._seen = self._env, None, None
         if env is not None:
             env.close()
@@ -100,24 +100,24 @@ class _ThreadSafe(GymnasiumEnvironment):
 class GymnasiumBenchmark:
     """A Gymnasium environment as a benchmark. A task is a seed; the splits are disjoint ranges of seeds.
 
-    `info["won"]` says whether the task is solved; where it has another name, or the environment tells only a reward,
-    `keys` or `winning_reward` says so. `info` may also hold `score`, `instruction`, `body`, `kind` and `actions`.
+    `info["won"]` tells whether the task is solved. If it has another name, or the environment returns only a reward,
+    set `keys` or `winning_reward`. `info` may also hold `score`, `instruction`, `body`, `kind` and `actions`.
 
     Args:
         env_id: a registered environment, as `gymnasium.make` takes it; `module:Name-v0` imports the module first.
-        factory: instead of `env_id`, what makes the environment: `module:function` or `module:Class`.
-        env_kwargs: arguments for either.
-        train, validation: how many tasks the splits have.
-        options: what `reset` is given as `options`, in every task.
+        factory: instead of `env_id`, the callable that creates the environment: `module:function` or `module:Class`.
+        env_kwargs: its arguments, for either of them.
+        train, validation: the number of tasks of each split.
+        options: the `options` that `reset` receives, in every task.
         keys: the environment's own names in `info`, e.g. `{won: is_success}`.
-        winning_reward: the last step's reward from which on an episode is won, where `info` does not say.
-        thread_safe: whether several of these environments may run in different threads at once.
+        winning_reward: the least reward of the last step with which an episode is won, if `info` does not tell.
+        thread_safe: whether several of these environments may run in different threads concurrently.
         name: the benchmark's name in the metrics; by default `env_id`, or the factory's last part.
 
     Raises:
         ImportError: gymnasium is not installed.
-        ValueError: a setting does not fit.
-        TypeError: a space of the environment is not `gymnasium.spaces.Text`.
+        InputError: a setting is invalid.
+        InputTypeError: a space of the environment is not `gymnasium.spaces.Text`.
     """
 
     def __init__(
@@ -137,23 +137,26 @@ class GymnasiumBenchmark:
             import gymnasium
         except ImportError as error:
             raise ImportError("gymnasium is not installed: pip install 'verl-aem[gymnasium]'") from error
+        # how the environment is created
         if (env_id is None) == (factory is None):
             raise InputError(f"env_id={env_id!r}, factory={factory!r}: give one of them")
         given = arguments.mapping("env_kwargs", env_kwargs)
         self._make: Callable[[], gymnasium.Env]
         if env_id is not None:
             env_id = arguments.text("env_id", env_id)
-            # the checker would warn anew in every episode; `agent_loops.check_environment` is ours
+            # the checker would warn again in every episode; this package has `agent_loops.check_environment`
             self._make = lambda: gymnasium.make(env_id, disable_env_checker=True, **given)
         else:
             make = _resolved(arguments.text("factory", factory))
             self._make = lambda: make(**given)
+        # the other settings
         self._facts = Facts(keys, winning_reward)
         self._tasks = SeedTasks(train, validation, options)
         self._class = _ThreadSafe if arguments.switch("thread_safe", thread_safe) else GymnasiumEnvironment
         self._source = f"env_id={env_id!r}" if env_id is not None else f"factory={factory!r}"
         self._name = arguments.text("name", name) if name is not None else env_id or str(factory).rpartition(":")[2]
         try:
+            # create it once, to refuse a wrong setting or space before a run starts
             env = self._make()
         except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
@@ -178,15 +181,15 @@ class GymnasiumBenchmark:
         return self._tasks
 
     def make(self) -> GymnasiumEnvironment:
-        """Returns an environment that is not yet open: its first reset may take a while, and runs in a thread."""
+        """Return an environment that is not yet open: its first reset may take a while, and runs in a thread."""
         return self._class(self._make, self._facts, self._source)
 
 
 def _resolved(factory: str) -> Callable[..., Any]:
-    """What a factory's name stands for.
+    """Return the callable that a factory's name denotes.
 
     Raises:
-        ValueError: nothing, or nothing that can be called.
+        InputError: the name denotes nothing, or nothing that can be called.
     """
     try:
         found = pkgutil.resolve_name(factory)

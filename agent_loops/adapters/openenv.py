@@ -20,10 +20,10 @@ class OpenEnvError(AgentLoopError, RuntimeError):
 
 
 class OpenEnvEnvironment:
-    """Plays one episode at a time, each in a session of its own on the server.
+    """An environment that plays one episode at a time, each in a separate session on the server.
 
-    An action that the server's model refuses (it is too long, say) is the agent's mistake: it is told so and sees the
-    last observation again. Any other failure ends the session and is an `OpenEnvError`.
+    If the server's model refuses an action (because it is too long, say), it is the agent's mistake: the agent is told
+    so and sees the last observation again. Any other failure ends the session and is an `OpenEnvError`.
     """
 
     # each has its own connection
@@ -35,7 +35,7 @@ class OpenEnvEnvironment:
         self._seen: Observation | None = None
 
     def reset(self, task: Mapping[str, Any]) -> Observation:
-        """Opens a session and starts the episode of this seed; `options` are further arguments of the server's reset.
+        """Open a session and start the episode of this seed; `options` are further arguments of the server's reset.
 
         Raises:
             OpenEnvError: the server did not answer, refused, or is at its limit of sessions.
@@ -50,12 +50,12 @@ class OpenEnvEnvironment:
         return self._seen
 
     def step(self, action: str) -> Step:
-        """Plays one action.
+        """Play an action.
 
         Raises:
-            RuntimeError: no episode is being played: none was started, or its session was lost.
+            OrderError: no episode is being played: none was started, or its session was lost.
             OpenEnvError: the server did not answer, or failed.
-            KeyError: the episode ended, and nothing says whether it is won.
+            MissingKeyError: the episode ended, and nothing says whether it is won.
         """
         if self._client is None or self._seen is None:
             raise OrderError("step() without a session: reset() opens one, and a failure ends it")
@@ -71,7 +71,7 @@ class OpenEnvEnvironment:
         return Step(self._seen, reward, result.done and not truncated, truncated, info)
 
     def close(self) -> None:
-        """Ends the session, if there is one."""
+        """End the session, if there is one."""
         client, self._client, self._seen = self._client, None, None
         if client is not None:
             client.close()
@@ -79,7 +79,7 @@ class OpenEnvEnvironment:
     def _ask(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except Exception as error:  # whatever it was: a client that lost an answer would take the next one for it
+        except Exception as error:  # whatever it was: a client that missed an answer would take the next answer for it
             if "(code: VALIDATION_ERROR)" in str(error) and self._seen is not None:
                 raise _Refused(f"the server refused it: {error}") from error
             beginning = self._seen is None
@@ -107,35 +107,35 @@ class OpenEnvEnvironment:
 
 
 class _Refused(AgentLoopError, RuntimeError):
-    """The server's action model does not take the action."""
+    """The server's action model does not accept the action."""
 
 
 class OpenEnvBenchmark:
-    """An OpenEnv server as a benchmark. A task is a seed, which the server's `reset` is given.
+    """An OpenEnv server as a benchmark. A task is a seed, which is passed to the server's `reset`.
 
-    The server must allow as many sessions (`max_concurrent_envs`) as episodes run at a time. OpenEnv knows a reward and
-    `done`; whether the task is solved is read from the observation's fields and its metadata (`keys.won`), or taken
-    from the last reward (`winning_reward`). Facts that may be there too: `score`, `truncated`, `instruction`, `body`,
-    `kind`, `actions`. Some versions of the server leave the metadata out, so fields are the safer place.
+    The server must allow as many sessions (`max_concurrent_envs`) as there are concurrent episodes. OpenEnv defines a
+    reward and `done`; whether the task is solved is read from the observation's fields and its metadata (`keys.won`),
+    or derived from the last reward (`winning_reward`). Optional facts: `score`, `truncated`, `instruction`, `body`,
+    `kind`, `actions`. Some versions of the server omit the metadata, so fields are the safer place.
 
     Args:
         base_url: where the server runs, e.g. `http://localhost:8000`.
         action_field: the field of the server's action that takes the agent's text.
-        observation_field: the field of its observation that is the text.
-        action_defaults: what else an action needs, the same in every step.
-        train, validation: how many tasks the splits have.
+        observation_field: the field of the server's observation that holds the text.
+        action_defaults: the other fields of an action, the same in every step.
+        train, validation: the number of tasks of each split.
         options: further arguments of the server's `reset`, in every task.
         keys: the server's own names for the facts, e.g. `{won: is_solved}`.
-        winning_reward: the last step's reward from which on an episode is won, where nothing says so.
-        connect_seconds: how long a connection may take.
-        message_seconds: how long an answer may take. Hanging up takes up to ten seconds more: keep both below
-            `episode.step_seconds`, which would give the step up without a cause.
+        winning_reward: the least reward of the last step with which an episode is won, if nothing else tells.
+        connect_seconds: the time limit of a connection.
+        message_seconds: the time limit of an answer. Closing takes up to ten seconds more: keep both below
+            `episode.step_seconds`, which would otherwise end the step without a cause.
         name: the benchmark's name in the metrics.
 
     Raises:
         ImportError: openenv is not installed.
         OpenEnvError: no OpenEnv server answers there.
-        ValueError: a setting does not fit what the server offers.
+        InputError: a setting does not match what the server offers.
     """
 
     def __init__(
@@ -176,21 +176,21 @@ class OpenEnvBenchmark:
         return self._tasks
 
     def make(self) -> OpenEnvEnvironment:
-        """Returns an environment that is not yet connected: its resets open a session each."""
+        """Return an environment that is not yet connected: each of its resets opens a session."""
         return OpenEnvEnvironment(self)
 
     def action(self, text: str) -> dict[str, Any]:
-        """Returns the server's action for the agent's text."""
+        """Return the server's action for the agent's text."""
         return {**self._action_defaults, self.action_field: text}
 
     def connect(self) -> Any:
-        """Returns a connected client that blocks: from 0.2.2 on, OpenEnv's own is asynchronous behind `sync()`."""
+        """Return a connected, blocking client: since 0.2.2, OpenEnv's own is asynchronous behind `sync()`."""
         client = self._client_class(base_url=self.url, **self._seconds)
         if hasattr(client, "sync"):
             client = client.sync()
         try:
             return client.connect()
-        except Exception:  # it goes on
+        except Exception:  # it is raised again
             with contextlib.suppress(Exception):  # close() ends its thread; without a connection it may complain
                 client.close()
             raise
@@ -221,11 +221,11 @@ def check_fields(
 
     Args:
         schema: the properties of the server's `action` and `observation` as JSON Schema has them, and `required`, the
-            fields that an action cannot be without.
+            fields that an action needs.
         action_field, observation_field, action_defaults: as `OpenEnvBenchmark` takes them.
 
     Raises:
-        ValueError: a field does not exist or is no text, or the action needs another one too.
+        InputError: a field does not exist or is not text, or the action needs a further field.
     """
     for side, field in (("action", action_field), ("observation", observation_field)):
         texts = [name for name, kind in schema[side].items() if _is_text(kind)]
@@ -252,8 +252,10 @@ def _told(result: Any) -> dict[str, Any]:
 
 
 def _one_session_client() -> type:
-    """OpenEnv's generic client, but for its newer versions' way of opening another session behind a lost one: the
-    episode would go on in an environment that was never reset."""
+    """Return OpenEnv's generic client without the automatic reconnection of its newer versions.
+
+    After a lost session it would open another, and the episode would continue in an environment that was never reset.
+    """
     try:
         from openenv.core.generic_client import GenericEnvClient
     except ImportError as error:
@@ -265,6 +267,6 @@ def _one_session_client() -> type:
         async def _ensure_connected(self) -> None:  # type: ignore[override]
             if self._ws is None:
                 raise ConnectionError("the connection was lost, and with it the session")
-            # a closed connection is left to fail by itself, which reads the server's last word
+            # a closed connection is left to fail by itself, which reads the server's last message
 
     return OneSessionClient

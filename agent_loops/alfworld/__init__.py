@@ -1,4 +1,4 @@
-"""ALFWorld's text games, natively: the official `game.tw-pddl` files played without TextWorld, a planner or a lock.
+"""ALFWorld's text games in native Python: the official `game.tw-pddl` files without TextWorld, a planner or a lock.
 
 The games, their texts and their rules are ALFWorld's (Shridhar et al., 2021, https://github.com/alfworld/alfworld, MIT
 licence), played by TextWorld (Côté et al., 2018, https://github.com/microsoft/TextWorld, MIT licence); this engine

@@ -15,7 +15,7 @@ class Alfworld:
 
     Args:
         data_dir: the directory that holds `json_2.1.1`, or that directory itself.
-        kinds: only tasks of these types: a list, or a string with commas between them; all six by default.
+        kinds: the types of tasks to include, as a list or a comma-separated string; all six by default.
 
     Raises:
         GameError: there is no `json_2.1.1`.
@@ -37,5 +37,5 @@ class Alfworld:
         return self._tasks
 
     def make(self) -> AlfworldEnvironment:
-        """Returns a new environment. Environments of a process share the games that they play."""
+        """Return a new environment. Environments of a process share the games that they play."""
         return AlfworldEnvironment(self._directory)

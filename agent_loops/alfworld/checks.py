@@ -1,4 +1,4 @@
-"""Are ALFWorld's games complete?"""
+"""The check that ALFWorld's games are complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent_loops.finding import Finding
 
 
 def check_data(directory: Path) -> Iterator[Finding]:
-    """Read every game, and count them: 3,553, 140 and 134."""
+    """Read and count all games: 3,553, 140 and 134."""
     title, remedy = "ALFWorld's games", "aem data alfworld fetches and verifies them; --from DIR takes games you have"
     if not directory.is_dir():
         yield Finding("failure", title, f"{directory} is not a directory", remedy)

@@ -1,9 +1,9 @@
 """ALFWorld's text games: where they come from, and whether a directory holds all of them.
 
 The games are the `game.tw-pddl` files of one release archive of https://github.com/alfworld/alfworld (MIT licence).
-Upstream states no checksum. The one below is what several independent users of the archive have published (looked up in
-November 2026, all alike), and the archive's size is that of these games, to the byte. `Split.sha256` is over the games
-themselves, so that it also holds for a copy that was packed otherwise:
+Upstream states no checksum. The checksum below is what several independent users of the archive have published (looked
+up in November 2026, all equal), and the archive's size is that of these games, to the byte. `Split.sha256` is over the
+games themselves, so that it also holds for a copy that was packed differently:
 
     cd json_2.1.1 && find train -name game.tw-pddl | LC_ALL=C sort | xargs sha256sum | sha256sum
 """
@@ -39,7 +39,7 @@ from agent_loops.reading import parse_json, read_bytes, reason, require_file, sh
 ROOT = "json_2.1.1"
 GAME = "game.tw-pddl"
 ARCHIVE = RemoteFile(
-    "json_2.1.3_tw-pddl.zip",  # its games lie in json_2.1.1, as those of its predecessors do
+    "json_2.1.3_tw-pddl.zip",  # its games are in json_2.1.1, as those of its predecessors are
     ("https://github.com/alfworld/alfworld/releases/download/0.4.2/json_2.1.3_tw-pddl.zip",),
     sha256="5df77ea759f2211a4106082839ddbbb790f1ba4e7d097ed732cf453f72aa36cf",
     n_bytes=36_507_267,
@@ -48,13 +48,13 @@ ARCHIVE_NAMES = ("*.zip", "*.tar", "*.tar.*", "*.tgz")
 _KEYS = ("pddl_domain", "grammar", "pddl_problem", "solvable")  # of a game's JSON
 _UNPACKED_BYTES = 360_000_000
 _MEMBER = re.compile(rf"(?:\./)?{re.escape(ROOT)}/(?P<split>[^/]+)/(?P<below>[^/]+/[^/]+/{re.escape(GAME)})")
-# what an archive may hold: the published one has 4,027 games of at most 140 kB; one packed anew may hold ALFRED's files
+# limits on an archive: the published one has 4,027 games of at most 140 kB; a repacked one may hold ALFRED's files
 # and pictures too
 _GAME_BYTES = 8 << 20
 _ARCHIVE_BYTES = 16 << 30
 _MOST_FILES = 500_000
 _DIRECTORY_BYTES = 48 << 20  # of a zip file, which `zipfile` reads whole
-_LOOK_AT = 100_000  # files below a directory that is not what it should be
+_LOOK_AT = 100_000  # files below a directory that is not as it should be
 _OTHER_FILES = {
     "traj_data.json": "ALFRED's annotations, of json_2.1.1_json.zip",
     "initial_state.pddl": "scenes without texts, of json_2.1.1_pddl.zip",
@@ -66,10 +66,10 @@ _OTHER_FILES = {
 
 @dataclass(frozen=True)
 class Split:
-    """What is published of a split.
+    """The published facts about a split.
 
     Attributes:
-        types: games of each task type.
+        types: the number of games of each task type.
         sha256: over the games' checksums, as `sha256sum` lists them in the order of their paths.
     """
 
@@ -107,7 +107,7 @@ class SplitFiles:
 
     Attributes:
         name: the split.
-        n_games: how many there are, which is how many are published.
+        n_games: their number, which equals the published number.
         n_bytes: their size.
         sha256: as in `Split`.
         published: whether these are the published games, byte for byte.
@@ -121,19 +121,19 @@ class SplitFiles:
 
 
 def fetch_games(directory: Path, mirror: str | None = None, progress: bool = True) -> list[SplitFiles]:
-    """Fetch what is missing of the games into `directory/json_2.1.1`, and verify all of it.
+    """Fetch the missing games into `directory/json_2.1.1`, and verify all of them.
 
     Args:
-        directory: where the games go. Splits that are there already are verified, not fetched.
-        mirror: the address of a folder with the archive, asked instead of GitHub.
-        progress: show bars, where standard error is a terminal.
+        directory: the target directory. Existing splits are verified, not fetched.
+        mirror: the address of a folder with the archive, used instead of GitHub.
+        progress: show progress bars if standard error is a terminal.
 
     Returns:
         The three splits.
 
     Raises:
-        DownloadError: the archive cannot be had, or the games are not the published ones.
-        OSError: the disk is full, or cannot be written.
+        DownloadError: the archive cannot be fetched, or the games differ from the published games.
+        OSError: the disk is full or not writable.
     """
     root = directory / ROOT
     if not all((root / name).is_dir() for name in SPLITS):
@@ -163,7 +163,7 @@ def fetch_games(directory: Path, mirror: str | None = None, progress: bool = Tru
 
 
 def find_root(directory: Path) -> Path | None:
-    """The directory whose folders are the splits: `directory/json_2.1.1`, or `directory` itself; None if neither is.
+    """Return the directory whose folders are the splits: `directory/json_2.1.1`, or `directory`; None if neither is.
 
     Example:
         >>> find_root(Path("no/such/folder")) is None
@@ -176,10 +176,12 @@ def find_root(directory: Path) -> Path | None:
 
 
 def find_archive(source: Path) -> Path | None:
-    """The archive with the games: `source` if it is a file, else the only one in it whose name says so; None if none.
+    """Return the archive with the games; None if there is none.
+
+    It is `source` if that is a file, else the only file in it whose name matches.
 
     Raises:
-        DownloadError: there are several in the directory.
+        DownloadError: there are several archives in the directory.
     """
     if source.is_file():
         return source
@@ -193,10 +195,10 @@ def find_archive(source: Path) -> Path | None:
 
 
 def require_root(source: Path) -> Path:
-    """As `find_root`, for a directory that has to hold games.
+    """Like `find_root`, for a directory that has to hold games.
 
     Raises:
-        DownloadError: it does not; the message says what is there instead.
+        DownloadError: the directory holds no games; the message says what is there instead.
     """
     root = find_root(source)
     if root is None or not any(True for name in SPLITS for _ in _games(root / name)):
@@ -205,11 +207,11 @@ def require_root(source: Path) -> Path:
 
 
 def check_games(root: Path, progress: bool = True) -> list[SplitFiles]:
-    """Read every game of the three splits, and compare them with what is published.
+    """Read every game of the three splits, and compare them with the published games.
 
     Args:
         root: the directory whose folders are the splits; it is only read.
-        progress: show a bar, where standard error is a terminal.
+        progress: show a progress bar if standard error is a terminal.
 
     Raises:
         DownloadError: games are missing, or too many, or cannot be read.
@@ -247,21 +249,21 @@ def check_games(root: Path, progress: bool = True) -> list[SplitFiles]:
 def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
     """Unpack the games of the three splits, and nothing else, into `directory/json_2.1.1`.
 
-    A split's folder gets its name when it is complete. Run again after an interruption, it goes on: what lies there as
-    the archive has it is kept.
+    A split's folder gets its name when it is complete. Run again after an interruption, this function resumes: files
+    that equal the archive's are kept.
 
     Args:
         archive: a .zip or a tar archive, compressed or not.
-        directory: made if needed.
-        progress: show a bar, where standard error is a terminal.
+        directory: the target directory, created if needed.
+        progress: show a progress bar if standard error is a terminal.
 
     Returns:
         `directory/json_2.1.1`.
 
     Raises:
-        DownloadError: the archive is damaged or holds other things, a split in it is incomplete, or another process is
-            unpacking there, or other games lie there.
-        OSError: the disk is full, or cannot be written.
+        DownloadError: the archive is damaged or holds other things, a split in it is incomplete, another process is
+            unpacking there, or the directory holds other games.
+        OSError: the disk is full or not writable.
     """
     root = directory / ROOT
     root.mkdir(parents=True, exist_ok=True)
@@ -272,6 +274,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
         _locked(root),
         bar_of(f"unpacking {archive.name}", total, progress, "game", delay=0) as bar,
     ):
+        # copy each game of the archive, unless an equal file is there
         whole = {name for name in SPLITS if (root / name).is_dir()}
         for member, content in _members(archive):
             place = _place(member)
@@ -291,6 +294,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     target.write_bytes(content)
             counts[split] += 1
             bar.update()
+        # refuse another or an incomplete archive
         if not counts:
             found = _describe(others) or "nothing"
             raise DownloadError(f"{archive} holds no ALFWorld games, but {found}. {_WHERE_THEY_ARE}")
@@ -300,6 +304,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
                     f"{archive} holds {counts[name]:,} games of {name}, and {split.n_games:,} are published: it is "
                     f"incomplete, or another archive. {_WHERE_THEY_ARE}"
                 )
+        # give the new splits their names
         for name in SPLITS.keys() - whole:
             sync_tree(_partial(root, name))
             _partial(root, name).replace(root / name)
@@ -307,7 +312,7 @@ def unpack(archive: Path, directory: Path, progress: bool = True) -> Path:
 
 
 def link_games(root: Path, directory: Path) -> Path:
-    """Put a symbolic link `json_2.1.1` to games into a directory; returns the link.
+    """Put a symbolic link `json_2.1.1` to games into a directory; return the link.
 
     Raises:
         DownloadError: something else is in the link's place.
@@ -322,7 +327,7 @@ _WHERE_THEY_ARE = (
 
 
 def _games(split: Path) -> Iterator[str]:
-    """The games of a split as paths below its parent; none where there is no such folder."""
+    """Return the games of a split as paths below its parent; none if there is no such folder."""
     for task in _folders(split):
         for trial in _folders(task):
             if (trial / GAME).is_file():
@@ -337,7 +342,7 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _compare_counts(split: Path, games: Sequence[str]) -> str:
-    """What is wrong with the number of games, or an empty string."""
+    """Return what is wrong with the number of games, or an empty string."""
     published = SPLITS[split.name]
     if len(games) == published.n_games:
         return ""
@@ -353,7 +358,7 @@ def _compare_counts(split: Path, games: Sequence[str]) -> str:
 
 
 def _fault(content: bytes) -> str:
-    """Why this is not a game that can be won; an empty string if it is."""
+    """Return why this is not a game that can be won; an empty string if it is."""
     try:
         game = parse_json(content)
     except ValueError as error:
@@ -365,7 +370,7 @@ def _fault(content: bytes) -> str:
 
 
 def _say_what_is_there(source: Path) -> str:
-    """Why a directory is not one with games, and what to do."""
+    """Return why a directory holds no games, and what to do."""
     found: Counter[str] = Counter()
     n_files = 0
     for place, folders, files in os.walk(source):
@@ -386,7 +391,7 @@ def _say_what_is_there(source: Path) -> str:
 
 
 def _describe(names: Counter[str]) -> str:
-    """What these files are, in words."""
+    """Return what these files are, in words."""
     words = []
     for end, meaning in _OTHER_FILES.items():
         count = sum(n for name, n in names.items() if (name.endswith(end) if end.startswith(".") else name == end))
@@ -397,12 +402,13 @@ def _describe(names: Counter[str]) -> str:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, bytes | None]]:
-    """Each plain file of an archive, in the archive's order: its name, and the content of those that are games.
+    """Yield each plain file of an archive, in the archive's order: its name, and the content if it is a game.
 
-    Sizes are those that arrive, not those that the archive promises; what is no game is passed over unpacked.
+    Sizes are counted as the data arrive, not taken from the archive's headers; other files are skipped without
+    unpacking.
 
     Raises:
-        DownloadError: it is damaged, or holds more than any archive of games.
+        DownloadError: the archive is damaged, or holds more than any archive of games.
     """
     seen: set[tuple[str, str]] = set()
     try:
@@ -432,10 +438,10 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 class _TooMuch(AgentLoopError, RuntimeError):
-    """What an archive holds that no archive of games does."""
+    """The archive holds more than an archive of games can."""
 
 
-# what the libraries raise of damaged archives, encrypted ones, and methods of packing that this Python has not
+# what the libraries raise for damaged or encrypted archives, and for compression methods that this Python lacks
 _UNPACKING = (
     *(zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError, ValueError, RuntimeError),
     *(NotImplementedError, struct.error, OverflowError, IndexError, KeyError, TypeError, AttributeError, MemoryError),
@@ -450,7 +456,7 @@ def _zipped(archive: Path) -> Iterator[tuple[str, _Read]]:
     with zipfile.ZipFile(archive) as zipped:
         for info in zipped.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir() or kind not in (0, stat.S_IFREG):  # links and devices are no games
+            if info.is_dir() or kind not in (0, stat.S_IFREG):  # links and devices are not games
                 continue
 
             def read(count: int, info: zipfile.ZipInfo = info) -> bytes:
@@ -461,13 +467,13 @@ def _zipped(archive: Path) -> Iterator[tuple[str, _Read]]:
 
 
 def _directory_size(archive: Path) -> int:
-    """The bytes of a zip file's list of files, as its end says; `zipfile` goes by the same number."""
+    """Return the size of a zip file's directory in bytes, as its end record states; `zipfile` uses the same number."""
     with archive.open("rb") as file:
         file.seek(max(archive.stat().st_size - (1 << 16) - 22, 0))
         tail = file.read()
     end = tail.rfind(b"PK\5\6")
     if end < 0 or len(tail) - end < 22:
-        return 0  # then it is none, and `zipfile` says so
+        return 0  # then it is not a zip file, and `zipfile` says so
     if b"PK\6\7" in tail[:end]:  # zip64: for archives of 65,535 files and more, or beyond 4 GB
         large = tail.rfind(b"PK\6\6", 0, end)
         return struct.unpack_from("<Q", tail, large + 40)[0] if 0 <= large <= len(tail) - 48 else _DIRECTORY_BYTES + 1
@@ -487,7 +493,7 @@ def _tarred(archive: Path) -> Iterator[tuple[str, _Read]]:
                 tar.members = []  # tarfile keeps all of them
                 if member.isreg() and not member.issparse() and (content := tar.extractfile(member)) is not None:
                     yield member.name, content.read
-            while stream.read(1 << 20):  # the packing's checksum stands at its end
+            while stream.read(1 << 20):  # the checksum of the compression is at its end
                 pass
 
 
@@ -500,8 +506,10 @@ _COMPRESSIONS: Mapping[bytes, Callable[[BinaryIO], Any]] = {
 
 
 class _Bounded:
-    """A stream that only goes forward, unpacking what is passed over, and refuses to give more than an archive of games
-    can hold: in one piece, which may be a name of gigabytes, or in all."""
+    """A forward-only stream that refuses to give more than an archive of games can hold.
+
+    It unpacks what is skipped. The limits are for a single piece, which may be a name of gigabytes, and for the total.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._position = stream, 0
@@ -527,7 +535,7 @@ class _Bounded:
 
 
 def _place(member: str) -> tuple[str, str] | None:
-    """Split and path within it of an archive's member that is one of the benchmark's games; None for all others."""
+    """Return the split of an archive's member and its path in it; None if it is not a game of the benchmark."""
     match = _MEMBER.fullmatch(member)
     if match is None or match["split"] not in SPLITS or ".." in member.split("/"):
         return None
@@ -540,7 +548,7 @@ def _partial(root: Path, split: str) -> Path:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Holds a directory against other processes that unpack into it."""
+    """Hold a directory against other processes that unpack into it."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:

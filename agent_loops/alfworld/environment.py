@@ -16,7 +16,7 @@ _TASK = "Your task is to: "
 
 
 class AlfworldEnvironment:
-    """Plays the games below a data directory, without TextWorld, a planner or a lock.
+    """An environment that plays the games below a data directory, without TextWorld, a planner or a lock.
 
     Observations, admissible commands and the end of a game are the official environment's. An inadmissible command is
     answered with "Nothing happens."; the reward is 1 for the command that reaches the goal, and 0 otherwise.
@@ -46,14 +46,14 @@ class AlfworldEnvironment:
         """Start a game.
 
         Args:
-            game: its path below `json_2.1.1`.
+            game: the game's path below `json_2.1.1`.
 
         Raises:
             GameError: there is no such file, or it is not a game that can be played.
         """
         try:
             path = (self._directory / game).resolve()
-        except (TypeError, ValueError, OSError, RuntimeError) as error:  # no text, a NUL in it, a link to itself
+        except (TypeError, ValueError, OSError, RuntimeError) as error:  # not text, a NUL in it, a link to itself
             raise GameError(f"{shown(game)} is no game's path ({reason(error)})") from None
         if not path.is_relative_to(self._directory.resolve()):
             raise GameError(f"{shown(game, 200)} lies outside {self._directory}: expected a path below it")
@@ -69,11 +69,11 @@ class AlfworldEnvironment:
         )
 
     def step(self, command: str) -> Step:
-        """Do what a command says.
+        """Execute a command.
 
         Raises:
-            RuntimeError: no game is being played, or it has been won.
-            GameError: the game's file leads to what cannot be said or done.
+            OrderError: no game is being played, or it has been won.
+            GameError: the game's file leads to a text or an action that cannot be produced.
         """
         if self._play is None:
             raise OrderError("step() before reset(): no game is being played")
@@ -91,5 +91,5 @@ class AlfworldEnvironment:
 
 @functools.lru_cache(maxsize=128)
 def _shared_game(path: Path) -> Game:
-    """A rollout group plays the same game several times."""
+    """Load a game once: a rollout group plays the same game several times."""
     return load_game(path)

@@ -1,4 +1,4 @@
-"""What is true in a game: relations with indices for joins. The part that never changes is shared by all episodes."""
+"""The facts of a game: relations with indices for joins. All episodes share the part that never changes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DENIED = "not_"
 
 
 class Relation:
-    """The tuples that a predicate holds for, found by the values at any of their positions.
+    """The tuples for which a predicate holds, found by the values at any of their positions.
 
-    Tuples keep the order of their arrival, so that nothing depends on the process's hash seed. `version` grows with
-    every change.
+    Tuples keep the order of their arrival, so that nothing depends on the process's hash seed. `version` increases
+    with every change.
     """
 
     __slots__ = ("_indices", "_tuples", "version")
@@ -32,7 +32,7 @@ class Relation:
         return len(self._tuples)
 
     def matching(self, positions: Positions, values: Fact) -> Collection[Fact]:
-        """The tuples with these values at these positions."""
+        """Return the tuples with these values at these positions."""
         if not positions:
             return self._tuples
         index = self._indices.get(positions)
@@ -66,11 +66,11 @@ _EMPTY = Relation()
 class Facts:
     """The relations of one episode.
 
-    A fact that an action took away is *denied* until it is added again, and that is a fact of the predicate `not_…`:
-    ALFWorld's texts tell it from what never was a fact.
+    A fact that an action removed is *denied* until it is added again; this is a fact of the predicate `not_…`.
+    ALFWorld's texts distinguish it from what never was a fact.
 
     Args:
-        initial: what holds at first; those relations are never changed.
+        initial: the relations that hold at first; they are never changed.
         changing: the predicates that actions change.
     """
 

@@ -1,4 +1,4 @@
-"""What `aem data alfworld` does: its options, its help, and the work."""
+"""The command `aem data alfworld`: its options, its help, and its work."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def fetch(
     directory, splits = _games(home, to is not None, from_, mirror)
     benchmark = Alfworld(directory)
     environment = benchmark.make()
-    for split in benchmark.task_set.splits:  # one of each can be played, before a run finds out
+    for split in benchmark.task_set.splits:  # one game of each split can be played; otherwise a run would find out
         environment.reset(benchmark.task_set.tasks(split)[0])
     environment.close()
     files = [

@@ -1,4 +1,4 @@
-"""A game file of ALFWorld (`game.tw-pddl`): what it fixes, and the state of one play of it."""
+"""A game file of ALFWorld (`game.tw-pddl`): its fixed content, and the state of one play of it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class GameError(FileError):
 
 
 class Game:
-    """A game as its file describes it. It never changes: all plays of it share one.
+    """A game as its file describes it. It never changes: all plays of it share one object.
 
     Args:
         data: the content of a `game.tw-pddl`.
@@ -46,7 +46,7 @@ class Game:
         PddlError, GrammarError: a part of the file is not as expected.
 
     Attributes:
-        walkthrough: commands that win, as the file has them.
+        walkthrough: the winning commands stored in the file.
         changing: the predicates that actions change.
         schemas: the actions that can be typed.
     """
@@ -82,25 +82,28 @@ class Game:
             self.schemas.append(_Schema(self, action, wording))
 
     def facts(self) -> Facts:
-        """What holds at the beginning."""
+        """Return the facts that hold at the beginning."""
         return Facts(self._initial, self.changing)
 
     def won(self, facts: Facts) -> bool:
         return any(join.solve(facts) for join in self._goal)
 
     def name(self, entity: str) -> str:
-        """What the texts call something; upstream leaves a blank behind the names that have no number."""
+        """Return an entity's name in the texts; upstream leaves a blank after names that have no number."""
         return self._names[entity]
 
     def solutions(self, facts: Facts, query: str, values: Values) -> list[Values]:
-        """`values`, extended in every way for which the query holds; different variables stand for different things."""
+        """Return `values`, extended in every way that makes the query hold.
+
+        Different variables denote different things.
+        """
         key = (query, tuple(values))
         if key not in self._queries:
             self._queries[key] = _Query(self, parse_query(query), key[1])
         return self._queries[key].solve(facts, values)
 
     def derive(self, text: str, facts: Facts, values: Values) -> str:
-        """A text of the grammar, filled in."""
+        """Return a text of the grammar, filled in."""
         return self._grammar.derive(text, _World(self, facts), values)
 
     def join(self, conjunction: Conjunction, given: tuple[str, ...], wanted: tuple[str, ...]) -> Join:
@@ -108,10 +111,10 @@ class Game:
 
 
 class Play:
-    """One play of a game.
+    """A play of a game.
 
     Attributes:
-        text: the answer to the last command; at first the introduction.
+        text: the answer to the last command; the introduction at first.
         commands: the admissible commands, in alphabetical order.
         won: whether the goal holds.
     """
@@ -125,7 +128,7 @@ class Play:
         self._look_around()
 
     def command(self, text: str) -> None:
-        """Do what a command says; one that is not admissible changes nothing."""
+        """Execute a command; an inadmissible command changes nothing."""
         found = self._operators.get(text.strip())
         if found is None:
             self.text = "Nothing happens."
@@ -145,7 +148,7 @@ class Play:
             if self._known[number][0] != versions:
                 self._known[number] = (versions, schema.commands(self._facts))
             for command, values in self._known[number][1].items():
-                # where a command means two things, the first is done
+                # if a command has two meanings, the first is executed
                 self._operators.setdefault(command, (schema, values))
         self.commands = sorted(self._operators)
 
@@ -178,10 +181,10 @@ def load_game(path: Path) -> Game:
 
 @contextmanager
 def playing(path: Path) -> Iterator[None]:
-    """What goes wrong in a game is its file's fault.
+    """Blame the game's file for any failure in the game.
 
     Raises:
-        GameError: names the file.
+        GameError: the message names the file.
     """
     try:
         yield
@@ -220,7 +223,7 @@ class _Schema:
         self._commands: dict[Fact, str] = {}
 
     def commands(self, facts: Facts) -> dict[str, Fact]:
-        """What can be typed, and the values of the parameters that it means."""
+        """Return the commands that can be typed, with the parameter values that each means."""
         found: dict[str, Fact] = {}
         for join, idle in self._joins:
             for values in join.solve(facts):
@@ -229,7 +232,7 @@ class _Schema:
         return found
 
     def apply(self, facts: Facts, values: Fact) -> None:
-        """Change the facts; what is added stays, also where the action takes it away."""
+        """Change the facts; what the action adds stays, even if the action also removes it."""
         due = [
             (predicate, pick(values), positive)
             for predicate, pick, positive, condition in self._effects
@@ -243,7 +246,7 @@ class _Schema:
                 facts.remove(predicate, fact)
 
     def _command(self, facts: Facts, values: Fact) -> str:
-        """What to type for it; the words of a command never change."""
+        """Return what to type for the action; the words of a command never change."""
         if values not in self._commands:
             self._commands[values] = self._game.derive(
                 self.wording.template, facts, dict(zip(self.parameters, values, strict=True))
@@ -252,7 +255,7 @@ class _Schema:
 
 
 class _Query:
-    """A query of the grammar, prepared for a game and for what is known when it is asked."""
+    """A query of the grammar, prepared for a game and for the variables that are known when it is asked."""
 
     def __init__(self, game: Game, query: Conjunction, given: tuple[str, ...]) -> None:
         self._given = tuple(name for name in given if name in query.types)
@@ -265,7 +268,7 @@ class _Query:
 
     def solve(self, facts: Facts, values: Values) -> list[Values]:
         rows = self._join.solve(facts, tuple([values[name] for name in self._given]))
-        # TextWorld goes through the literals from left to right, each one's facts in order
+        # TextWorld goes through the literals from left to right, each literal's facts in order
         rows.sort(key=self._order)
         taken = set(values.values())
         solutions: list[Values] = []
@@ -278,7 +281,7 @@ class _Query:
 
 
 class _World:
-    """A game and the facts of one play, as its grammar asks for them."""
+    """A game and the facts of one play, as its grammar queries them."""
 
     def __init__(self, game: Game, facts: Facts) -> None:
         self._game = game
@@ -290,10 +293,10 @@ class _World:
 
 
 def _check_problem(problem: Problem, domain: Domain) -> None:
-    """Refuse facts and a goal over what is declared nowhere: no play could ever win, or each would have won at once.
+    """Refuse undeclared names in the facts and the goal: no play could ever win, or each would have won at once.
 
     Raises:
-        PddlError: naming what is unknown.
+        PddlError: a name is unknown; the message says which.
     """
     for predicate, facts in problem.facts.items():
         for fact in facts:
@@ -324,12 +327,12 @@ def _check_literal(where: str, literal: Literal, variables: dict[str, str], prob
 
 
 def _idle_test(action: Action, precondition: Conjunction, parameters: tuple[str, ...]) -> Callable[[Fact], bool] | None:
-    """A test for values with which the action would change nothing, None where there can be none.
+    """Return a test for values with which the action would change nothing; None if there can be no such values.
 
-    Fast Downward, the planner below TextWorld, leaves out an action whose effects are all among its preconditions: one
-    cannot go where one is.
+    Fast Downward, the planner inside TextWorld, leaves out an action whose effects are all among its preconditions: an
+    agent cannot go to where it is.
     """
-    changes = []  # for each effect, the ways in which it is none: pairs of parameters that have to be equal
+    changes = []  # for each effect, the ways in which it changes nothing: pairs of parameters that have to be equal
     for effect in action.effects:
         literal = effect.literal
         ways = [_equalities(literal, one, parameters) for one in precondition.literals]
@@ -348,7 +351,7 @@ def _idle_test(action: Action, precondition: Conjunction, parameters: tuple[str,
 
 
 def _equalities(one: Literal, other: Literal, parameters: tuple[str, ...]) -> list[tuple[int, int]] | None:
-    """The pairs of parameters that have to be equal for two literals to be the same; None if they never are."""
+    """Return the pairs of parameters that have to be equal for two literals to be the same; None if they never are."""
     if (one.predicate, one.positive, len(one.terms)) != (other.predicate, other.positive, len(other.terms)):
         return None
     different = [pair for pair in zip(one.terms, other.terms, strict=True) if pair[0] != pair[1]]
@@ -358,7 +361,7 @@ def _equalities(one: Literal, other: Literal, parameters: tuple[str, ...]) -> li
 
 
 def _names(entities: Iterable[str]) -> dict[str, str]:
-    """What ALFWorld calls the objects in a game's facts: their type's name and a number, counted down."""
+    """Return ALFWorld's names of the objects in a game's facts: their type's name and a number, counted down."""
     kinds: dict[str, str] = {}
     for entity in sorted(set(entities)):
         kind, mark, _ = entity.partition("_bar_")

@@ -1,9 +1,9 @@
 """TextWorld's text grammar, as ALFWorld's game files use it: rules that turn facts into sentences.
 
 A rule's text mixes plain words with `#symbol#` (another rule), `{expression}` (a property of a variable's object),
-`{expression | query}` (once for every solution of the query) and `[...]` (what is inside, as a list in English). Of a
-symbol's rules the first whose `condition` holds is used. TextWorld reads a text from its first visible character up to
-a bracket without a partner.
+`{expression | query}` (once for every solution of the query) and `[...]` (its content, as a list in English). Of a
+symbol's rules, the first whose `condition` holds is used. TextWorld reads a text from its first visible character up
+to an unmatched bracket.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _ATOM = re.compile(r"\s*(\w+)\(([^()]*)\)\s*")
 
 
 class GrammarError(AgentLoopError, ValueError):
-    """The text is not a grammar, or uses more of TextWorld's than this module knows."""
+    """The text is not a grammar, or uses features of TextWorld's that this module does not support."""
 
 
 class World(Protocol):
-    """What a grammar needs to know of a game."""
+    """What a grammar needs to know about a game."""
 
     def name(self, entity: str) -> str: ...
 
     def solutions(self, query: str, values: Values) -> list[Values]:
-        """`values`, extended in every way for which the query holds, in TextWorld's order."""
+        """Return `values`, extended in every way that makes the query hold, in TextWorld's order."""
         ...
 
 
@@ -57,7 +57,7 @@ class _Symbol:
 
 @dataclass(frozen=True)
 class _Piece:
-    """`{inner | query}`: the inner expression or symbol, as often as the query has solutions; as a list or in a row."""
+    """A piece `{inner | query}`: the expression or symbol, once per solution of the query; as a list or in a row."""
 
     inner: ast.expr | _Symbol
     query: str | None
@@ -79,31 +79,31 @@ class Wording:
 
 
 class Grammar:
-    """Rules by symbol, and the wording of actions by their PDDL name."""
+    """The rules by symbol, and the wording of actions by their PDDL name."""
 
     def __init__(self, rules: Mapping[str, Sequence[_Rule]], wordings: Mapping[str, Wording]) -> None:
         self._rules = rules
         self.wordings = wordings
 
     def derive(self, text: str, world: World, values: Values) -> str:
-        """A rule's text with everything in it filled in.
+        """Return a rule's text with everything in it filled in.
 
         Raises:
-            GrammarError: it names a symbol or a property that does not exist.
+            GrammarError: the text names a symbol or a property that does not exist.
         """
         return "".join(
             piece if isinstance(piece, str) else self._piece(piece, world, values) for piece in _pieces(text)
         )
 
     def check(self, known: Mapping[str, int], types: Collection[str]) -> None:
-        """Look at every text and query, before a play comes upon one.
+        """Check every text and query before a play reaches it.
 
         Args:
-            known: the predicates that a query may ask for, and how many terms each takes.
+            known: the predicates that a query may use, and how many terms each takes.
             types: the types that a variable may have.
 
         Raises:
-            GrammarError: one is malformed, or names a symbol, a predicate or a type that does not exist.
+            GrammarError: a text or query is malformed, or names a symbol, a predicate or a type that does not exist.
         """
         worded = [text for one in self.wordings.values() for text in (one.template, one.feedback)]
         ruled = [rule for alternatives in self._rules.values() for rule in alternatives]
@@ -124,7 +124,7 @@ class Grammar:
                 raise GrammarError(f"the query {shown(query)} is about the type {unknown[0]}, which does not exist")
 
     def predicates(self, text: str) -> set[str]:
-        """The predicates that a text's own queries ask for."""
+        """Return the predicates that a text's own queries use."""
         queries = (piece.query for piece in _pieces(text) if isinstance(piece, _Piece))
         return {literal.predicate for query in queries if query for literal in parse_query(query).literals}
 
@@ -154,12 +154,12 @@ class Grammar:
         raise GrammarError(f"no rule for #{symbol}# applies")
 
 
-@functools.lru_cache(maxsize=64)  # the grammar holds the task's words, so that it differs between games
+@functools.lru_cache(maxsize=64)  # the grammar holds the task's words, so it differs between games
 def parse_grammar(text: str) -> Grammar:
-    """Read the `grammar` of a game file.
+    """Parse the `grammar` of a game file.
 
     Raises:
-        GrammarError: this is not a grammar.
+        GrammarError: the text is not a grammar.
     """
     rules: dict[str, list[_Rule]] = {}
     wordings: dict[str, Wording] = {}
@@ -185,7 +185,7 @@ def parse_grammar(text: str) -> Grammar:
 
 
 def _end(text: str, place: int, action: str | None) -> tuple[int, int]:
-    """Where a block's inside ends, and the block itself."""
+    """Return where a block's inside ends, and the block itself."""
     end = _ACTION_END if action else _RULES_END
     found = end.search(text, place)
     if found is None:
@@ -195,10 +195,10 @@ def _end(text: str, place: int, action: str | None) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=256)
 def parse_query(query: str) -> Conjunction:
-    """`p(a:kind, b:kind) & q(b:kind)` as a conjunction over `?a` and `?b`.
+    """Parse `p(a:kind, b:kind) & q(b:kind)` as a conjunction over `?a` and `?b`.
 
     Raises:
-        GrammarError: this is not a query.
+        GrammarError: the text is not a query.
     """
     literals: list[Literal] = []
     types: dict[str, str] = {}
@@ -242,7 +242,10 @@ def _expression(text: str) -> ast.expr:
 
 
 def _value(expression: ast.expr, world: World, values: Values) -> str:
-    """An expression of the few kinds that grammars use; TextWorld evaluates it as Python, which a file must not get."""
+    """Evaluate an expression of the few kinds that grammars use.
+
+    TextWorld evaluates it as Python, which a file must not be allowed to do.
+    """
     match expression:
         case ast.Constant(value=str(text)):
             return text

@@ -1,4 +1,4 @@
-"""Finding the values for which a conjunction holds, by joining relations one literal after the other."""
+"""The values for which a conjunction holds, found by joining relations one literal after the other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _Node = Callable[[Facts, _Rows], _Rows]
 
 
 class Join:
-    """A conjunction, prepared for lookups: which literal comes first decides how much is looked at.
+    """A conjunction, prepared for lookups. The order of the literals determines how many tuples are visited.
 
     Args:
-        conjunction: what shall hold.
-        given: variables whose values are known beforehand.
-        wanted: variables whose values are asked for.
+        conjunction: the conjunction that shall hold.
+        given: the variables whose values are known beforehand.
+        wanted: the variables whose values are requested.
         domain: the types of the predicates' arguments.
-        initial: relations, for their sizes: they decide the order of the literals only.
+        initial: relations, used only for their sizes, which determine the order of the literals.
 
     Example:
         >>> from agent_loops.alfworld.pddl import disjuncts, parse
@@ -62,7 +62,7 @@ class Join:
         self._pick = picker([slots[name] for name in wanted])
 
     def solve(self, facts: Facts, given: Fact = ()) -> list[Fact]:
-        """The values of the wanted variables, one entry a solution; a tuple can come more than once."""
+        """Return the values of the wanted variables, one entry per solution; a tuple can occur more than once."""
         rows = [given + self._constants]
         for node in self._nodes:
             rows = node(facts, rows)
@@ -73,7 +73,7 @@ class Join:
 
 
 def picker(places: Sequence[int]) -> Callable[[Fact], Fact]:
-    """A function that takes these places out of a tuple, as a tuple."""
+    """Return a function that takes these places out of a tuple, as a tuple."""
     match places:
         case []:
             return lambda row: ()
@@ -86,7 +86,7 @@ def picker(places: Sequence[int]) -> Callable[[Fact], Fact]:
 
 
 def _lookup(literal: Literal, slots: dict[str, int]) -> _Node:
-    """Extends every row by the values of the literal's new variables, which get their slots here."""
+    """Return a step that extends every row by the values of the literal's new variables, which get their slots here."""
     bound = tuple(place for place, term in enumerate(literal.terms) if term in slots)
     free = [place for place, term in enumerate(literal.terms) if term not in slots]
     values = picker([slots[literal.terms[place]] for place in bound])
@@ -102,7 +102,7 @@ def _lookup(literal: Literal, slots: dict[str, int]) -> _Node:
 
 
 def _check(literal: Literal, slots: dict[str, int]) -> _Node:
-    """Keeps the rows for which the literal holds."""
+    """Return a step that keeps the rows for which the literal holds."""
     predicate, positive = literal.predicate, literal.positive
     values = picker([slots[term] for term in literal.terms])
     if predicate == "=":
@@ -116,13 +116,13 @@ def _check(literal: Literal, slots: dict[str, int]) -> _Node:
 
 
 def _cost(literal: Literal, known: Collection[str], initial: Mapping[str, Relation]) -> float:
-    """How many tuples to expect, if values were spread evenly over the positions."""
+    """Return how many tuples to expect if values were spread evenly over the positions."""
     size = len(initial.get(literal.predicate, ()))
     return size ** (sum(term not in known for term in literal.terms) / len(literal.terms))
 
 
 def _type_literals(conjunction: Conjunction, given: Sequence[str], domain: Domain) -> list[Literal]:
-    """Literals for the types of variables that no positive literal vouches for."""
+    """Return literals for the types of those variables whose type no positive literal implies."""
     vouched = {
         (term, kind)
         for one in conjunction.literals

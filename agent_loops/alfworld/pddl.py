@@ -1,7 +1,7 @@
 """PDDL as ALFWorld's game files use it: a domain's actions, a problem's facts and goal, as plain data.
 
-Names are case-insensitive in PDDL and become lower case. The subset is `:adl` without `forall`: `and`, `or`, `not`, `=`
-and `exists` in conditions, and `when` in effects; costs are read over.
+Names are case-insensitive in PDDL and become lower case. The subset is `:adl` without `forall`: `and`, `or`, `not`,
+`=` and `exists` in conditions, and `when` in effects; costs are ignored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MOST_CONJUNCTIONS = 10_000
 
 
 class PddlError(AgentLoopError, ValueError):
-    """The text is not PDDL, or uses more of it than this module knows."""
+    """The text is not PDDL, or uses features that this module does not support."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Conjunction:
 
 @dataclass(frozen=True)
 class Effect:
-    """A fact that an action adds or takes away, where the condition, if there is one, held before."""
+    """A fact that an action adds or removes if the condition, if any, held before."""
 
     literal: Literal
     condition: tuple[Conjunction, ...] | None = None
@@ -60,7 +60,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Action:
-    """An action schema: it applies where one of the `precondition`'s conjunctions holds."""
+    """An action schema: it applies if one of the `precondition`'s conjunctions holds."""
 
     name: str
     parameters: dict[str, str]
@@ -77,7 +77,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Problem:
-    """`facts` maps a predicate to the tuples of objects it holds for; `objects` an object to its type."""
+    """A problem: `facts` maps a predicate to the tuples for which it holds; `objects` maps an object to its type."""
 
     objects: dict[str, str]
     facts: dict[str, set[Fact]]
@@ -85,7 +85,7 @@ class Problem:
 
 
 def parse(text: str) -> Tree:
-    """The one expression in a text, as nested lists of lower-case words.
+    """Parse a text with a single expression into nested lists of lower-case words.
 
     Example:
         >>> parse("(:goal (holds ?A Mug_1)) ; a comment")
@@ -116,7 +116,7 @@ def parse_domain(text: str) -> Domain:
     """Read `(define (domain …) …)`.
 
     Raises:
-        PddlError: this is not a domain, or not of the known subset, or names what it does not declare.
+        PddlError: the text is not a domain, leaves the supported subset, or uses undeclared names.
     """
     domain = _domain(text)
     for action in domain.actions:
@@ -136,7 +136,7 @@ def parse_domain(text: str) -> Domain:
 
 
 def _check_declared(literal: Literal, variables: dict[str, str], domain: Domain, action: str) -> None:
-    """An unknown name would not fail: nothing would ever hold for it, or everything."""
+    """Refuse undeclared names. They would not fail by themselves: nothing, or everything, would hold for them."""
     if literal.predicate != "=" and literal.predicate not in domain.predicates:
         raise PddlError(f"{action} is about {literal.predicate}, which is none of the domain's predicates")
     expected = 2 if literal.predicate == "=" else len(domain.predicates[literal.predicate])
@@ -166,7 +166,7 @@ def parse_problem(text: str) -> Problem:
     """Read `(define (problem …) …)`.
 
     Raises:
-        PddlError: this is not a problem, or not of the known subset.
+        PddlError: the text is not a problem, or leaves the supported subset.
     """
     sections = _sections(parse(text), "problem")
     for name in (":objects", ":init", ":goal"):
@@ -189,7 +189,7 @@ def parse_problem(text: str) -> Problem:
 
 
 def typed(words: Iterable[Tree]) -> dict[str, str]:
-    """`a b - kind c` as a mapping from name to type; without a type it is `object`."""
+    """Return `a b - kind c` as a mapping from name to type; without a type it is `object`."""
     pairs = _pairs(words)
     found = dict(pairs)
     if len(found) != len(pairs):
@@ -199,10 +199,10 @@ def typed(words: Iterable[Tree]) -> dict[str, str]:
 
 
 def disjuncts(tree: Tree, types: dict[str, str]) -> tuple[Conjunction, ...]:
-    """A condition in disjunctive normal form, its quantified variables renamed apart.
+    """Return a condition in disjunctive normal form, with its quantified variables renamed apart.
 
     Args:
-        tree: the condition; an empty one holds always.
+        tree: the condition; an empty condition always holds.
         types: the types of the variables that are free in it.
 
     Example:
@@ -220,7 +220,7 @@ _Normal = list[tuple[list[Literal], dict[str, str]]]
 
 
 def _normal(tree: Tree, names: dict[str, str], positive: bool, counter: list[int]) -> _Normal:
-    """Pairs of literals and the types of the quantified variables in them; `names` renames variables in scope."""
+    """Return pairs of literals and the types of their quantified variables; `names` renames variables in scope."""
     match tree:
         case []:
             return [([], {})] if positive else []

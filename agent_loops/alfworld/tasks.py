@@ -26,10 +26,10 @@ KINDS = (
 
 
 def games_directory(data_dir: str | Path) -> Path:
-    """The directory with the splits: `data_dir` itself, or `json_2.1.1` in it.
+    """Return the directory with the splits: `data_dir` itself, or `json_2.1.1` in it.
 
     Raises:
-        GameError: neither has them.
+        GameError: neither directory has them.
     """
     data_dir = arguments.path("data_dir", data_dir)
     for directory in (data_dir / RELEASE, data_dir):
@@ -41,7 +41,7 @@ def games_directory(data_dir: str | Path) -> Path:
 
 
 def kind_of(game: str) -> str:
-    """The type of a game's task, which its folder's name begins with.
+    """Return the type of a game's task, with which its folder's name begins.
 
     Example:
         >>> kind_of("train/pick_and_place_simple-Book-None-Sofa-229/trial_T2019/game.tw-pddl")
@@ -51,10 +51,10 @@ def kind_of(game: str) -> str:
 
 
 def find_games(data_dir: str | Path) -> dict[str, list[str]]:
-    """Every game by split, as paths below the directory with the splits. Looks at names only.
+    """Return all games by split, as paths below the directory with the splits. Only names are inspected.
 
-    The order is that of a checksum of the path: the same everywhere, and any first part of it is a fair sample of the
-    types and rooms, which an alphabetical one would not be.
+    The order is that of a checksum of the path: it is the same everywhere, and every prefix of it is a fair sample of
+    the types and rooms, which a prefix of an alphabetical order would not be.
     """
     directory = games_directory(data_dir)
     found: dict[str, list[str]] = {}
@@ -72,8 +72,8 @@ class AlfworldTasks:
     """Games by split. A task is a game's path below `json_2.1.1`.
 
     Args:
-        games: `find_games`.
-        kinds: only tasks of these types: a list, or a string with commas between them.
+        games: the result of `find_games`.
+        kinds: the types of tasks to include, as a list or a comma-separated string.
     """
 
     splits: Sequence[str] = SPLITS
@@ -88,10 +88,10 @@ class AlfworldTasks:
         }
 
     def tasks(self, split: str) -> Sequence[str]:
-        """Returns the games of a split.
+        """Return the games of a split.
 
         Raises:
-            ValueError: the split does not exist.
+            InputError: the split does not exist.
         """
         return self._games[check_split(split, self.splits)]
 

@@ -1,4 +1,4 @@
-"""ScienceWorld as a benchmark: its tasks in their splits, and environments over one JVM a process."""
+"""ScienceWorld as a benchmark: its tasks in their splits, and environments over one JVM per process."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ class ScienceWorld:
     """The benchmark. Its environments share one JVM, which starts with the first episode; `make` only looks for Java.
 
     Args:
-        tasks: names of tasks, as a list or with commas between them; None for all 30 (`VARIATIONS` lists them).
+        tasks: names of tasks, as a list or comma-separated; None for all 30 (`VARIATIONS` lists them).
         simplifications: how the tasks of `task_set` are played (`ScienceWorldTasks`).
-        valid_actions: list the valid actions with every observation. That takes longer than the step itself.
-        show_state: add the agent's surroundings and inventory to every text, so that it names the state.
-        max_steps: actions after which an episode is truncated; the agent loop's `max_turns` is usually less.
-        heap: the JVM's bound, such as `1g` or `768m`.
+        valid_actions: whether to list the valid actions with every observation, which takes longer than the step
+            itself.
+        show_state: whether to add the agent's surroundings and inventory to every text, so that the text describes the
+            state.
+        max_steps: the number of actions after which an episode is truncated; the agent loop's `max_turns` is usually
+            less.
+        heap: the JVM's maximum heap size, such as `1g` or `768m`.
 
     Raises:
-        ValueError: an argument is not as it should be.
+        InputError: an argument is invalid.
     """
 
     def __init__(
@@ -55,14 +58,14 @@ class ScienceWorld:
         return self._tasks
 
     def make(self) -> ScienceWorldEnvironment:
-        """Returns a new environment.
+        """Return a new environment.
 
         Raises:
-            JavaError: there is no Java.
+            JavaError: Java is missing.
         """
         find_java("ScienceWorld")
         return ScienceWorldEnvironment(self.simulator, **self._shown)
 
     def warm_up(self) -> None:
-        """Start the JVM and load a task, which reads the simulator's classes: a worker process does so at its start."""
+        """Start the JVM and load a task, which loads the simulator's classes: a worker process does so at its start."""
         self.simulator().load(self._tasks.names[0], 0, self._tasks.simplifications).close()

@@ -15,19 +15,19 @@ FIRST_COMMAND = "look around"
 
 
 class ScienceWorldEnvironment:
-    """Plays one task at a time in a JVM that it shares with others; calls of all of them take turns.
+    """An environment that plays one task at a time in a JVM shared with others; all their calls take turns.
 
-    As in the package's own environment, an episode begins with the answer to `look around`, which is a move of its own,
-    a reward is the difference of two scores, a failure's score is −100, and it ends the episode.
+    As in the package's own environment, an episode begins with the answer to `look around`, which counts as a move; a
+    reward is the difference of two scores; and a failure has score −100 and ends the episode.
 
     `Observation.info` holds `instruction` (the task in words), `kind` (the task's name) and, after `reset`, `score`.
     `Step.info` holds `won` (the score is 100), `score` (the score / 100, and 0 after a failure) and `failed`.
 
     Args:
-        simulator: returns the running simulator, which is started if need be.
-        valid_actions: fill `Observation.actions`.
-        show_state: add the surroundings and the inventory to each text.
-        max_steps: actions after which an episode is truncated.
+        simulator: a function that returns the running simulator, starting it if necessary.
+        valid_actions: whether to fill `Observation.actions`.
+        show_state: whether to add the surroundings and the inventory to each text.
+        max_steps: the number of actions after which an episode is truncated.
     """
 
     thread_safe: ClassVar[bool] = False
@@ -50,10 +50,10 @@ class ScienceWorldEnvironment:
         self._about: dict[str, Any] = {}
 
     def reset(self, task: Mapping[str, Any]) -> Observation:
-        """Begins a task: `task` and `variation`, and the `simplification` it is played with.
+        """Begin a task: `task` and `variation`, and the `simplification` with which it is played.
 
         Raises:
-            ValueError: there is no such task.
+            InputError: there is no such task.
             JavaError: Java is missing or does not start.
             SimulatorError: the task cannot be loaded.
             ProcessUnusable: the JVM is dead.
@@ -66,10 +66,12 @@ class ScienceWorldEnvironment:
         return self._observe(game, text, {"score": _share(self._score)})
 
     def step(self, action: str) -> Step:
-        """Plays one command. What the simulator does not understand it answers, too. After the end nothing changes.
+        """Play a command. After the end nothing changes.
+
+        The simulator also answers commands that it does not understand.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
             SimulatorError: the simulator failed.
             ProcessUnusable: the JVM is dead.
         """
@@ -93,7 +95,7 @@ class ScienceWorldEnvironment:
         return step
 
     def close(self) -> None:
-        """Forgets the episode."""
+        """Discard the episode."""
         game, self._game, self._last, self._steps, self._score = self._game, None, None, 0, 0
         if game is not None:
             game.close()

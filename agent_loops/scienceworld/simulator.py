@@ -1,9 +1,9 @@
-"""One JVM and the games in it, whose calls take turns.
+"""A JVM and the games in it, whose calls alternate.
 
-A game is a `PythonInterface` object of ScienceWorld's. That alone does not keep games apart: the simulator draws its
-random numbers, numbers its objects and looks up its simplifications in objects that there is one of in a JVM, and
-`load` sets all three anew for every game. So each game has its own, which are put in place before its calls. Then games
-that take turns go exactly as each would alone, and calls from two threads at once are still not possible.
+A game is a `PythonInterface` object of ScienceWorld. These objects alone do not keep games apart: the simulator draws
+its random numbers, numbers its objects and looks up its simplifications in objects that exist once per JVM, and `load`
+resets all three for every game. So each game has its own copies, which are put in place before its calls. Then games
+that alternate behave exactly as each would alone; calls from two threads at once are still not possible.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Simulator(JvmSimulator):
     """A JVM that holds games.
 
     Args:
-        heap: the JVM's bound. A game takes about a megabyte, and ten more while it is loaded.
+        heap: the JVM's maximum heap size. A game takes about a megabyte, and ten more while it is loaded.
 
     Raises:
         JavaError: Java is missing or does not start.
@@ -53,20 +53,20 @@ class Simulator(JvmSimulator):
         self._playing: Game | None = None
 
     def load(self, task: str, variation: int, simplifications: str, gold: bool = False) -> Game:
-        """A new game, before its first move.
+        """Return a new game, before its first move.
 
         Args:
-            gold: have the simulator work out a solution too (`Game.gold_actions`), which takes up to five seconds.
+            gold: whether the simulator also computes a solution (`Game.gold_actions`), which takes up to five seconds.
 
         Raises:
-            SimulatorError: it cannot be loaded.
+            SimulatorError: the task cannot be loaded.
             ProcessUnusable: the JVM is dead.
         """
         return self._jvm.call(self._load, task, variation, simplifications, gold)
 
     def _load(self, task: str, variation: int, simplifications: str, gold: bool) -> Game:
         game = Game(self, self._new_random())
-        self._put_in_place(game)  # already making the interface draws and counts
+        self._put_in_place(game)  # creating the interface already draws and counts
         game.interface = self._new_interface()
         try:
             problem = game.interface.load(task, variation, simplifications, gold)
@@ -76,7 +76,7 @@ class Simulator(JvmSimulator):
             self._release(game)
             raise
         game.simplifications = self._processor.getSimplificationsUsed()  # `easy` is spelled out there
-        # the tables of all tasks: needed for loading alone, and ten times as large as the game
+        # the tables of all tasks: needed only for loading, and ten times as large as the game
         getattr(game.interface, "taskMaker_$eq")(None)
         return game
 
@@ -92,7 +92,7 @@ class Simulator(JvmSimulator):
         self._playing = game
 
     def play(self, game: Game, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call one of a game's own methods, with what belongs to the game in place."""
+        """Call one of a game's own methods, with the game's state in place."""
 
         def turn() -> Any:
             self._put_in_place(game)
@@ -110,7 +110,7 @@ class Simulator(JvmSimulator):
 
 
 class Game(JvmGame[Simulator]):
-    """One game in a simulator's JVM. Scores are whole numbers up to 100; a failure is −100."""
+    """A game in a simulator's JVM. Scores are whole numbers up to 100; a failure is −100."""
 
     def __init__(self, simulator: Simulator, random: Any) -> None:
         super().__init__(simulator)
@@ -119,7 +119,7 @@ class Game(JvmGame[Simulator]):
         self.count = 0
 
     def step(self, command: str) -> tuple[str, int, bool]:
-        """Returns the text, the score from now on, and whether the task is completed."""
+        """Return the text, the new score, and whether the task is completed."""
         return self.ask(self._step, command)
 
     def _step(self, command: str) -> tuple[str, int, bool]:
@@ -127,17 +127,17 @@ class Game(JvmGame[Simulator]):
         return text, round(100 * self.interface.getScore()), self.interface.getCompleted()
 
     def look(self) -> str:
-        """The agent's surroundings; takes no time."""
+        """Return the agent's surroundings; costs no move."""
         return self.ask(self.interface.freeActionLook)
 
     def inventory(self) -> str:
-        """What the agent holds; takes no time."""
+        """Return what the agent holds; costs no move."""
         return self.ask(self.interface.freeActionInventory)
 
     def valid_actions(self) -> list[str]:
-        """All commands that would be understood now; each of the hundreds is tried, so this takes time."""
+        """Return all commands that would be understood now; each of the hundreds is tried, so this is slow."""
         return self.ask(self._valid_actions)
 
     def _valid_actions(self) -> list[str]:
-        # as one string: a Java list would be asked for one element after the other
+        # as one string: py4j would fetch a Java list element by element
         return self._simulator.join("\n", self.interface.getValidActionObjectCombinations()).split("\n")

@@ -1,6 +1,6 @@
-"""ScienceWorld's tasks: which there are, in how many variations, and which split each belongs to.
+"""ScienceWorld's tasks: their names, their numbers of variations, and the split of each variation.
 
-The simulator itself would say so too, but only a running one, which takes seconds and Java; a test compares the two.
+The simulator reports the same, but only a running one, which takes seconds and Java; a test compares the two.
 """
 
 from __future__ import annotations
@@ -54,15 +54,17 @@ _ELECTRICAL = ("power-component", "conductivity")  # a part of the names of thes
 
 
 class ScienceWorldTasks:
-    """Tasks by split, the package's own: of a task's n variations the first 2⌊n/4⌋ train, the next ⌊n/4⌋ are for
-    development (`dev`), the rest for the test. The order is the package's: by task, then by variation.
+    """Tasks by split, as in the package.
+
+    Of a task's n variations the first 2⌊n/4⌋ are for training, the next ⌊n/4⌋ for development (`dev`), the rest for
+    testing. The order is the package's: by task, then by variation.
 
     Args:
-        tasks: names of tasks, as a list or with commas between them; None for all 30. Their order is of no account.
-        simplifications: `easy`, an empty string for none, or some of `SIMPLIFICATIONS` with commas between them.
+        tasks: names of tasks, as a list or comma-separated; None for all 30. Their order does not matter.
+        simplifications: `easy`, an empty string for none, or some of `SIMPLIFICATIONS`, comma-separated.
 
     Raises:
-        ValueError: a name is unknown, none is left, or a task about electricity would go without electrical actions.
+        InputError: a name is unknown, no task is left, or a task about electricity would lack electrical actions.
 
     Example:
         >>> tasks = ScienceWorldTasks("melt, boil")
@@ -79,10 +81,10 @@ class ScienceWorldTasks:
         self.simplifications = check_simplifications(simplifications, self.names)
 
     def tasks(self, split: str) -> Sequence[dict[str, Any]]:
-        """Returns the tasks of a split: `task`, `variation` and `simplification` of each.
+        """Return the tasks of a split: `task`, `variation` and `simplification` of each.
 
         Raises:
-            ValueError: the split does not exist.
+            InputError: the split does not exist.
         """
         check_split(split, self.splits)
         return [
@@ -93,10 +95,10 @@ class ScienceWorldTasks:
 
 
 def check_task(task: Any) -> tuple[str, int, str]:
-    """Returns a task's name, variation and simplifications.
+    """Return a task's name, variation and simplifications.
 
     Raises:
-        ValueError: it is not a task of this benchmark.
+        InputError: this is not a task of the benchmark.
     """
     try:
         name, variation, simplifications = task["task"], int(task["variation"]), task["simplification"]
@@ -111,10 +113,10 @@ def check_task(task: Any) -> tuple[str, int, str]:
 
 
 def check_simplifications(simplifications: str, names: Sequence[str]) -> str:
-    """Returns simplifications without spaces.
+    """Return simplifications without spaces.
 
     Raises:
-        ValueError: one is unknown, or does not go with one of the tasks.
+        InputError: a simplification is unknown, or is incompatible with one of the tasks.
     """
     if not isinstance(simplifications, str):
         arguments.refuse("simplifications", simplifications, "a text, with commas between several")

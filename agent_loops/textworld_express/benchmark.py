@@ -1,4 +1,4 @@
-"""TextWorldExpress as a benchmark: one game, and environments over one JVM a process."""
+"""TextWorldExpress as a benchmark: one game, and environments over one JVM per process."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class TextWorldExpress:
 
     Args:
         game: one of `agent_loops.textworld_express.GAMES`.
-        parameters: of the game's generator, as the package names them, e.g. `{"numLocations": 8, "includeDoors": 1}`;
-            what is not given has the package's default.
-        max_steps: actions after which an episode is truncated; the agent loop's `max_turns` is usually less.
-        heap: the JVM's bound, such as `512m`.
+        parameters: the parameters of the game's generator, as the package names them, e.g. `{"numLocations": 8,
+            "includeDoors": 1}`; the others have the package's defaults.
+        max_steps: the number of actions after which an episode is truncated; the agent loop's `max_turns` is usually
+            less.
+        heap: the JVM's maximum heap size, such as `512m`.
 
     Raises:
-        ValueError: an argument is not as it should be.
+        InputError: an argument is invalid.
     """
 
     def __init__(
@@ -52,16 +53,16 @@ class TextWorldExpress:
         return self._tasks
 
     def make(self) -> TextWorldExpressEnvironment:
-        """Returns a new environment.
+        """Return a new environment.
 
         Raises:
-            JavaError: there is no Java.
+            JavaError: Java is missing.
         """
         find_java(NAME)
         return TextWorldExpressEnvironment(self.simulator, self._parameters, self._max_steps)
 
     def warm_up(self) -> None:
-        """Start the JVM and load the game: a worker process does so at its start, and a wrong parameter shows then."""
+        """Start the JVM and load the game: a worker process does so at its start, which reveals a wrong parameter."""
         game = self.simulator().load(self._game, self._parameters)
         game.begin(SEEDS["train"][0], "train")
         game.close()

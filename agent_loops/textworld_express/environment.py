@@ -13,18 +13,18 @@ from agent_loops.textworld_express.tasks import check_task
 
 
 class TextWorldExpressEnvironment:
-    """Plays one task at a time in a JVM that it shares with others.
+    """An environment that plays one task at a time in a JVM that it shares with others.
 
     A reward is the difference of two scores, as in the package. An episode ends with success or failure, which the
-    game decides, or with the whole score. The valid actions are sorted: the package gives them in no order.
+    game decides, or with the full score. The valid actions are sorted: the package gives them in no order.
 
     `Observation.info` holds `instruction` (the task in words). `Step.info` holds `won` (the package's `tasksuccess`),
     `score` (0 to 1) and `failed`.
 
     Args:
-        simulator: returns the running simulator, which is started if need be.
-        parameters: of the game's generator, as the package names them.
-        max_steps: actions after which an episode is truncated.
+        simulator: a function that returns the running simulator, starting it if necessary.
+        parameters: the parameters of the game's generator, as the package names them.
+        max_steps: the number of actions after which an episode is truncated.
     """
 
     thread_safe: ClassVar[bool] = False
@@ -38,10 +38,10 @@ class TextWorldExpressEnvironment:
         self._steps, self._score, self._instruction = 0, 0.0, ""
 
     def reset(self, task: Mapping[str, Any]) -> Observation:
-        """Begins a task: a `game` and a `seed`.
+        """Begin a task: a `game` and a `seed`.
 
         Raises:
-            ValueError: there is no such task, or the game does not take a parameter.
+            InputError: there is no such task, or the game does not accept a parameter.
             JavaError: Java is missing or does not start.
             ProcessUnusable: the JVM is dead.
         """
@@ -53,10 +53,10 @@ class TextWorldExpressEnvironment:
         return self._observe(state)
 
     def step(self, action: str) -> Step:
-        """Plays one command. After the end nothing changes.
+        """Play a command. After the end nothing changes.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
             SimulatorError: the simulator failed.
             ProcessUnusable: the JVM is dead.
         """
@@ -81,7 +81,7 @@ class TextWorldExpressEnvironment:
         return step
 
     def close(self) -> None:
-        """Forgets the episode."""
+        """Discard the episode."""
         game, self._game, self._last, self._steps = self._game, None, None, 0
         if game is not None:
             game.close()

@@ -1,4 +1,4 @@
-"""One JVM and the games in it. Games share nothing there: they may take turns as they like."""
+"""A JVM and the games in it. The games share nothing, so their calls may alternate freely."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Simulator(JvmSimulator):
     """A JVM that holds games.
 
     Args:
-        heap: the JVM's bound.
+        heap: the JVM's maximum heap size.
 
     Raises:
         JavaError: Java is missing or does not start.
@@ -36,10 +36,10 @@ class Simulator(JvmSimulator):
         self._new_interface = self._jvm.gateway.jvm.textworldexpress.runtime.PythonInterface
 
     def load(self, game: str, parameters: Mapping[str, int]) -> Game:
-        """A game in which no task has begun.
+        """Return a game in which no task has begun.
 
         Raises:
-            ValueError: the simulator does not take a parameter.
+            InputError: the simulator does not accept a parameter.
             ProcessUnusable: the JVM is dead.
         """
         loaded = Game(self, self._jvm.call(self._new_interface))
@@ -52,16 +52,16 @@ class Simulator(JvmSimulator):
 
 
 class Game(JvmGame[Simulator]):
-    """A loaded game; what it answers is the package's own record of a state, as a dictionary."""
+    """A loaded game; its answers are the package's own record of a state, as a dictionary."""
 
     def begin(self, seed: int, split: str, gold: bool = False) -> dict[str, Any]:
         """Begin a task.
 
         Args:
-            gold: have a solution worked out too (`gold_actions`).
+            gold: whether to compute a solution too (`gold_actions`).
         """
         return json.loads(self.ask(self.interface.generateNewGameJSON, seed, split, gold))
 
     def step(self, command: str) -> dict[str, Any]:
-        """Play a command; what is not understood is answered, too."""
+        """Play a command; commands that are not understood are answered, too."""
         return json.loads(self.ask(self.interface.stepJSON, command))

@@ -14,10 +14,10 @@ SEEDS: Mapping[str, range] = {"train": range(1000), "dev": range(10_000, 11_000)
 
 
 def check_game(game: str) -> str:
-    """Returns a game's name.
+    """Return a game's name.
 
     Raises:
-        ValueError: there is no such game.
+        InputError: there is no such game.
     """
     if game not in GAMES:
         raise InputError(f"game={game!r} is none of TextWorldExpress's: choose one of {', '.join(GAMES)}")
@@ -25,10 +25,10 @@ def check_game(game: str) -> str:
 
 
 def split_of(seed: int) -> str:
-    """The split that a seed belongs to.
+    """Return the split to which a seed belongs.
 
     Raises:
-        ValueError: it belongs to none.
+        InputError: the seed belongs to no split.
 
     Example:
         >>> split_of(10_003)
@@ -45,10 +45,10 @@ def _shown(item: tuple[str, range]) -> str:
 
 
 def check_task(task: Any) -> tuple[str, int, str]:
-    """Returns a task's game, seed and split.
+    """Return a task's game, seed and split.
 
     Raises:
-        ValueError: it is no task.
+        InputError: this is not a task.
     """
     try:
         game, seed = task["game"], int(task["seed"])
@@ -64,7 +64,7 @@ class TextWorldExpressTasks:
         game: one of `GAMES`.
 
     Raises:
-        ValueError: there is no such game.
+        InputError: there is no such game.
 
     Example:
         >>> TextWorldExpressTasks("coin").tasks("test")[:2]
@@ -77,9 +77,9 @@ class TextWorldExpressTasks:
         self._game = check_game(game)
 
     def tasks(self, split: str) -> list[dict[str, Any]]:
-        """Returns the tasks of a split.
+        """Return the tasks of a split.
 
         Raises:
-            ValueError: the split does not exist.
+            InputError: the split does not exist.
         """
         return [{"game": self._game, "seed": seed} for seed in SEEDS[check_split(split, self.splits)]]

@@ -1,8 +1,8 @@
-"""Text to search terms, as Lucene's English analyzer makes them.
+"""The analysis of text into search terms, as Lucene's English analyzer does it.
 
 Word breaks of Unicode's annex 29 with emoji as words, possessive 's dropped, lower case, Lucene's stop words, Porter's
-stemmer. Which characters count (a colon between letters, the heart U+2661, the fraction slash) shifts document lengths
-and with them the ranking, so the tables below are those of the Unicode version that Lucene 8 and 9 carry.
+stemmer. Which characters count (a colon between letters, the heart U+2661, the fraction slash) changes document
+lengths and with them the ranking, so the tables below are those of the Unicode version that Lucene 8 and 9 use.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STOP_WORDS = frozenset(
     )
 )
 
-# Unicode 12's Extended_Pictographic. Later versions took characters away (U+2661 among them) that Lucene counts.
+# Unicode 12's Extended_Pictographic. Later versions removed characters (U+2661 among them) that Lucene counts.
 _PICTOGRAPHS = """
     A9 AE 203C 2049 2122 2139 2194-2199 21A9-21AA 231A-231B 2328 2388 23CF 23E9-23F3 23F8-23FA 24C2 25AA-25AB 25B6 25C0
     25FB-25FE 2600-2605 2607-2612 2614-2685 2690-2705 2708-2712 2714 2716 271D 2721 2728 2733-2734 2744 2747 274C 274E
@@ -40,11 +40,11 @@ def _word_pattern() -> regex.Pattern[str]:
     letter = rf"[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}]{attached}"
     digit = rf"\p{{WB=Numeric}}{attached}"
     connector = rf"\p{{WB=ExtendNumLet}}{attached}"
-    # The colons were letters' glue until Unicode 15.1.
+    # Up to Unicode 15.1, a colon did not break a word between letters.
     between_letters = rf"[\p{{WB=MidLetter}}\p{{WB=MidNumLet}}':\uFE13\uFE55\uFF1A]{attached}"
     between_digits = rf"[\p{{WB=MidNum}}\p{{WB=MidNumLet}}']{attached}"
     part = rf"(?:{letter}(?:{between_letters}(?={letter}))?+|{digit}(?:{between_digits}(?={digit}))?+)"
-    # Connectors alone are matched too, to be passed over: looking at them again from each position would be quadratic.
+    # Connectors alone are matched too, in order to skip them: retrying them from each position would be quadratic.
     word = rf"(?:{connector})*+{part}(?:{connector}|{part})*+"
     ranges = (piece.split("-") for piece in _PICTOGRAPHS.split())
     pictograph = "[" + "".join("-".join(chr(int(end, 16)) for end in ends) for ends in ranges) + "]"
@@ -66,14 +66,14 @@ class _Stemmers(threading.local):
 
 
 _STEMMERS = _Stemmers()
-# PyStemmer's algorithm is Porter's paper; Lucene's has Porter's later rules too, -bli to -ble and -logi to -log.
+# PyStemmer's algorithm is Porter's paper; Lucene's also has Porter's later rules, -bli to -ble and -logi to -log.
 _LATER_RULES = (("bly", "ble"), ("logies", "log"), ("logy", "log"))
 _VOWEL_THEN_CONSONANT = regex.compile("[aeiouy][^aeiouy]")
 
 
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
-    """Returns the Porter stem of a lower-case word, as Lucene's stemmer gives it: words of two letters stay whole."""
+    """Return the Porter stem of a lower-case word, as Lucene's stemmer does: words of two letters are not changed."""
     if len(word) <= 2:
         return word
     for ending, replacement in _LATER_RULES:
@@ -84,7 +84,7 @@ def stem(word: str) -> str:
 
 
 def terms(text: str) -> list[str]:
-    """Returns the search terms of a text, in order, repeats included.
+    """Return the search terms of a text, in order, repeats included.
 
     Example:
         >>> terms("The men's shoes, size:8.5")

@@ -1,4 +1,4 @@
-"""WebShop as a benchmark: its goals, and environments over a catalogue that is read once a process and shared."""
+"""WebShop as a benchmark: its goals, and environments over a catalogue that each process reads once and shares."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LARGE = 64 << 20
 
 
 def load_catalogue(directory: str | Path, cache: str | Path | None = None, goals: GoalSource = "auto") -> Catalogue:
-    """Reads a data directory; a large one is prepared in the cache first (`prepare`), and opened there.
+    """Read a data directory; a large one is first prepared in the cache (`prepare`), and opened there.
 
     Args:
-        directory: with WebShop's files (see `files`).
+        directory: a directory with WebShop's files (see `files`).
         cache: where prepared data go; by default $AEM_CACHE, else ~/.cache/verl-aem.
-        goals: `auto` for goals.json where there is one and synthetic goals otherwise; `synthetic`; or `human`, for
-            what people wrote (items_human_ins*.json).
+        goals: `auto` for goals.json if it exists and synthetic goals otherwise; `synthetic`; or `human`, for goals
+            written by people (items_human_ins*.json).
 
     Raises:
         CatalogueError: the directory or a file is missing or malformed.
@@ -41,13 +41,15 @@ def _shared_catalogue(directory: str, cache: str | None, goals: GoalSource) -> C
 
 
 class WebShop:
-    """The benchmark over one data directory. A directory is read once a process, however many objects use it.
+    """The benchmark over one data directory.
+
+    Each process reads a directory once, however many objects use it.
 
     Args:
-        data_dir: where WebShop's files lie (`load_catalogue`).
+        data_dir: the directory with WebShop's files (`load_catalogue`).
         n_validation: how many of the first goals are for validation.
         goals: `auto`, `synthetic` or `human` (`load_catalogue`).
-        cache: where the prepared data of a large catalogue lie (`prepare`).
+        cache: the directory for the prepared data of a large catalogue (`prepare`).
     """
 
     def __init__(
@@ -78,5 +80,5 @@ class WebShop:
         return self._tasks
 
     def make(self) -> WebShopEnvironment:
-        """Returns a new environment over the shared catalogue."""
+        """Return a new environment over the shared catalogue."""
         return WebShopEnvironment(self._catalogue)

@@ -1,6 +1,6 @@
-"""The benchmark's data: products, goals and the search index over them, read once a process and shared.
+"""The benchmark's data: products, goals and the search index over them, read once per process and shared.
 
-Nothing here draws a random number: the order and the prices follow from what the files say.
+Nothing here draws a random number: the order and the prices follow from the files.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Catalogue:
 
     @cached_property
     def first_worded(self) -> NDArray[np.int32]:
-        """For each goal, the first goal that is worded exactly as it is."""
+        """For each goal, the first goal with exactly the same words."""
         return first_worded(goal.instruction for goal in self.goals)
 
     def search(self, query: str) -> tuple[int, ...]:
-        """Returns the positions of at most 50 products, best first."""
+        """Return the positions of at most 50 products, best first."""
         return self.index.search(query)
 
 
 def read_catalogue(files: DataFiles) -> Catalogue:
-    """Reads a data directory's files into memory.
+    """Read a data directory's files into memory.
 
     Raises:
         CatalogueError: a file is malformed.

@@ -1,4 +1,4 @@
-"""Are WebShop's data complete?"""
+"""The check that WebShop's data are complete."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 The addresses on Google Drive are those of upstream's `setup.sh` (https://github.com/princeton-nlp/WebShop). Upstream
 states neither checksums nor counts. Those below are what users of the data have published, in several repositories
-that agree (looked up in November 2026; elizaOS's loader for WebShop lists all five). The two mirrors are third
-parties', at a fixed revision, for when Drive refuses: since August 2026 some report that it asks for a sign-in.
-Whatever the source, a fetched file has to have the published checksum.
+that agree (looked up in November 2026; elizaOS's loader for WebShop lists all five). The two mirrors belong to third
+parties, at a fixed revision, and are used when Drive refuses: since August 2026 some users report that it asks for a
+sign-in. Whatever the source, a fetched file must have the published checksum.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MIRRORS = (
 )
 PATTERNS = ("items_shuffle*.json", "items_ins_v2*.json")  # a catalogue's two indispensable files
 GOALS = "goals.json"
-_QUICK_BYTES = 256 << 20  # a larger file takes long to count, so a published checksum has to do
+_QUICK_BYTES = 256 << 20  # counting a larger file takes long, so a published checksum has to do
 
 
 @dataclass(frozen=True)
 class Published:
-    """What is published of one of WebShop's files."""
+    """The published facts about one of WebShop's files."""
 
     drive_id: str
     n_bytes: int
@@ -80,14 +80,14 @@ SETS: dict[str, dict[str, Published]] = {
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file that has been looked at.
+    """A file that has been checked.
 
     Attributes:
-        path: where it lies.
+        path: its path.
         n_bytes: its size.
-        n_records: entries of its outermost list or mapping.
-        sha256: in hexadecimal.
-        published: whether this is the published file, byte for byte; None where none of that name is published.
+        n_records: the number of entries of its outermost list or mapping.
+        sha256: its checksum in hexadecimal.
+        published: whether this is the published file, byte for byte; None if no file of that name is published.
         source: the address or directory it came from.
     """
 
@@ -100,17 +100,17 @@ class DataFile:
 
 
 def fetch_set(name: str, directory: Path, mirror: str | None = None, progress: bool = True) -> list[DataFile]:
-    """Fetch what is missing of a set, and verify all of it.
+    """Fetch the missing files of a set, and verify all of it.
 
     Args:
         name: `small` or `full`.
-        directory: where the files go. Those that are there already are verified, not fetched.
-        mirror: the address of a folder with files of these names, asked instead of the known sources.
-        progress: show bars, where standard error is a terminal.
+        directory: the target directory. Existing files are verified, not fetched.
+        mirror: the address of a folder with files of these names, used instead of the known sources.
+        progress: show progress bars if standard error is a terminal.
 
     Raises:
-        DownloadError: a file cannot be had, or is not the published one, or has changed since it arrived.
-        OSError: the disk is full, or cannot be written.
+        DownloadError: a file cannot be fetched, is not the published file, or has changed since it arrived.
+        OSError: the disk is full or not writable.
     """
     manifest = Manifest(directory)
     files = []
@@ -139,11 +139,11 @@ def fetch_set(name: str, directory: Path, mirror: str | None = None, progress: b
 
 
 def choose_files(source: Path, name: str | None = None) -> tuple[str, list[Path]]:
-    """Find one of WebShop's sets, or a catalogue of one's own, in a directory that is only read.
+    """Find one of WebShop's sets, or a custom catalogue, in a directory that is only read.
 
     Args:
         source: the directory.
-        name: `small` or `full`, where the directory may hold several sets; None takes the only one.
+        name: `small` or `full`, if the directory may hold several sets; None takes the only set.
 
     Returns:
         The set (`small`, `full` or `own`) and its files.
@@ -183,13 +183,13 @@ def choose_files(source: Path, name: str | None = None) -> tuple[str, list[Path]
 def check_files(
     name: str, files: Sequence[Path], directory: Path | None = None, progress: bool = True
 ) -> list[DataFile]:
-    """Verify files that are used as they are: they open, hold what their names promise, and have not changed.
+    """Verify files that are used in place: they open, hold what their names promise, and have not changed.
 
     Args:
         name: the set (`choose_files`).
         files: its files.
-        directory: where the manifest lies or will lie; None for files that may change.
-        progress: show bars, where standard error is a terminal.
+        directory: where the manifest is or will be; None for files that may change.
+        progress: show progress bars if standard error is a terminal.
 
     Raises:
         DownloadError: a file is damaged, has another number of records than the set, or has changed.
@@ -210,12 +210,12 @@ def check_files(
 
 
 def needs_links(source: Path) -> bool:
-    """Whether a directory holds more than `load_catalogue` can tell apart."""
+    """Return whether a directory holds more than `load_catalogue` can tell apart."""
     return any(len(list(source.glob(pattern))) != 1 for pattern in PATTERNS)
 
 
 def link_files(files: Sequence[Path], directory: Path) -> list[Path]:
-    """Put symbolic links to files into a directory; returns the links.
+    """Put symbolic links to files into a directory; return the links.
 
     Raises:
         DownloadError: something else is in a link's place.
@@ -233,7 +233,7 @@ def _look_at(path: Path, sha256: str, published: Published | None, source: str, 
     n_bytes = path.stat().st_size
     matches = None if published is None else sha256 == published.sha256
     if matches and published is not None and n_bytes > _QUICK_BYTES:
-        n_records = published.n_records  # the checksum says so
+        n_records = published.n_records  # as the checksum shows
     else:
         n_records = _count(path, progress)
     if published is not None and n_records != published.n_records:
@@ -246,7 +246,7 @@ def _look_at(path: Path, sha256: str, published: Published | None, source: str, 
 
 
 def _count(path: Path, progress: bool) -> int:
-    """Counts the records of a file of any size; thereby all of it is seen to be JSON."""
+    """Count the records of a file of any size; this also verifies that all of it is JSON."""
     with path.open("rb") as stream:
         if stream.read(64).lstrip()[:1] == b"<":
             raise DownloadError(f"{path} is a web page, not JSON: what a source sends that refuses. Fetch it again")

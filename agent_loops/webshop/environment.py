@@ -24,7 +24,7 @@ _ITEM_BUTTONS: Final = ("back to search", "< prev", *SUB_PAGES, "buy now")
 
 
 def parse_action(action: str) -> tuple[str, str]:
-    """Returns an action's name and its argument in lower case; both are empty where it is not `name[argument]`.
+    """Return an action's name and its argument in lower case; both are empty if it is not `name[argument]`.
 
     What follows the last closing bracket, or the first line, is ignored; the argument starts at the last bracket
     that opens.
@@ -51,11 +51,11 @@ class _Episode:
 
 
 class WebShopEnvironment:
-    """Plays one goal at a time over a shared, read-only catalogue. Its own state is a few hundred bytes.
+    """An environment that plays one goal at a time over a shared, read-only catalogue.
 
-    `Observation.info` holds `instruction` (the goal in words), `page` (search, results, item, description, features,
-    reviews or done), `clickables`, `has_search_bar`, and `body`: the text without the heading that repeats the goal.
-    `Step.info` holds `score` and `won` (score is exactly 1).
+    Its own state is a few hundred bytes. `Observation.info` holds `instruction` (the goal in words), `page` (search,
+    results, item, description, features, reviews or done), `clickables`, `has_search_bar`, and `body`: the text
+    without the heading that repeats the goal. `Step.info` holds `score` and `won` (score is exactly 1).
     """
 
     thread_safe: ClassVar[bool] = True
@@ -65,12 +65,12 @@ class WebShopEnvironment:
         self._episode: _Episode | None = None
 
     def reset(self, goal_index: int) -> Observation:
-        """Opens the search page for the goal of this index.
+        """Open the search page for the goal with this index.
 
         Raises:
-            IndexError: there is no goal of this index.
-            CatalogueError: the goal's product is not in the catalogue, so that nobody could find it. The agent loop
-                makes a row of reward 0 of it, with this reason.
+            MissingIndexError: there is no goal with this index.
+            CatalogueError: the goal's product is not in the catalogue, so no search could find it. The agent loop
+                turns this into a row with reward 0 and this reason.
         """
         goals = self._catalogue.goals
         if not 0 <= goal_index < len(goals):
@@ -85,10 +85,10 @@ class WebShopEnvironment:
         return self._observe(self._episode)
 
     def step(self, action: str) -> Step:
-        """Plays one action, `search[words]` or `click[what]`. An action that fits nothing on the page does nothing.
+        """Play an action, `search[words]` or `click[what]`. An action that matches nothing on the page does nothing.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
         """
         episode = self._episode
         if episode is None:
@@ -111,7 +111,7 @@ class WebShopEnvironment:
         )
 
     def close(self) -> None:
-        """Forgets the episode."""
+        """Discard the episode."""
         self._episode = None
 
     def _click(self, episode: _Episode, what: str) -> None:
@@ -139,7 +139,7 @@ class WebShopEnvironment:
             elif what == "buy now":
                 episode.page, episode.score = "done", reward(product, episode.goal, episode.options)
             else:
-                # Where two options share a value, the later one is meant: so does the benchmark.
+                # If two options share a value, the later option is meant, as in the benchmark.
                 for name, values in reversed(list(product.options.items())):
                     if what in values:
                         episode.options[name] = what
@@ -173,7 +173,7 @@ class WebShopEnvironment:
         )
 
     def _render(self, episode: _Episode) -> tuple[list[str], list[str]]:
-        """Returns the page's pieces of text and what can be clicked on it."""
+        """Return the page's pieces of text and what can be clicked on it."""
         page, product = episode.page, episode.product
         if page == "search":
             return ["Search"], ["search"]
@@ -224,7 +224,7 @@ def _item_pieces(product: Product) -> list[str]:
 
 
 def _visible(text: str) -> Sequence[str]:
-    """Returns the text as a page shows it: nothing for an empty one or a line break, else the stripped text."""
+    """Return the text as a page shows it: nothing for an empty text or a line break, else the stripped text."""
     if not text:
         return ()
     if not text.strip(" \t\n\f\r"):

@@ -1,4 +1,4 @@
-"""What `aem data webshop` does: its options, its help, and the work."""
+"""The command `aem data webshop`: its options, its help, and its work."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def fetch(
         benchmark = WebShop(directory, n_validation=validation)
     except ValueError as error:  # too few goals for --validation, or data that do not fit together
         raise CatalogueError(str(error).replace("n_validation=", "--validation ")) from None
-    catalogue = benchmark.catalogue  # a large one has been prepared on disk by now
+    catalogue = benchmark.catalogue  # a large catalogue has been prepared on disk by now
     prepared = isinstance(catalogue, PreparedCatalogue)
     remarks = {True: "as published", False: "another version", None: ""}
     return PreparedData(
@@ -115,12 +115,12 @@ def fetch(
 def _files(
     set_: WebShopSet | None, to: Path | None, from_: Path | None, mirror: str | None, generated: bool
 ) -> tuple[Path, Path, list[DataFile]]:
-    """Returns the data directory, the one for what is written, and the files."""
+    """Return the data directory, the output directory, and the files."""
     if generated:
         home = to or Path("outputs/webshop")
         generate_catalogue(home)
         name, paths = choose_files(home)
-        return home, home, check_files(name, paths)  # no manifest: the next version may make others
+        return home, home, check_files(name, paths)  # no manifest: the next version may generate other files
     if from_ is None:
         name = set_ or WebShopSet.small
         home = to or Path(f"outputs/webshop_{name}")

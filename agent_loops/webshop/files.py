@@ -33,7 +33,7 @@ GOAL_SOURCES = ("auto", "synthetic", "human")
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The files that one reading of a directory takes: at most one of `goals` and `human`, neither for synthetic."""
+    """The files that one reading of a directory uses: `goals`, `human` or, for synthetic goals, neither."""
 
     items: Path
     attributes: Path
@@ -46,11 +46,11 @@ class DataFiles:
 
 
 def find_files(directory: str | Path, goals: GoalSource = "auto") -> DataFiles:
-    """Finds the files of a data directory.
+    """Find the files of a data directory.
 
     Raises:
         CatalogueError: the directory or a file is missing, or there are two of a kind.
-        ValueError: `goals` is none of `GOAL_SOURCES`.
+        InputError: `goals` is not in `GOAL_SOURCES`.
     """
     directory = Path(directory)
     if goals not in GOAL_SOURCES:
@@ -64,7 +64,7 @@ def find_files(directory: str | Path, goals: GoalSource = "auto") -> DataFiles:
     return DataFiles(
         items=_only_file(directory, "items_shuffle*.json"),
         attributes=_only_file(directory, "items_ins_v2*.json"),
-        # whatever is of that name: reading it says what is wrong with it
+        # any path of that name: reading it reports what is wrong with it
         goals=frozen if goals == "auto" and os.path.lexists(frozen) else None,
         human=_only_file(directory, "items_human_ins*.json") if goals == "human" else None,
     )
@@ -79,7 +79,7 @@ def _only_file(directory: Path, pattern: str) -> Path:
 
 
 def read_facts(path: Path, progress: Progress | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields asins and what items_ins_v2*.json says of them.
+    """Yield asins and their entries in items_ins_v2*.json.
 
     Raises:
         CatalogueError: the file is malformed.
@@ -95,11 +95,11 @@ def read_products(
     price_limits: Mapping[str, float],
     progress: Progress | None = None,
 ) -> Iterator[Product]:
-    """Yields the products of items_shuffle*.json in file order; of two with one asin, the first.
+    """Yield the products of items_shuffle*.json in file order; of two with the same asin, only the first.
 
     Args:
         path: the file.
-        facts: what items_ins_v2*.json says of an asin.
+        facts: the entries of items_ins_v2*.json by asin.
         price_limits: the price limits of frozen goals, by asin.
         progress: called with the characters read.
 
@@ -119,7 +119,7 @@ def read_products(
 
 
 def read_frozen_goals(path: Path) -> list[Goal]:
-    """Returns the goals of goals.json in file order.
+    """Return the goals of goals.json in file order.
 
     Raises:
         CatalogueError: the file is malformed or holds no goal.
@@ -134,7 +134,7 @@ def read_frozen_goals(path: Path) -> list[Goal]:
 
 
 class HumanInstructions:
-    """What people wrote for products: items_human_ins*.json, read whole (it is small).
+    """What people wrote for products: items_human_ins*.json, read completely (it is small).
 
     Raises:
         CatalogueError: the file is malformed.
@@ -145,13 +145,13 @@ class HumanInstructions:
         self._entries = {asin: (line, written) for line, asin, written in read_object(path)}
 
     def goals(self, product: Product) -> list[Goal]:
-        """Returns the goals that were written for a product."""
+        """Return the goals that people wrote for a product."""
         line, written = self._entries.get(product.asin, (0, ()))
         return written_goals(product, written, f"{self._path}, line {line}, {product.asin}")
 
 
 def check_goals(files: DataFiles, n_goals: int, n_with_product: int) -> None:
-    """Raises a `CatalogueError` where there are no goals, or none of them belongs to a product."""
+    """Raise a `CatalogueError` if there are no goals, or if none of them belongs to a product."""
     if files.goals is not None and not n_with_product:
         raise CatalogueError(
             f"{files.goals} and {files.items} do not belong together: no goal's product is among the items"

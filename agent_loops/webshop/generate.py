@@ -1,7 +1,8 @@
-"""A made-up catalogue in WebShop's file format: small, free of scraped text, and the same for a seed everywhere.
+"""A synthetic catalogue in WebShop's file format: small, free of scraped text, and the same for a seed everywhere.
 
 Every title is a feature, a material and a kind of product ("slim oak lamp"). Several products share a title and differ
-in price, colours and sizes, so a goal asks to find the title, to choose among its products, and to set the options.
+in price, colours and sizes, so a goal requires finding the title, choosing among its products, and setting the
+options.
 
 `aem data webshop --generated` writes it with the parameters' defaults.
 """
@@ -53,17 +54,17 @@ _UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class Parameters:
-    """What decides a generated catalogue.
+    """The parameters of a generated catalogue.
 
     Attributes:
-        seed: of every choice and of the order.
-        n_titles: different titles, at most 960 (10 features, 8 materials, 12 kinds).
-        variants: products that share a title.
-        n_goals: goals, all worded differently.
-        colours_offered: colours a product comes in, of 5.
-        sizes_offered: sizes a product comes in, of 5, where it has sizes.
-        sized_share: share of the titles whose products have sizes.
-        prices: whole dollars; products that share a title get different ones.
+        seed: the seed of every choice and of the order.
+        n_titles: the number of different titles, at most 960 (10 features, 8 materials, 12 kinds).
+        variants: the number of products that share a title.
+        n_goals: the number of goals, all worded differently.
+        colours_offered: the number of colours of a product, out of 5.
+        sizes_offered: the number of sizes of a product, out of 5, if it has sizes.
+        sized_share: the share of titles whose products have sizes.
+        prices: whole dollars; products that share a title get different prices.
     """
 
     seed: int = 0
@@ -90,23 +91,24 @@ class Parameters:
 
 
 def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) -> Path:
-    """Writes a made-up catalogue, unless the directory holds the one of these parameters already.
+    """Write a synthetic catalogue, unless the directory already holds the catalogue of these parameters.
 
-    A marker (`generated.json`) says that the files are ours. Interrupted, the next call writes them anew; until all are
-    there, no reader takes the directory for a catalogue, for the products come last.
+    A marker (`generated.json`) says that this function wrote the files. After an interruption, the next call writes
+    them again. Until all files are there, no reader takes the directory for a catalogue, because the products come
+    last.
 
     Args:
-        directory: made if needed.
-        seed: decides every choice.
+        directory: the directory, created if needed.
+        seed: the seed of every choice.
         **parameters: the other fields of `Parameters`.
 
     Returns:
         The directory, for `load_catalogue` and `WebShop`.
 
     Raises:
-        ValueError: a parameter is out of range, or there are not as many goals as `n_goals` asks for.
+        InputError: a parameter is out of range, or there are fewer goals than `n_goals`.
         FileExistsError: the directory holds a catalogue that this function did not write.
-        InUse: another process is writing one there, and does not end.
+        InUse: another process is writing a catalogue there, and does not finish.
         DiskFull: there is no room.
     """
     directory = Path(directory)
@@ -121,7 +123,7 @@ def generate_catalogue(directory: str | Path, seed: int = 0, **parameters: Any) 
         if _is_whole(directory, written):  # another process was first
             return directory
         _refuse_foreign(directory, contents)
-        # from here on, whatever happens, the directory is known as ours and half-made
+        # from here on, whatever happens, the marker shows that the directory is ours and incomplete
         write_file(directory / PARAMETERS_FILE, _text({**written, _UNFINISHED: True}))
         (directory / ITEMS_FILE).unlink(missing_ok=True)
         for name in (GOALS_FILE, ATTRIBUTES_FILE, ITEMS_FILE):
@@ -135,7 +137,7 @@ def _is_whole(directory: Path, written: dict[str, Any]) -> bool:
 
 
 def _marker(directory: Path) -> Any:
-    """What the marker says; None where there is none, or not a readable one."""
+    """Return the marker's content; None if there is no readable marker."""
     try:
         return json.loads((directory / PARAMETERS_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -143,7 +145,7 @@ def _marker(directory: Path) -> Any:
 
 
 def _refuse_foreign(directory: Path, contents: dict[str, str]) -> None:
-    """Without a marker, files are ours only where they are, byte for byte, what is about to be written."""
+    """Refuse files without a marker unless they are, byte for byte, what is about to be written."""
     if (directory / PARAMETERS_FILE).is_file():
         return
     patterns = ("items_shuffle*.json", "items_ins_v2*.json", GOALS_FILE)

@@ -1,13 +1,14 @@
-"""Goals made from the catalogue, as WebShop makes them, with nothing left to the process.
+"""Goals made from the catalogue, as WebShop makes them, but independent of the process.
 
-A product with an instruction gives a synthetic goal for each combination of its options' values:
+A product with an instruction gives one synthetic goal per combination of its options' values:
 
     instruction [with NAME: VALUE[, and NAME: VALUE]…][, and price lower than LIMIT dollars]
 
-Products in file order, options by name, then one shuffle. The benchmark seeds that shuffle with 233, so the order here
-is its order. It draws the limits before it seeds anything; here a digest of the asin chooses, with the same odds.
+Products are in file order and options by name; then one shuffle follows. The benchmark seeds that shuffle with 233, so
+the order here equals its order. It draws the limits before it seeds anything; here a digest of the asin chooses them,
+with the same probabilities.
 
-Source: Yao et al., 2022, and what https://github.com/princeton-nlp/WebShop does.
+Source: Yao et al., 2022, and the code of https://github.com/princeton-nlp/WebShop.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ _LIMITS = [10.0 * tens for tens in range(1, 100)]
 
 
 def digest(text: str) -> int:
-    """Returns 64 bits that stand for a text, the same in every process."""
+    """Return a 64-bit digest of a text, the same in every process."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 @lru_cache(maxsize=1024)
 def price_limit(asin: str, price: float) -> float:
-    """Returns the price limit of a product's goals: the greater of two of the next four multiples of ten.
+    """Return the price limit of a product's goals: the greater of two of the next four multiples of ten.
 
-    Which two, a digest of the asin says. From 980 dollars on there are no two, and no limit.
+    A digest of the asin chooses the two. From 980 dollars on there are no two, and no limit.
 
     Example:
         >>> price_limit("B000000001", 20.0) in (40.0, 50.0, 60.0), price_limit("B000000001", 980.0)
@@ -51,14 +52,14 @@ def price_limit(asin: str, price: float) -> float:
 
 
 def count_goals(product: Product) -> int:
-    """Returns how many synthetic goals a product gives."""
+    """Return how many synthetic goals a product gives."""
     if not (product.instruction and product.instruction_attributes):
         return 0
     return prod(map(len, product.options.values()))
 
 
 def synthetic_goal(product: Product, number: int) -> Goal:
-    """Returns a product's synthetic goal of this number: the last option's values change first."""
+    """Return a product's synthetic goal of this number: the last option's values change first."""
     names = sorted(product.options)
     wanted: dict[str, str] = {}
     for name in reversed(names):
@@ -80,11 +81,11 @@ def synthetic_goal(product: Product, number: int) -> Goal:
 
 
 def written_goals(product: Product, instructions: Sequence[Mapping[str, Any]], where: str) -> list[Goal]:
-    """Returns the goals that people wrote for a product, of which those without an attribute are dropped.
+    """Return the goals that people wrote for a product, without those that have no attribute.
 
     Args:
         product: the product.
-        instructions: what items_human_ins*.json says of it.
+        instructions: the product's entry in items_human_ins*.json.
         where: the place in that file, for errors.
 
     Raises:
@@ -115,19 +116,19 @@ def _price_text(limit: float) -> str:
 
 
 def shuffled(count: int) -> NDArray[np.int32]:
-    """Returns the order in which the benchmark plays so many goals."""
+    """Return the order in which the benchmark plays this many goals."""
     order = array("i", range(count))  # a list of numbers would take nine times the memory
     Random(SHUFFLE_SEED).shuffle(order)
     return np.array(order, dtype=np.int32)
 
 
 class SyntheticGoals(Sequence[Goal]):
-    """The synthetic goals of a catalogue, each made when it is asked for: eight bytes a goal.
+    """The synthetic goals of a catalogue, each created on demand; eight bytes per goal.
 
     Args:
-        products: the catalogue's.
-        product_G: which product each goal is of.
-        number_G: its number among the product's goals.
+        products: the catalogue's products.
+        product_G: the product of each goal.
+        number_G: each goal's number among the product's goals.
     """
 
     def __init__(self, products: Sequence[Product], product_G: NDArray[np.int32], number_G: NDArray[np.int32]) -> None:
@@ -147,7 +148,7 @@ class SyntheticGoals(Sequence[Goal]):
 
 
 def goal_places(counts: Sequence[int] | NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Returns, for each synthetic goal in its final order, its product and its number among the product's goals.
+    """Return, for each synthetic goal in its final order, its product and its number among the product's goals.
 
     Args:
         counts: each product's number of goals (`count_goals`), in the catalogue's order.
@@ -163,11 +164,11 @@ def goal_places(counts: Sequence[int] | NDArray[np.int32]) -> tuple[NDArray[np.i
 
 
 def first_worded(instructions: Iterable[str]) -> NDArray[np.int32]:
-    """Returns, for each goal, the first goal that is worded exactly as it is: itself, mostly."""
+    """Return, for each goal, the first goal with exactly the same words, usually itself."""
     return first_equal(np.fromiter(map(digest, instructions), dtype=np.uint64))
 
 
 def first_equal(digest_G: NDArray[np.uint64]) -> NDArray[np.int32]:
-    """Returns, for each number, the place of the first that equals it."""
+    """Return, for each number, the index of the first number equal to it."""
     _, first, which_G = np.unique(digest_G, return_index=True, return_inverse=True)
     return first.astype(np.int32)[which_G]

@@ -1,8 +1,8 @@
 """The search index of a large catalogue: built with bounded memory, opened as memory-mapped files.
 
-Documents are taken in blocks. Each block is sorted by term and written as a run; at the end the runs, whose documents
-follow one another, are merged term by term. Terms are sorted by their bytes, so that a search finds one by bisection
-and opening reads none of them.
+Documents are processed in blocks. Each block is sorted by term and written as a run; at the end the runs, whose
+document numbers are consecutive, are merged term by term. Terms are sorted by their bytes, so that a search finds a
+term by bisection and opening reads no terms.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _POSTING_ENDS, DOCUMENTS, SATURATION, _LENGTHS = "posting_ends.npy", "documents.
 
 
 class IndexWriter:
-    """Writes the index of documents, numbered in the order in which they are added.
+    """A writer of the index of documents, numbered in the order in which they are added.
 
     Args:
-        directory: where to; made if needed.
-        block: postings that are kept in memory.
+        directory: the target directory, created if needed.
+        block: the number of postings kept in memory.
     """
 
     def __init__(self, directory: Path, block: int = BLOCK) -> None:
@@ -54,7 +54,7 @@ class IndexWriter:
         self._clear()
 
     def add(self, text: str) -> None:
-        """Adds one document."""
+        """Add a document."""
         words = terms(text)
         number = len(self._lengths)
         self._lengths.append(len(words))
@@ -67,11 +67,11 @@ class IndexWriter:
 
     @property
     def n_postings(self) -> int:
-        """How many different terms the documents so far have, counted document by document."""
+        """The number of different terms of each document, summed over the documents so far."""
         return self._n_postings + len(self._term)
 
     def finish(self, progress: Callable[[int], object] = lambda count: None) -> None:
-        """Merges what was added into the files that `open_index` reads.
+        """Merge what was added into the files that `open_index` reads.
 
         Args:
             progress: called with the number of postings merged since the last call.
@@ -134,7 +134,7 @@ class IndexWriter:
 
 
 def _new_array(path: Path, kind: type, size: int) -> NDArray:
-    """Makes an array on disk, and takes the room for it: a mapped page without room would end the process."""
+    """Create an array on disk and reserve its space: a mapped page without space would kill the process."""
     made = open_memmap(path, "w+", kind, (size,))
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -142,7 +142,7 @@ def _new_array(path: Path, kind: type, size: int) -> NDArray:
 
 
 def _entries(number: int, run: Path) -> Iterator[tuple[bytes, int, int, int]]:
-    """Yields a run's terms, sorted, with the run's number and where their postings begin and end."""
+    """Yield a run's terms, sorted, with the run's number and the range of their postings."""
     ends, term_ends = np.load(f"{run}.ends.npy").tolist(), np.load(f"{run}.term_ends.npy").tolist()
     start = 0
     with run.with_name(f"{run.name}.terms").open("rb") as file:
@@ -162,14 +162,14 @@ def _write_terms(path: Path, ends_path: Path, names: Iterator[bytes]) -> None:
 
 
 def open_index(directory: Path, seal: Seal | None = None) -> Ranking:
-    """Opens what an `IndexWriter` wrote; nothing but the length of each document is read.
+    """Open what an `IndexWriter` wrote; only the length of each document is read.
 
     Args:
-        directory: where it lies.
-        seal: the checksums of the directory above, if it has any.
+        directory: the directory of the index.
+        seal: the checksums of the parent directory, if it has any.
 
     Raises:
-        CatalogueError: the files do not fit each other; so does a search whose part of them is damaged.
+        CatalogueError: the files do not fit each other. A search raises it too if its part of the files is damaged.
     """
     parts = {
         name: load_array(directory / name, kind) for name, kind in ((DOCUMENTS, np.int32), (SATURATION, np.float32))
@@ -183,7 +183,7 @@ def open_index(directory: Path, seal: Seal | None = None) -> Ranking:
         check_ends(directory / _TERM_ENDS, term_ends, require_file(directory / _TERMS).st_size)
         with (directory / _TERMS).open("rb") as file:
             names = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(term_ends) else b""
-    except (OSError, ValueError) as error:  # mmap has no empty files
+    except (OSError, ValueError) as error:  # mmap does not accept empty files
         raise CatalogueError(f"{directory / _TERMS} cannot be read ({reason(error)}): {AGAIN}") from None
     check_ends(directory / _POSTING_ENDS, posting_ends, len(documents))
     if len(saturation) != len(documents) or len(posting_ends) != len(term_ends):

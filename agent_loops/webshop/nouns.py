@@ -1,9 +1,9 @@
-"""Which words of a product's title are nouns: the one place where the reward needs part-of-speech tags.
+"""The nouns of a product's title: the only place where the reward needs part-of-speech tags.
 
-WebShop asks spaCy (`en_core_web_sm`) each time. Here the tags of the benchmark's small set are prepared: for each
-title, a digest of it and where its nouns begin and end, and no word of it. A title that was not prepared is judged by
-word lists: on the small set, whose words they were chosen from, r_type then comes out as with spaCy for 97 % of random
-pairs of products. `tag_titles` prepares the tags of another data set.
+WebShop calls spaCy (`en_core_web_sm`) each time. Here the tags of the benchmark's small set are precomputed: for each
+title, a digest of it and where its nouns begin and end, and no word of it. A title without precomputed tags is judged
+by word lists: on the small set, from which their words were chosen, r_type then equals spaCy's for 97 % of random
+pairs of products. `tag_titles` precomputes the tags of another data set.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ NOT_NOUNS = frozenset(
 
 @lru_cache(maxsize=16384)
 def title_nouns(title: str) -> tuple[str, ...]:
-    """Returns a title's nouns in lower case, in order, repeats included."""
+    """Return a title's nouns in lower case, in order, repeats included."""
     spans = prepared_spans(PREPARED_FILE).get(title_digest(title))
     return guess_nouns(title) if spans is None else nouns_at(title, spans)
 
 
 def guess_nouns(title: str) -> tuple[str, ...]:
-    """Returns the words of a title that no list calls something else than a noun.
+    """Return the words of a title that no list classifies as something other than a noun.
 
     Example:
         >>> guess_nouns("Slim Oak Lamp for the Men's Room, 16oz")
@@ -64,16 +64,16 @@ def guess_nouns(title: str) -> tuple[str, ...]:
 
 
 def title_digest(title: str) -> str:
-    """Returns the key under which a title's tags are prepared."""
+    """Return the key under which a title's tags are stored."""
     return blake2b(title.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def nouns_at(title: str, spans: str) -> tuple[str, ...]:
-    """Returns the words of a title at prepared places.
+    """Return the words of a title at precomputed places.
 
     Args:
         title: the title.
-        spans: numbers by turns: characters to skip, and characters to take.
+        spans: alternating numbers: characters to skip, and characters to take.
     """
     numbers = [int(number) for number in spans.split()]
     nouns: list[str] = []
@@ -86,5 +86,5 @@ def nouns_at(title: str, spans: str) -> tuple[str, ...]:
 
 @cache
 def prepared_spans(path: Path) -> Mapping[str, str]:
-    """Returns the prepared tags of a file: digests of titles to the places of their nouns."""
+    """Return the precomputed tags of a file: digests of titles to the places of their nouns."""
     return json.loads(path.read_text(encoding="utf-8"))["titles"]

@@ -1,4 +1,4 @@
-"""An expert that plays WebShop well: examples to clone, and a check that goals can be solved."""
+"""An expert policy for WebShop: examples to clone, and a check that goals can be solved."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ MAX_PAGES = 5
 
 
 class Oracle:
-    """Searches with the goal's words, picks the first product that can earn the goal's full score, and buys it.
+    """A policy that searches for the goal's words and buys the first product that can earn the goal's full score.
 
-    It looks the products on a page up in the catalogue, which an agent sees only after a click; everything else it
-    takes from the goal. Where no page of the first search shows such a product, it searches again for the title of the
-    product that the goal was made from.
+    It looks up the products of a page in the catalogue, which an agent sees only after a click; everything else comes
+    from the goal. If no page of the first search shows such a product, it searches again for the title of the product
+    from which the goal was made.
 
-    Some of the benchmark's goals cannot be won: a colour such as "228blue" counts as "blue" when bought, and that does
-    not match. There the full score is what the goal's own product earns.
+    Some of the benchmark's goals cannot be won: a colour such as "228blue" counts as "blue" when bought, and then does
+    not match. For these goals the full score is what the goal's own product earns.
 
-    An oracle has no state: what it did before is in the history.
+    An oracle is stateless: its earlier actions are in the history.
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
 
     def act(self, goal_index: int, observation: Observation, history: Sequence[str]) -> str:
-        """Returns the next action.
+        """Return the next action.
 
         Args:
             goal_index: the goal being played.
@@ -72,14 +72,14 @@ class Oracle:
 
 
 def query(goal: Goal) -> str:
-    """Returns the words that the goal describes its product with, in lower case."""
+    """Return the words with which the goal describes its product, in lower case."""
     return " ".join((*goal.attributes, goal.query)).lower()
 
 
 def best_options(product: Product, goal: Goal) -> dict[str, str]:
-    """Returns the options to choose: for each of the goal's, the value itself, or else one that counts as a match."""
+    """Return the options to choose: for each option of the goal, the value itself, or else a value that matches."""
     chosen: dict[str, str] = {}
-    if not isinstance(goal.options, Mapping):  # values without names: what counts as a match, of each option one
+    if not isinstance(goal.options, Mapping):  # values without names: what counts as a match, one value for each option
         for name, values in product.options.items():
             fits = [value for value in values if value in goal.options or matched_options({name: value}, goal)]
             if fits:
@@ -95,7 +95,7 @@ def best_options(product: Product, goal: Goal) -> dict[str, str]:
 
 
 def best_reward(product: Product, goal: Goal) -> float:
-    """Returns the score of buying the product with its best options."""
+    """Return the score of buying the product with its best options."""
     return reward(product, goal, best_options(product, goal))
 
 

@@ -1,12 +1,12 @@
 """Prepared data: a large catalogue's products, goals and index as files that open in a moment.
 
-They lie in a cache directory, never beside the data:
+They are stored in a cache directory, never next to the data:
 
     $AEM_CACHE or ~/.cache/verl-aem / webshop / KEY
 
-KEY stands for the data's content: its files' names, sizes and times, and parts of their bytes. A directory of that name
-is complete: it is built under another name, by one process at a time, and renamed. What an interrupted build left is
-removed by the next one.
+KEY identifies the data's content: its files' names, sizes and times, and parts of their bytes. A directory of that
+name is complete: it is built under another name, by one process at a time, and renamed. The next build removes the
+remains of an interrupted one.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 def prepare(
     directory: str | Path, cache: str | Path | None = None, progress: bool = True, goals: GoalSource = "auto"
 ) -> Path:
-    """Prepares a data directory in the cache, unless it is there already.
+    """Prepare a data directory in the cache, unless it is already there.
 
-    Memory stays bounded whatever the size of the data, but for a few dozen bytes a product and a goal. Processes that
-    prepare the same data wait for the first of them.
+    Memory stays bounded whatever the size of the data, except for a few dozen bytes per product and goal. Processes
+    that prepare the same data wait for the first of them.
 
     Args:
-        directory: with WebShop's files (see `files`).
+        directory: a directory with WebShop's files (see `files`).
         cache: where prepared data go; by default $AEM_CACHE, else ~/.cache/verl-aem.
         progress: show progress bars on stderr.
         goals: as for `load_catalogue`.
@@ -107,7 +107,7 @@ def prepare(
             _LOGGER.warning("preparing %s in %s: once, about a minute for 100,000 products", files.items, target)
             try:
                 _build(files, building, progress)
-                sync_tree(building)  # a power cut leaves no name without the bytes
+                sync_tree(building)  # after a power cut, no name may exist without its bytes
                 building.rename(target)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
@@ -115,14 +115,14 @@ def prepare(
 
 
 def cache_directory(cache: str | Path | None = None) -> Path:
-    """Returns where WebShop's prepared data go: in `cache`, else in $AEM_CACHE, else in ~/.cache/verl-aem."""
+    """Return the directory of WebShop's prepared data: in `cache`, else in $AEM_CACHE, else in ~/.cache/verl-aem."""
     return Path(cache or os.environ.get("AEM_CACHE") or Path.home() / ".cache" / "verl-aem") / "webshop"
 
 
 def content_key(files: DataFiles) -> str:
-    """Returns a name for what the files hold: another one as soon as a file is changed.
+    """Return a name for the files' content, which changes as soon as a file changes.
 
-    Of a large file only samples are read, so its time of change counts too.
+    Only samples of a large file are read, so its modification time counts too.
     """
     key = blake2b(f"format {FORMAT}".encode(), digest_size=12)
     for path in files.paths:
@@ -137,7 +137,7 @@ def content_key(files: DataFiles) -> str:
 
 @dataclass(frozen=True)
 class PreparedCatalogue(Catalogue):
-    """A catalogue over prepared files. Products are read when they are asked for, and the last few kept."""
+    """A catalogue over prepared files. Products are read on demand, and the last few are kept."""
 
     directory: Path
 
@@ -149,16 +149,16 @@ class PreparedCatalogue(Catalogue):
 
     @cached_property
     def first_worded(self) -> NDArray[np.int32]:
-        """For each goal, the first goal that is worded exactly as it is."""
+        """For each goal, the first goal with exactly the same words."""
         return load_array(self.directory / "first_worded.npy", np.int32)
 
 
 def open_prepared(directory: str | Path) -> PreparedCatalogue:
-    """Opens what `prepare` made.
+    """Open what `prepare` made.
 
     Raises:
-        CatalogueError: the directory is not one that `prepare` made, or is damaged. What is damaged in the large files
-            is said when it is read.
+        CatalogueError: `prepare` did not make the directory, or it is damaged. Damage in the large files is reported
+            when they are read.
     """
     directory = Path(directory)
     facts = _read_facts(directory / _FACTS)
@@ -203,11 +203,12 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 
 _FACTS = "prepared.json"
-_HEADER = 64  # bytes: within the smallest header of an array
+_HEADER = 64  # bytes: less than the smallest header of an array
 _PARTS = ("product", "number")
 
 
 def _build(files: DataFiles, directory: Path, progress: bool) -> None:
+    # what the goals need to know before the products are read
     frozen = read_frozen_goals(files.goals) if files.goals else []
     price_limits = {goal.asin: goal.price_upper for goal in frozen}
     instructions = HumanInstructions(files.human) if files.human else None
@@ -221,6 +222,7 @@ def _build(files: DataFiles, directory: Path, progress: bool) -> None:
         number = facts.find(asin)
         return {} if number is None else facts[number]
 
+    # one pass over the products: records, search index and goals
     with _bar(files.items, "products", progress) as read:
         for product in read_products(files.items, facts_of, price_limits, read):
             products.add(product.asin, pack(product))
@@ -232,11 +234,13 @@ def _build(files: DataFiles, directory: Path, progress: bool) -> None:
                 count_P.append(count_goals(product))
                 digest_G.extend(digest(synthetic_goal(product, n).instruction) for n in range(count_P[-1]))
     check_goals(files, len(listed) or len(digest_G), n_with_product)
+    # write the products and the index; the facts are part of the products now
     products.finish()
     with tqdm(total=index.n_postings, desc="search index", unit_scale=True, disable=not progress) as bar:
         index.finish(bar.update)
     facts.close()
     shutil.rmtree(directory / "facts")
+    # the goals in their final order, and for each the first goal with the same words
     if files.goals or files.human:
         _store_goals(listed, directory, in_order=files.goals is not None)
     else:
@@ -244,6 +248,7 @@ def _build(files: DataFiles, directory: Path, progress: bool) -> None:
             np.save(directory / f"goal_{part}.npy", values)
         order_G = shuffled(len(digest_G))
         np.save(directory / "first_worded.npy", first_equal(np.asarray(digest_G, dtype=np.uint64)[order_G]))
+    # the description of the directory, with the checksums of its files
     written = {
         "format": FORMAT,
         "goals": "listed" if files.goals or files.human else "synthetic",
@@ -278,7 +283,7 @@ def _store_goals(goals: list[Goal], directory: Path, in_order: bool) -> None:
 
 @contextmanager
 def _bar(path: Path, what: str, progress: bool) -> Iterator[Progress]:
-    """Shows how much of a file was read: its characters, which are about its bytes."""
+    """Show how much of a file was read: its characters, which are about its bytes."""
     with tqdm(total=path.stat().st_size, desc=what, unit="B", unit_scale=True, disable=not progress) as bar:
         yield bar.update
 

@@ -1,4 +1,4 @@
-"""Products and goals, and what the shop makes of the benchmark's records of them."""
+"""Products and goals, and their parsing from the benchmark's records."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class CatalogueError(FileError):
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One product as the shop shows it. `options` maps an option's name to its values, all lower-case.
+    """A product as the shop shows it. `options` maps an option's name to its values, all lower-case.
 
-    `instruction` and `instruction_attributes` are what synthetic goals are made from, empty where there are none.
+    Synthetic goals are made from `instruction` and `instruction_attributes`; both are empty if there are none.
     """
 
     asin: str
@@ -49,9 +49,9 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One task: an instruction and what the reward asks for. `asin` names the product it was made from.
+    """A task: an instruction and what the reward asks for. `asin` names the product from which it was made.
 
-    `options` maps an option's name to the wanted value; goals that people wrote list the values alone.
+    `options` maps an option's name to the wanted value; goals that people wrote list only the values.
     """
 
     asin: str
@@ -65,17 +65,17 @@ class Goal:
 
 
 def is_sold(asin: str) -> bool:
-    """Whether the shop takes a product of this asin: the benchmark drops the others."""
+    """Return whether the shop sells a product with this asin: the benchmark drops the others."""
     return asin != "nan" and len(asin) <= MAX_ASIN
 
 
 def read_product(record: Any, facts: Mapping[str, Any], limit: float | None, where: str) -> Product:
-    """Returns the product of a record.
+    """Return the product of a record.
 
     Args:
-        record: from items_shuffle*.json.
-        facts: what items_ins_v2*.json says of it; empty where it says nothing.
-        limit: the price limit of the product's frozen goals; None where it has none.
+        record: the record, from items_shuffle*.json.
+        facts: the product's entry in items_ins_v2*.json; empty if it has none.
+        limit: the price limit of the product's frozen goals; None if it has none.
         where: the record's place, for errors.
 
     Raises:
@@ -106,10 +106,10 @@ def read_product(record: Any, facts: Mapping[str, Any], limit: float | None, whe
 
 
 def check_facts(facts: Any, where: str) -> None:
-    """Raises a `CatalogueError` unless these are what items_ins_v2*.json says of a product.
+    """Raise a `CatalogueError` unless these are facts that items_ins_v2*.json may hold about a product.
 
     Args:
-        facts: `attributes`, and where there is one, an `instruction` with its `instruction_attributes`.
+        facts: `attributes`, and optionally an `instruction` with its `instruction_attributes`.
         where: the record's place, for errors.
     """
     if not isinstance(facts, dict):
@@ -125,24 +125,24 @@ def check_facts(facts: Any, where: str) -> None:
 
 
 class Malformed(AgentLoopError, ValueError):
-    """A field of a record is not what it has to be. The message names the field, and what stands there."""
+    """A field of a record is malformed. The message names the field and its content."""
 
 
 def in_words(error: Exception) -> str:
-    """Returns what is wrong with a record."""
+    """Return what is wrong with a record."""
     return str(error) if isinstance(error, Malformed) else shown(error, 200)
 
 
 def text_of(record: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    """Returns a field that has to be a text.
+    """Return a field that must be text.
 
     Args:
-        record: what holds it.
-        name: of the field.
-        default: what stands for a field that is absent; None where it must be there.
+        record: the record that holds the field.
+        name: the name of the field.
+        default: the value of an absent field; None if the field is required.
 
     Raises:
-        Malformed: it is another thing.
+        Malformed: the field has another type.
     """
     value = record[name] if default is None else record.get(name, default)
     if type(value) is not str:
@@ -151,10 +151,10 @@ def text_of(record: Mapping[str, Any], name: str, default: str | None = None) ->
 
 
 def texts_of(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """Returns a field that has to be a list of texts.
+    """Return a field that must be a list of texts.
 
     Raises:
-        Malformed: it is another thing, such as the list written as a text.
+        Malformed: the field has another type, such as the list written as text.
     """
     value = record[name]
     if type(value) is not list:
@@ -166,10 +166,10 @@ def texts_of(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def options_of(record: Mapping[str, Any], name: str) -> Mapping[str, str] | tuple[str, ...]:
-    """Returns a goal's options: values by name, or the values alone.
+    """Return a goal's options: values by name, or the values alone.
 
     Raises:
-        Malformed: it is another thing.
+        Malformed: the field has another type.
     """
     value = record[name]
     if type(value) is not dict:
@@ -186,7 +186,7 @@ def _shown(value: Any) -> str:
 
 
 def _read_prices(record: Mapping[str, Any]) -> tuple[str, list[float]]:
-    """Returns the price as it is shown, and its one or two numbers. null, or a text without a $, is none."""
+    """Return the price as shown, and its one or two numbers. null, or a text without a $, means no price."""
     pricing = record["pricing"]
     pieces = [] if pricing is None else text_of(record, "pricing").split("$")[1:]
     prices = [float(_NOT_A_NUMBER.sub("", piece)) for piece in pieces][:2] or [DEFAULT_PRICE]
@@ -196,7 +196,7 @@ def _read_prices(record: Mapping[str, Any]) -> tuple[str, list[float]]:
 
 
 def _read_features(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns a product's features: a list of texts, or one text, which some records have instead."""
+    """Return a product's features: a list of texts, or a single text, which some records have instead."""
     if type(record["small_description"]) is list:
         return texts_of(record, "small_description")
     feature = text_of(record, "small_description")
@@ -206,7 +206,7 @@ def _read_features(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _is_list(text: str) -> bool:
-    """Whether a text is a list, written in JSON or in Python."""
+    """Return whether a text is a list, written in JSON or in Python."""
     try:
         return isinstance(ast.literal_eval(text), list)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -238,11 +238,11 @@ def _read_options(options: Any) -> dict[str, tuple[str, ...]]:
 
 
 def fixed_price(prices: Sequence[float], limit: float | None) -> float:
-    """Returns the one price that the reward compares with a goal's limit.
+    """Return the price that the reward compares with a goal's limit.
 
-    The benchmark draws it anew in each process, uniformly from the shown range, and then the limit from the second to
-    the fourth of the next multiples of ten above it. Frozen goals fix the limit, so the price lies 10 to 40 dollars
-    below it; the middle of what remains of the range is taken.
+    In each process, the benchmark draws the price uniformly from the shown range, and then the limit from the second
+    to the fourth of the next multiples of ten above it. Frozen goals fix the limit, so the price lies 10 to 40 dollars
+    below it; this function takes the middle of what remains of the range.
     """
     low, high = min(prices), max(prices)
     if limit is not None and low < high:
@@ -253,7 +253,7 @@ def fixed_price(prices: Sequence[float], limit: float | None) -> float:
 
 
 def read_goal(record: Any, where: str) -> Goal:
-    """Returns the goal of a record of goals.json.
+    """Return the goal of a record of goals.json.
 
     Raises:
         CatalogueError: the record is malformed.
@@ -278,7 +278,7 @@ def read_goal(record: Any, where: str) -> Goal:
 
 
 def require_fields(record: Any, names: Sequence[str] = _PRODUCT_FIELDS, where: str = "") -> None:
-    """Raises a `CatalogueError` unless the record is an object with these fields, of which `asin` is a text."""
+    """Raise a `CatalogueError` unless the record is an object with these fields, of which `asin` is text."""
     if not isinstance(record, dict):
         raise CatalogueError(f"{where} must be a JSON object, not a {type(record).__name__}")
     missing = [name for name in names if name not in record]
@@ -289,19 +289,19 @@ def require_fields(record: Any, names: Sequence[str] = _PRODUCT_FIELDS, where: s
 
 
 def searchable_text(product: Product) -> str:
-    """Returns what the search reads of a product."""
+    """Return the text of a product that the search indexes."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     feature = product.features[0] if product.features else ""
     return " ".join((product.title, product.description, feature, options)).lower()
 
 
 def pack(record: Product | Goal) -> bytes:
-    """Returns a product or a goal as a line of JSON without its line break."""
+    """Return a product or a goal as a line of JSON without its line break."""
     return json.dumps({name: getattr(record, name) for name in record.__slots__}, separators=(",", ":")).encode()
 
 
 def unpack_product(line: bytes) -> Product:
-    """Returns the product of a packed line."""
+    """Return the product of a packed line."""
     fields = json.loads(line)
     fields["options"] = {name: tuple(values) for name, values in fields["options"].items()}
     for name in ("features", "attributes", "instruction_attributes"):
@@ -310,7 +310,7 @@ def unpack_product(line: bytes) -> Product:
 
 
 def unpack_goal(line: bytes) -> Goal:
-    """Returns the goal of a packed line."""
+    """Return the goal of a packed line."""
     fields = json.loads(line)
     fields["attributes"] = tuple(fields["attributes"])
     if isinstance(fields["options"], list):

@@ -17,7 +17,7 @@ from rapidfuzz import fuzz, utils
 from agent_loops.webshop.nouns import title_nouns
 from agent_loops.webshop.records import Goal, Product
 
-# The words WebShop reduces colours to: the first of these that an option contains stands for the whole option.
+# The words to which WebShop reduces colours: the first of these that an option contains replaces the whole option.
 COLOURS = re.findall(
     r"\w+",
     """
@@ -35,15 +35,15 @@ _MATCH_ABOVE = 85
 
 
 def reward(product: Product, goal: Goal, options: Mapping[str, str]) -> float:
-    """Returns the score in [0, 1] of buying a product with the chosen options (option's name to value)."""
+    """Return the score in [0, 1] of buying a product with the chosen options (option's name to value)."""
     matched = matched_attributes(product, goal) + matched_options(options, goal) + (product.price <= goal.price_upper)
     return matched / (len(goal.attributes) + len(goal.options) + 1) * type_reward(product, goal)
 
 
 def type_reward(product: Product, goal: Goal) -> float:
-    """Returns r_type: how well the product's kind fits, from its title's nouns, its search query and its categories."""
+    """Return r_type: how well the product's kind fits, from its title's nouns, its search query and its categories."""
     wanted = set(title_nouns(goal.title))
-    # Shares are over the goal's list of nouns, in which a noun can stand twice.
+    # Shares are over the goal's list of nouns, in which a noun can occur twice.
     share = len(wanted & set(title_nouns(product.title))) / len(title_nouns(goal.title)) if wanted else 0.2
     if share == 0:
         return 0.0
@@ -58,7 +58,7 @@ def type_reward(product: Product, goal: Goal) -> float:
 
 
 def matched_attributes(product: Product, goal: Goal) -> int:
-    """Returns how many of the goal's attributes the product has, among its own ones or in its texts."""
+    """Return how many of the goal's attributes the product has, among its own attributes or in its texts."""
     texts = (product.title.lower(), " ".join(product.features).lower(), product.description.lower())
     return sum(
         any(similar(own, wanted) for own in product.attributes) or any(wanted in text for text in texts)
@@ -67,7 +67,7 @@ def matched_attributes(product: Product, goal: Goal) -> int:
 
 
 def matched_options(options: Mapping[str, str], goal: Goal) -> int:
-    """Returns how many of the goal's options the chosen ones match."""
+    """Return how many of the goal's options the chosen options match."""
     chosen = [_normal_colour(value) for value in options.values()]
     if isinstance(goal.options, Mapping):
         wished = map(_wanted_text, goal.options.items())
@@ -77,13 +77,13 @@ def matched_options(options: Mapping[str, str], goal: Goal) -> int:
 
 
 def similar(first: str, second: str) -> bool:
-    """Whether two texts share their words: thefuzz's token_set_ratio above 85, rounded as thefuzz rounds."""
+    """Return whether two texts share their words: thefuzz's token_set_ratio above 85, rounded as thefuzz rounds."""
     return round(fuzz.token_set_ratio(_plain(first), _plain(second))) > _MATCH_ABOVE
 
 
 def _wanted_text(option: tuple[str, str]) -> str:
-    # The benchmark compares with the (name, value) pair, not the value: a pair becomes a colour only where the value
-    # is exactly one, and otherwise is compared as Python writes it.
+    # The benchmark compares with the (name, value) pair, not the value: a pair becomes a colour only if the value is
+    # exactly a colour, and otherwise is compared as Python writes it.
     return option[1] if option[1] in _COLOUR_SET else str(option)
 
 

@@ -1,7 +1,7 @@
-"""Checksums of prepared data: what is small is checked when it is opened, what is large block by block as it is read.
+"""Checksums of prepared data: small files are checked at opening, large files block by block as they are read.
 
 The index and the records of all products are gigabytes, of which an episode reads a few kilobytes. So each file has a
-checksum for every 256 kB, and a block is compared with its own the first time that anything of it is asked for.
+checksum for every 256 kB, and a block is checked the first time that any part of it is requested.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AGAIN = "remove that directory, and the data are prepared again"
 
 
 def seal(directory: Path) -> dict[str, Any]:
-    """Write the checksums of all files below a directory; returns what `Seal` has to know of them, as JSON."""
+    """Write the checksums of all files below a directory; return what `Seal` needs to know about them, as JSON."""
     sizes: dict[str, int] = {}
     sums = array("I")
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
@@ -41,14 +41,16 @@ def seal(directory: Path) -> dict[str, Any]:
 
 
 class Seal:
-    """The checksums that `seal` wrote. Safe to share between threads: a block may be checked twice, never not at all.
+    """The checksums that `seal` wrote.
+
+    Safe to share between threads: a block may be checked twice, but is never left unchecked.
 
     Args:
-        directory: with the files.
+        directory: the directory with the files.
         written: what `seal` returned.
 
     Raises:
-        CatalogueError: a file is missing, or of another size, or the checksums are damaged.
+        CatalogueError: a file is missing or has another size, or the checksums are damaged.
     """
 
     def __init__(self, directory: Path, written: Any) -> None:
@@ -87,14 +89,14 @@ class Seal:
             os.close(descriptor)
 
     def check(self, name: str, start: int = 0, stop: int | None = None) -> None:
-        """Compare the blocks of a part of a file with their checksums, as far as that has not been done.
+        """Compare the blocks of a part of a file with their checksums, unless that has been done.
 
         Args:
-            name: of the file, below the directory.
-            start, stop: the bytes; all by default.
+            name: the file's path below the directory.
+            start, stop: the range of bytes; all by default.
 
         Raises:
-            CatalogueError: names the file and the bytes that are damaged, or that there is no such part.
+            CatalogueError: the message names the file and the damaged bytes, or says that there is no such part.
         """
         size = self._sizes.get(name)
         stop = size if stop is None else stop
@@ -112,7 +114,7 @@ class Seal:
             self._checked[place] = 1
 
     def check_all(self, but: tuple[str, ...]) -> None:
-        """Check all files whole but those of these names, which are checked as they are read."""
+        """Check all files completely except those with these names, which are checked as they are read."""
         for name in self._sizes:
             if name.rpartition("/")[2] not in but:
                 self.check(name)
@@ -132,7 +134,7 @@ def load_array(path: Path, kind: type[np.generic]) -> np.memmap:
     """Map one of the arrays of prepared data.
 
     Raises:
-        CatalogueError: it is no such array.
+        CatalogueError: the file is not such an array.
     """
     try:
         require_file(path)
@@ -154,6 +156,6 @@ def load_array(path: Path, kind: type[np.generic]) -> np.memmap:
 
 
 def check_ends(path: Path, ends: NDArray, size: int) -> None:
-    """Raises a `CatalogueError` unless these are the ends of parts that follow one another, up to `size`."""
+    """Raise a `CatalogueError` unless these are the ends of consecutive parts, up to `size`."""
     if (np.diff(ends, prepend=0) < 0).any() or (int(ends[-1]) if len(ends) else 0) != size:
         raise CatalogueError(f"{path} does not fit the {size:,} entries that it divides: {AGAIN}")

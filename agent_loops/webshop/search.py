@@ -1,8 +1,8 @@
-"""BM25 search that ranks as Lucene does: same scores, same rounding, same order of equals.
+"""BM25 search that ranks as Lucene does: same scores, same rounding, same order of ties.
 
-`bm25s` (method "lucene") was tried first: of 248 recorded result pages it gives 51 exactly, and 136 when it is fed the
-terms of `analysis`, because it keeps exact document lengths where Lucene rounds each to one byte. This index gives all
-248, and what it takes is small.
+`bm25s` (method "lucene") was tried first: it reproduces 51 of 248 recorded result pages exactly, and 136 when it is
+given the terms of `analysis`, because it keeps exact document lengths where Lucene rounds each to one byte. This index
+reproduces all 248, with little code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXACT_LENGTHS = 24  # Lucene's SmallFloat keeps lengths below this exactly, and
 
 
 def rounded_length(length: int) -> int:
-    """Returns a document's length as Lucene remembers it in one byte.
+    """Return a document's length as Lucene stores it in one byte.
 
     Example:
         >>> [rounded_length(n) for n in (23, 39, 41, 117)]
@@ -42,7 +42,7 @@ def rounded_length(length: int) -> int:
 
 
 def inverse_norms(lengths: Sequence[int] | NDArray[np.int32]) -> NDArray[np.float32]:
-    """Returns 1 / (k1 (1 - b + b length / mean length)) for each document, of lengths as Lucene remembers them."""
+    """Return 1 / (k1 (1 - b + b length / mean length)) for each document, with lengths as Lucene stores them."""
     length_D = np.asarray(lengths, dtype=np.int64)
     mean_length = np.float32(max(int(length_D.sum()), 1) / containing_terms(length_D))
     remembered, which_D = np.unique(length_D, return_inverse=True)
@@ -51,12 +51,12 @@ def inverse_norms(lengths: Sequence[int] | NDArray[np.int32]) -> NDArray[np.floa
 
 
 def containing_terms(lengths: Sequence[int] | NDArray[np.int64]) -> int:
-    """Returns how many documents have a term at all, at least 1."""
+    """Return how many documents have a term at all, at least 1."""
     return max(int(np.count_nonzero(lengths)), 1)
 
 
 def rarity(containing: int, with_term: int) -> np.float32:
-    """Returns the inverse document frequency of a term that `with_term` of `containing` documents hold."""
+    """Return the inverse document frequency of a term that `with_term` of `containing` documents hold."""
     return np.float32(log1p((containing - with_term + 0.5) / (with_term + 0.5)))
 
 
@@ -65,11 +65,11 @@ Posting: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32], np.float32]
 
 
 class Ranking:
-    """Ranks documents over the postings of the query's terms. Read-only, safe to share.
+    """A ranking of documents over the postings of the query's terms. Read-only, safe to share.
 
     Args:
-        size: how many documents there are.
-        posting: finds a term's posting; None where no document holds it.
+        size: the number of documents.
+        posting: a function that returns a term's posting; None if no document holds the term.
     """
 
     def __init__(self, size: int, posting: Callable[[str], Posting | None]) -> None:
@@ -80,7 +80,7 @@ class Ranking:
         return self._size
 
     def search(self, query: str, limit: int = MAX_HITS) -> tuple[int, ...]:
-        """Returns the numbers of the best documents, best first, equal scores in document order.
+        """Return the numbers of the best documents, best first, ties in document order.
 
         A term's score is w - w / (1 + tf / (k1 (1 - b + b length / mean length))), where w is its inverse document
         frequency times its count in the query; a document's score is the sum, in double and then rounded to single
@@ -120,10 +120,10 @@ def _shares(part: _Part, places: NDArray[np.intp] | slice = slice(None)) -> NDAr
 
 
 def _candidates(parts: Sequence[_Part], size: int, limit: int) -> NDArray[np.intp]:
-    """Returns documents, in order, among which the best `limit` are: the terms that most documents hold need no look.
+    """Return documents, in order, that include the best `limit`; the terms that most documents hold are not visited.
 
-    Rare terms are added up first. What is still to come adds less than its weight to any document, so a document that
-    is further behind the best than that has lost.
+    Rare terms are added up first. The remaining terms add less than their weight to any document, so a document that
+    is further behind the best than that is out.
     """
     scores = np.zeros(size, dtype=np.float64)
     ordered = sorted(parts, key=lambda part: len(part[0]))
@@ -132,13 +132,13 @@ def _candidates(parts: Sequence[_Part], size: int, limit: int) -> NDArray[np.int
         scores[part[0]] += _shares(part)
         rest = sum(float(weight) for _, _, weight in ordered[done:])
         if done < len(ordered) and len(ordered[done][0]) < size // _WORTH_A_LOOK:
-            continue  # the next term costs less than looking whether it is needed
+            continue  # the next term costs less than testing whether it is needed
         matched = np.flatnonzero(scores)
         if len(matched) <= limit:
             continue
         reached = scores[matched]
         least = np.partition(reached, len(reached) - limit)[len(reached) - limit]
-        # Scores are compared in single precision, so that a hair's breadth behind is level.
+        # Scores are compared in single precision, so that a negligible difference is a tie.
         needed = least - rest - _HAIR * (least + rest)
         if needed > 0:
             return matched[reached >= needed]
@@ -146,9 +146,9 @@ def _candidates(parts: Sequence[_Part], size: int, limit: int) -> NDArray[np.int
 
 
 def _scores(parts: Sequence[_Part], documents: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Returns the scores of some documents, added up in the query's order, as for all documents of a small index."""
+    """Return the scores of some documents, added up in the query's order, as for all documents of a small index."""
     scores = np.zeros(len(documents), dtype=np.float64)
-    wanted = documents.astype(np.int32)  # of the same kind as the postings, which would be copied otherwise
+    wanted = documents.astype(np.int32)  # of the same type as the postings, which would be copied otherwise
     for part in parts:
         places = np.minimum(np.searchsorted(part[0], wanted), len(part[0]) - 1)
         held = part[0][places] == wanted

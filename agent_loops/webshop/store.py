@@ -1,4 +1,4 @@
-"""Records on disk, read when they are asked for: opening takes no time, and memory holds only the last few."""
+"""Records on disk, read on demand: opening takes no time, and memory holds only the last few."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ LINES, _ENDS, _KEYS, _NUMBERS = "lines.jsonl", "ends.npy", "keys.npy", "numbers.
 
 
 class StoreWriter:
-    """Writes records, one a line, and a table that finds them by their keys.
+    """A writer of records, one per line, and of a table that finds them by their keys.
 
     Args:
-        directory: where to; made if needed.
+        directory: the target directory, created if needed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -40,14 +40,14 @@ class StoreWriter:
         return len(self._ends)
 
     def add(self, key: str, line: bytes) -> None:
-        """Adds a record, which has no line break. Of two under one key, the later one is found."""
+        """Add a record, which has no line break. Of two records under one key, the later is found."""
         self._lines.write(line)
         self._lines.write(b"\n")
         self._ends.append(self._lines.tell())
         self._keys.append(digest(key))
 
     def finish(self) -> None:
-        """Writes what `Store` reads."""
+        """Write what `Store` reads."""
         self._lines.close()
         keys = np.asarray(self._keys, dtype=np.uint64)
         order = np.argsort(keys, kind="stable").astype(np.int32)
@@ -60,9 +60,9 @@ class Store(Sequence[T], Generic[T]):
     """The records that a `StoreWriter` wrote, in order. Safe to share between threads.
 
     Args:
-        directory: where they lie.
-        unpack: makes a record of its line.
-        seal: the checksums of the directory above, if it has any.
+        directory: the directory of the records.
+        unpack: a function that makes a record from its line.
+        seal: the checksums of the parent directory, if it has any.
 
     Raises:
         CatalogueError: the files do not fit each other.
@@ -98,20 +98,20 @@ class Store(Sequence[T], Generic[T]):
         return self._read(index % len(self))
 
     def find(self, key: str) -> int | None:
-        """Returns the number of the record of a key; None where there is none."""
+        """Return the number of the record with this key; None if there is none."""
         wanted = np.uint64(digest(key))
         place = int(np.searchsorted(self._keys, wanted, side="right")) - 1
         return int(self._numbers[place]) if place >= 0 and self._keys[place] == wanted else None
 
     def close(self) -> None:
-        """Closes the file of lines."""
+        """Close the file of lines."""
         self._file.close()
 
     def _read_line(self, index: int) -> T:
         start, stop = int(self._ends[index - 1]) if index else 0, int(self._ends[index])
         if self._seal is not None:
             self._seal.check(f"{self._path.parent.name}/{LINES}", start, stop)
-        # pread: threads share the file, and a place of their own in it is none of its state
+        # pread: threads share the file, so its position must not be part of its state
         line = os.pread(self._file.fileno(), stop - start, start)
         try:
             return self._unpack(line)

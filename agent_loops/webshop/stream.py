@@ -1,7 +1,7 @@
-"""Reads a JSON array or object entry by entry, so that a file of many gigabytes fits, and names lines in errors.
+"""Streaming reader of a JSON array or object: it handles files of many gigabytes, and names lines in errors.
 
-Python's own decoder does the work. `ijson` was looked at: it does not tell the line of an error, and refuses the NaN
-that scraped data can hold.
+Python's own decoder does the parsing. `ijson` is not used: it does not report the line of an error, and refuses the
+NaN that scraped data can hold.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from agent_loops.webshop.records import CatalogueError
 
 CHUNK = 1 << 22
 _BLANKS = " \t\r\n"
-_LONGEST_LITERAL = 16  # a cut literal, number or escape begins at most so far before the end of what was read
-_LONGEST_ENTRY = 256 << 20  # characters; WebShop's longest has some ten thousand
+_LONGEST_LITERAL = 16  # a cut literal, number or escape begins at most this far before the end of what was read
+_LONGEST_ENTRY = 256 << 20  # characters; WebShop's longest value has some ten thousand
 _DECODER = json.JSONDecoder(object_pairs_hook=once)
 
 Progress = Callable[[int], object]
@@ -26,7 +26,7 @@ Progress = Callable[[int], object]
 
 
 def read_array(path: Path, progress: Progress | None = None) -> Iterator[tuple[int, Any]]:
-    """Yields the line at which each entry of a JSON array begins, and the entry.
+    """Yield the line at which each entry of a JSON array begins, and the entry.
 
     Raises:
         CatalogueError: the file cannot be read, or is not a JSON array.
@@ -36,10 +36,10 @@ def read_array(path: Path, progress: Progress | None = None) -> Iterator[tuple[i
 
 
 def read_object(path: Path, progress: Progress | None = None) -> Iterator[tuple[int, str, Any]]:
-    """Yields the line at which each entry of a JSON object begins, its name and its value.
+    """Yield the line at which each entry of a JSON object begins, its name and its value.
 
     Raises:
-        CatalogueError: the file cannot be read, or is not a JSON object in which each name stands once.
+        CatalogueError: the file cannot be read, or is not a JSON object in which each name occurs once.
     """
     seen: set[str] = set()
     for line, name, value in _read(path, "{", progress):
@@ -59,7 +59,7 @@ def _read(path: Path, opening: str, progress: Progress | None) -> Iterator[tuple
 
 
 class _Text:
-    """The part of a file that is being read: `buffer` from `place` on, which stands on `line`."""
+    """The part of a file being read: `buffer` from `place` on, which is at line `line`."""
 
     def __init__(self, path: Path, file: Any, progress: Progress | None) -> None:
         self.path, self.file, self.progress = path, file, progress
@@ -93,7 +93,7 @@ class _Text:
             self.fail("Extra data", self.place)
 
     def next(self) -> str:
-        """Skips blanks; returns the character that follows, empty at the end."""
+        """Skip blanks; return the character that follows, empty at the end."""
         while True:
             place = self.place
             while place < len(self.buffer) and self.buffer[place] in _BLANKS:
@@ -110,7 +110,7 @@ class _Text:
         self.advance(self.place + 1)
 
     def value(self) -> Any:
-        """Reads one value, which begins at `place`."""
+        """Read a value that begins at `place`."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.buffer, self.place)
@@ -122,9 +122,9 @@ class _Text:
                 continue
             except RecursionError:
                 self.fail("nested too deeply", self.place)
-            except ValueError as error:  # a number of thousands of digits, a name that stands twice
+            except ValueError as error:  # a number of thousands of digits, a name that occurs twice
                 self.fail(str(error), self.place)
-            # Of a number that is cut after its point or its exponent's sign, what stands before is read.
+            # Of a number that is cut after its point or its exponent's sign, the part before is read.
             length = end - self.place  # reading on moves the place
             if len(self.buffer) - end > len("e+") or not self.more():
                 self.advance(self.place + length)
@@ -135,7 +135,7 @@ class _Text:
         self.place = place
 
     def more(self) -> bool:
-        """Reads on, as much again as is kept, so that a long value costs no more than its length."""
+        """Read as much again as is kept, so that a long value costs time linear in its length."""
         if len(self.buffer) - self.place > _LONGEST_ENTRY:
             self.fail(f"an entry of more than {_LONGEST_ENTRY / 1e6:.0f} million characters", self.place)
         try:

@@ -20,10 +20,10 @@ NOUN_TAGS = ("NOUN", "PROPN")
 
 
 def prepare(titles: Iterable[str], model: str = "en_core_web_sm") -> dict[str, Any]:
-    """Returns the tags of titles as spaCy gives them, ready to be written as JSON.
+    """Return the tags of titles as spaCy gives them, ready to be written as JSON.
 
     Args:
-        titles: as the catalogue has them.
+        titles: the titles, as in the catalogue.
         model: an installed spaCy model's package.
     """
     tagger = importlib.import_module(model).load()

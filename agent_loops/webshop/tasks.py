@@ -1,4 +1,4 @@
-"""WebShop's goals in frozen splits."""
+"""WebShop's goals in fixed splits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from agent_loops.webshop.goals import first_worded
 
 
 class _Indices(Sequence[int]):
-    """Goal indices that are kept as an array, of four bytes each."""
+    """Goal indices kept as an array, four bytes each."""
 
     def __init__(self, indices: NDArray[np.int32]) -> None:
         self._indices = indices
@@ -34,10 +34,10 @@ class _Indices(Sequence[int]):
 
 
 class WebShopTasks:
-    """Goal indices by split: the first `n_validation` goals validate, the rest train.
+    """Goal indices by split: the first `n_validation` goals are for validation, the rest for training.
 
-    The goals' order alone decides, so the splits are the same in every process. A later goal that is worded exactly
-    as one for validation trains nobody: it is left out.
+    Only the goals' order matters, so the splits are the same in every process. A later goal with exactly the words of
+    a validation goal is left out of training.
 
     Args:
         instructions: the goals' texts, in order.
@@ -51,7 +51,7 @@ class WebShopTasks:
 
     @classmethod
     def of(cls, catalogue: Catalogue, n_validation: int = 500) -> WebShopTasks:
-        """Returns the splits of a catalogue's goals, without reading prepared ones."""
+        """Return the splits of a catalogue's goals, without reading prepared goals."""
         tasks = cls.__new__(cls)
         tasks._split(catalogue.first_worded, n_validation)
         return tasks
@@ -63,14 +63,14 @@ class WebShopTasks:
                 f"n_validation={n_validation} leaves no goals for one of the splits: there are {len(first_G)} "
                 f"goals, so choose between 1 and {len(first_G) - 1}"
             )
-        # The first goal of a wording is never later than the goal: one that is not for validation is not either.
+        # The first goal with the same words never comes later: if it is not for validation, neither is the goal.
         train = np.flatnonzero(first_G >= n_validation).astype(np.int32)
         self._splits: dict[str, Sequence[int]] = {"train": _Indices(train), "validation": range(n_validation)}
 
     def tasks(self, split: str) -> Sequence[int]:
-        """Returns the goal indices of a split.
+        """Return the goal indices of a split.
 
         Raises:
-            ValueError: the split does not exist.
+            InputError: the split does not exist.
         """
         return self._splits[check_split(split, self.splits)]
