@@ -1,4 +1,4 @@
-"""Software engineering as an environment: a repository, a problem, four tools, and hidden tests that decide."""
+"""The software-engineering environment: a repository, a problem, four tools, and hidden tests that decide."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREPARE_SECONDS = 120.0
-# A history of one commit: the one that the tree came with may hold the answer. Ignored files stay ignored, but for
-# those that were tracked there. What cannot be added (a repository within the tree) is not part of it.
+# Make a history of one commit: the original history may hold the answer. Ignored files stay ignored, except those that
+# were tracked before. What cannot be added (a repository within the tree) is not part of the commit.
 FRESH_HISTORY = rf"""
 tracked=$(mktemp) && git -c safe.directory='*' ls-files -z --stage 2>/dev/null |
     sed -z -e '/^160000/d' -e 's/^[^\t]*\t//' >"$tracked"
@@ -46,15 +46,15 @@ rm -rf .git && git init -q && mkdir -p .git/info && echo '{BYTES_ONLY}' >>.git/i
     commit -q --allow-empty --no-verify -m 'The task begins' && git rev-parse HEAD
 """
 _LISTED = 60
-# a change that does nothing, for telling a grader that fails by itself from one that fails because of a patch
+# a change without effect, to tell a grader that fails by itself from one that fails because of a patch
 _HARMLESS = text_patch("aem-harmless.txt", None, "This file does nothing.\n")
 
 
 class SweEnvironment:
-    """Plays one task at a time in a sandbox of its own.
+    """An environment that plays one task at a time, each in its own sandbox.
 
-    An action is a function call (`agent_loops.swe.tools`). `finish` ends the episode: what the tree differs in from its
-    beginning is graded in a fresh copy, and the reward is 1 where all tests are as they should be, else 0.
+    An action is a function call (`agent_loops.swe.tools`). `finish` ends the episode: the difference between the tree
+    and its initial state is graded in a fresh copy, and the reward is 1 if all tests have their expected status, else 0.
 
     `Observation.info` holds `instruction` (the problem) and `kind` (the repository). `Step.info` holds `invalid` (what
     was wrong with a call that no tool takes) and, at the end, `won`, `score` (the share of the failing tests that pass
@@ -62,16 +62,16 @@ class SweEnvironment:
     `patch_added`, `patch_removed`, `reason` (why it is not solved) and `counts` (a metric); also `left_out`, where
     there are any: files that could not be part of the patch, with the reasons.
 
-    What the agent does is its own loss: where its sandbox no longer works but a fresh one does, or the grader fails
-    over its patch but not over another one, the episode is lost. Only what fails with a fresh one too is an error.
+    Damage done by the agent counts against it: if its sandbox no longer works but a fresh one does, or the grader fails
+    on its patch but not on another, the episode is lost. Only what also fails in a fresh sandbox is an error.
 
     Args:
-        find: the task that `reset` is given.
-        open_sandbox: a sandbox with the task's tree.
-        grade: the `Grade` of a task's patch.
-        command_seconds: what one command may take.
-        characters: the longest observation.
-        statement_characters: the longest problem statement; both lose their middle.
+        find: returns the task that `reset` is given.
+        open_sandbox: opens a sandbox with the task's tree.
+        grade: returns the `Grade` of a task's patch.
+        command_seconds: time limit of one command.
+        characters: maximum length of an observation.
+        statement_characters: maximum length of a problem statement; both are cut in the middle.
     """
 
     thread_safe: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 Their names and meanings are those of R2E-Gym's scaffold (https://github.com/R2E-Gym/R2E-Gym, MIT), with which DeepSWE
 was trained; the wording and the code are our own.
 
-Whatever touches a file runs inside the sandbox.
+All code that touches a file runs inside the sandbox.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Tool:
     """A function that the agent may call.
 
     Attributes:
-        other_names: what R2E-Gym's models may call a parameter.
-        ignored: parameters of other scaffolds' functions of this kind (R2E-Gym, SWE-agent, OpenHands) that change
-            nothing here.
+        other_names: other names of a parameter, which R2E-Gym's models may use.
+        ignored: parameters of similar functions in other scaffolds (R2E-Gym, SWE-agent, OpenHands) that have no effect
+            here.
     """
 
     name: str
@@ -74,10 +74,10 @@ _EDITOR_NEEDS = {"create": ("file_text",), "str_replace": ("old_str",), "insert"
 
 
 def read_tool_call(text: str) -> FunctionCall:
-    """The call in a text, with the parameters' names as here.
+    """Return the call in a text, with our names of its parameters.
 
     Raises:
-        CallError: it is not one that a tool takes.
+        CallError: no tool takes the call.
 
     Example:
         >>> read_tool_call("<function=search><parameter=search_term>def f</parameter></function>").arguments
@@ -116,12 +116,12 @@ def _require(what: str, names: tuple[str, ...], arguments: Mapping[str, str]) ->
 
 
 class Toolbox:
-    """The tools over one sandbox. What undo_edit needs is kept here, and not in the tree.
+    """The tools over one sandbox; the state of undo_edit is kept here and not in the tree.
 
     Args:
-        sandbox: where they work.
-        seconds: what one call may take.
-        characters: the longest answer; a longer one loses its middle.
+        sandbox: the sandbox that they act on.
+        seconds: time limit of one call.
+        characters: maximum length of an answer; a longer answer is cut in the middle.
     """
 
     def __init__(self, sandbox: Sandbox, seconds: float, characters: int):
@@ -132,7 +132,7 @@ class Toolbox:
         self._editor = files("agent_loops.swe").joinpath("editor.py").read_text(encoding="utf-8")
 
     def use(self, call: FunctionCall) -> str:
-        """What the agent is answered to a call other than `finish`.
+        """Return the answer to a call other than `finish`.
 
         Raises:
             CallError: a parameter's value cannot be read.
