@@ -69,7 +69,7 @@ class NotApplied(AgentLoopError, RuntimeError):
 
 
 def add_tests(test_patch: str) -> str:
-    """Return shell lines that apply a trusted patch of tests over the existing files, and fail where that is impossible.
+    """Return shell lines that apply a trusted patch of tests over the existing files, or fail.
 
     The lines are ASCII, for bash, whatever the patch holds.
     """

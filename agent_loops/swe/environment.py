@@ -53,8 +53,8 @@ _HARMLESS = text_patch("aem-harmless.txt", None, "This file does nothing.\n")
 class SweEnvironment:
     """An environment that plays one task at a time, each in its own sandbox.
 
-    An action is a function call (`agent_loops.swe.tools`). `finish` ends the episode: the difference between the tree
-    and its initial state is graded in a fresh copy, and the reward is 1 if all tests have their expected status, else 0.
+    An action is a function call (`agent_loops.swe.tools`). `finish` ends the episode: the changes to the tree are
+    graded in a fresh copy, and the reward is 1 if all tests have their expected status, else 0.
 
     `Observation.info` holds `instruction` (the problem) and `kind` (the repository). `Step.info` holds `invalid` (what
     was wrong with a call that no tool takes) and, at the end, `won`, `score` (the share of the failing tests that pass
@@ -91,7 +91,7 @@ class SweEnvironment:
         self._command_seconds = command_seconds
         self._characters = characters
         self._statement_characters = statement_characters
-        # a call that was given up may still run when the episode is closed
+        # an abandoned call may still be running when the episode is closed
         self._lock = threading.Lock()
         self._episode = 0
         self._task: SweTask | None = None
@@ -101,11 +101,11 @@ class SweEnvironment:
         self._end: Step | None = None
 
     def reset(self, task: Mapping[str, str]) -> Observation:
-        """Begins a task, `{"task": its instance id}`.
+        """Begin a task, `{"task": its instance id}`.
 
         Raises:
-            ValueError: there is no such task.
-            SandboxError: the sandbox cannot be had.
+            InputError: there is no such task.
+            SandboxError: the sandbox cannot be opened.
         """
         found = self._find(task)
         self.close()
@@ -129,10 +129,10 @@ class SweEnvironment:
         return Observation(text, (), {"instruction": instruction, "kind": found.repo})
 
     def step(self, action: str) -> Step:
-        """Makes a call. One that cannot be made is answered, too. After the end nothing changes.
+        """Execute a call; an invalid call is answered, too. After the end nothing changes.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
             SandboxError: the sandbox failed by itself.
         """
         if self._end is not None:
@@ -150,16 +150,16 @@ class SweEnvironment:
             return Step(Observation(text), 0.0, False, info={"invalid": str(error)})
 
     def conclude(self) -> Mapping[str, Any]:
-        """Grades the tree as it is: the outcome of an episode that was cut before its agent called `finish`.
+        """Grade the tree in its current state: the outcome of an episode cut before its agent called `finish`.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
             SandboxError: the sandbox failed by itself.
         """
         return (self._end or self._finish()).info
 
     def close(self) -> None:
-        """Ends the sandbox, and a command that still runs in it."""
+        """End the sandbox and any command that still runs in it."""
         with self._lock:
             self._episode += 1
             sandbox, self._sandbox = self._sandbox, None
@@ -235,7 +235,7 @@ class SweEnvironment:
         try:
             return read_changes(sandbox, self._base)
         except BaseLostError:
-            # its git is gone, its work is not: what it began with can be had again
+            # the repository is lost but the work is not: recreate the initial commit from a fresh sandbox
             fresh = self._open_sandbox(task)
             try:
                 base = self._begin_history(fresh, task)
@@ -245,7 +245,7 @@ class SweEnvironment:
             return read_changes(sandbox, base, pack=pack)
 
     def _graded(self, task: SweTask, patch: str) -> Grade | str:
-        """The grade, or why there is none, where that is the patch's doing."""
+        """Return the grade, or why there is none if the patch is the cause."""
         try:
             return self._grade(task, patch)
         except Exception as error:
@@ -255,14 +255,14 @@ class SweEnvironment:
                 raise _as_fault(
                     error, f"grading failed, and does so for a patch that changes nothing ({again})"
                 ) from error
-        try:  # the machine may have been at fault for a moment
+        try:  # the failure may have been a transient fault of the machine
             return self._grade(task, patch)
         except Exception as error:
             logger.warning("grading fails for a patch, and not for another one:\n%s", _traceback(error))
             return f"grading fails for this patch, and not for another one: {error}"
 
     def _check_open(self, sandbox: Sandbox) -> None:
-        """An episode that was closed meanwhile has no outcome."""
+        """Raise if the episode was closed meanwhile and so has no outcome."""
         if self._sandbox is not sandbox:
             raise SandboxClosedError("the episode was closed while a call of it was carried out")
 
@@ -271,11 +271,11 @@ class SweEnvironment:
             return sandbox.execute("true", seconds=self._command_seconds).returncode == 0
         except SandboxClosedError:
             raise
-        except Exception:  # whatever a back end raises: it ran no command
+        except Exception:  # whatever the backend raises, no command ran
             return False
 
     def _try_fresh(self, task: SweTask, error: Exception) -> None:
-        """What a fresh sandbox cannot do either is no doing of the agent."""
+        """Raise if a fresh sandbox fails too, so that the agent is not the cause."""
         try:
             fresh = self._open_sandbox(task)
         except Exception as again:
@@ -302,5 +302,5 @@ def _patch_stats(patch: str) -> dict[str, int]:
 
 
 def _traceback(error: BaseException) -> str:
-    """For a log, which takes no lone surrogates."""
+    """Return a traceback for a log, which cannot hold lone surrogates."""
     return clean("".join(traceback.format_exception(error)))

@@ -107,7 +107,7 @@ def _json_rows(text: str, path: Path) -> Any:
         try:
             rows.append(_loads(line))
         except ValueError as error:
-            # where not even the first line is JSON, these are no lines of it
+            # if not even the first line is JSON, the file is not JSON lines
             if path.suffix == ".jsonl" or rows:
                 raise InputError(f"{path}, line {number}: no JSON ({error})") from error
             raise InputError(f"{path}: no JSON ({whole})") from whole
@@ -235,8 +235,8 @@ def grade_predictions(
         backend, unconfined: settings of the sandbox.
 
     Raises:
-        OSError, ValueError: a file cannot be read, or a setting is wrong.
-        ImportError: what grades is not installed.
+        OSError, FileError, InputError: a file cannot be read, or a setting is wrong.
+        ImportError: swebench, which grades, is not installed.
     """
     tasks = read_tasks(path)
     if predictions == GOLD:

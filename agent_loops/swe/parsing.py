@@ -61,7 +61,7 @@ def is_pytest(log_parser: str) -> bool:
 
 
 def _parser_names_of_pytest() -> frozenset[str]:
-    # swebench's table of parsers by repository, most of which are the same function; read once
+    # swebench names its parsers by repository, and most are the same function; ask once for its table
     global _pytest_names
     if _pytest_names is None:
         _pytest_names = frozenset(_reader.ask({"kind": "names"})["names"])

@@ -16,7 +16,7 @@ CONFIGURATION = frozenset(
 )
 _RUNNERS = frozenset(
     {"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"}
-)  # at the top level, where they would replace the real packages
+)  # as top-level packages
 _STEMS = frozenset({"conftest", "sitecustomize", "usercustomize"})  # as a module, a package, or a compiled file
 _COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link")  # content that cannot be reviewed
 _METADATA = (".dist-info", ".egg-info", ".egg")  # entry points, by which pytest finds plugins
@@ -211,7 +211,7 @@ def text_patch(path: str, old: str | None, new: str | None) -> str:
         +x = 2
         <BLANKLINE>
     """
-    # keepends by "\n" alone: splitlines would also split at form feeds and the like
+    # split at "\n" only: splitlines would also split at form feeds and the like
     old_lines, new_lines = ([line for line in re.split(r"(?<=\n)", text or "") if line] for text in (old, new))
     hunks = list(difflib.unified_diff(old_lines, new_lines))[2:]
     if not hunks and (old is None) == (new is None):

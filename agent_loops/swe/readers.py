@@ -131,7 +131,7 @@ def _rows(file: Path) -> Iterator[Any]:
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for batch in parquet.iter_batches(batch_size=64):
                     yield from batch.to_pylist()
-        # what pyarrow says of pages that do not fit their headers
+        # pyarrow's errors for pages that do not fit their headers
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise FileError(f"{file} is no Parquet file, or damaged: {reason(error)}") from error
     elif file.suffix == ".jsonl":
@@ -274,7 +274,7 @@ def _r2e(row: _Row) -> SweTask:
             path = diff["header"]["file"]["path"]
             old, new = diff["old_file_content"], diff["new_file_content"]
             if not is_protected(path) and not diff.get("is_binary_file"):
-                # a file that is not there has no content in the data set
+                # in the data set, a missing file has no content
                 patches.append(text_patch(path, old or None, new or None))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise row.wrong(

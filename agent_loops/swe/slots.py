@@ -138,7 +138,7 @@ def _take(path: Path) -> int | None:
 
 
 def _holders(slots: int, directory: Path) -> list[tuple[str, str]]:
-    """Return the last holder of each slot, and since when."""
+    """Return the last holder of each slot, and when it took the slot."""
     found = []
     for number in range(slots):
         try:

@@ -143,7 +143,7 @@ def main(settings):
         held.seek(0)
         keep = (held.fileno(),)
 
-    def script(which):  # in a file: it may be longer than an argument can be
+    def script(which):  # in a file, since it may be longer than the longest argument
         file = os.path.join(folder, which + ".sh")
         with open(file, "w", encoding="utf-8", errors="surrogateescape") as stream:
             stream.write(settings[which])

@@ -165,7 +165,7 @@ def run_tests(
         "before": add_tests(task.test_patch) if hidden else "",
         "command": _with_exit_code(task.test_command) if whole else task.test_command,
     }
-    # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
+    # ASCII only, so that it is a literal in every Python, whatever the locale's encoding
     program = f"{_source('supervisor.py')}\n\nmain(json.loads({json.dumps(settings)!r}))\n"
     executed = sandbox.execute(
         _PYTHON, seconds=seconds + _GRACE_SECONDS, stdin=program.encode(), output_kb=log_kb + _FRAME_KB

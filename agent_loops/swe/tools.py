@@ -66,7 +66,7 @@ TOOLS = {
             ignored=("concise", "python_only", "enable_linting", "security_risk"),
         ),
         Tool("search", ("term",), ("path",), {"search_term": "term"}, ("python_only", "security_risk")),
-        # R2E-Gym's has a `command`, which is always "submit"
+        # R2E-Gym's finish has a `command`, which is always "submit"
         Tool("finish", (), ("result", "command"), ignored=("message", "submit", "task_completed", "security_risk")),
     )
 }
@@ -135,7 +135,7 @@ class Toolbox:
         """Return the answer to a call other than `finish`.
 
         Raises:
-            CallError: a parameter's value cannot be read.
+            CallError: a parameter's value is invalid.
             SandboxError: the sandbox failed.
         """
         tools = {"execute_bash": self._execute_bash, "file_editor": self._file_editor, "search": self._search}
@@ -166,10 +166,10 @@ class Toolbox:
             if not past:
                 return f"there is no edit of {path} to take back"
             request["undo"] = past[-1]
-        # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
+        # ASCII only, so that it is a literal in every Python, whatever the locale's encoding
         script = f"{self._editor}\n\nmain({json.dumps(request)!r})\n"
         stdin = script.encode()
-        output_kb = _EDITOR_KB + 2 * len(stdin) // 1024  # what takes the edit back comes with the answer
+        output_kb = _EDITOR_KB + 2 * len(stdin) // 1024  # the answer includes what undoes the edit
         done = self._sandbox.execute("python3 -I -", seconds=self._seconds, stdin=stdin, output_kb=output_kb)
         try:
             answer = json.loads(done.output.rstrip("\n").rpartition("\n")[2])
@@ -186,14 +186,14 @@ class Toolbox:
         term, path = arguments["term"].strip("\r\n"), arguments.get("path", "").strip() or "."
         if not term or "\n" in term:
             raise CallError("term is one line of text, and not empty")
-        # In the locale C every byte is a character: only a file with a NUL is binary, and then named without the line.
-        # -D: a pipe would never end. Text in UTF-16 is such a file; there the term is looked for in both its forms.
+        # In the locale C every byte is a character: only a file with a NUL is binary, and is then named without the
+        # line. -D: a pipe would never end. UTF-16 text counts as binary; there, search for the term in both encodings.
         grep, where = "LC_ALL=C grep -D skip --exclude-dir=.git", f"-- {shlex.quote(path)}"
         forms = [term.encode(codec, "replace") for codec in ("utf-16-le", "utf-16-be")]
         wide = "".join(
             f"printf %s {base64.b64encode(form).decode()} | base64 -d | {grep} -rlaF -f - {where} 2>/dev/null; "
             for form in forms
-            if b"\n" not in form  # would make two patterns of it
+            if b"\n" not in form  # a line break would split it into two patterns
         )
         done = self._sandbox.execute(
             f"{{ {grep} -rnHF -e {shlex.quote(term)} {where} 2>&1; {{ {wide}:; }} | sed 's/$/: in UTF-16/'; }}"
@@ -207,7 +207,7 @@ class Toolbox:
         return "\n".join(lines[:_MATCHES]) + more
 
 
-_DIGITS = 18  # Python refuses to read numbers of some thousands
+_DIGITS = 18  # Python refuses to read numbers with thousands of digits
 
 
 def _number(name: str, text: str) -> int:
