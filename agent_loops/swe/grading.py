@@ -97,7 +97,7 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
 
     Raises:
         SandboxError: the sandbox itself failed.
-        InputError: the task's source is damaged, or swebench does not know its log parser.
+        InputError: the backend cannot open the task's image, or swebench does not know its log parser.
     """
     settings = settings or GradeSettings()
     parsing.check_parser(task)

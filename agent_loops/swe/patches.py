@@ -14,9 +14,7 @@ CONFIGURATION = frozenset(
     {"conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "pyproject.toml", "setup.cfg"}
     | {"tox.ini", "noxfile.py", "sitecustomize.py", "usercustomize.py", ".gitattributes", ".coveragerc", "run_tests.sh"}
 )
-_RUNNERS = frozenset(
-    {"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"}
-)  # as top-level packages
+_RUNNERS = frozenset({"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"})  # as top-level packages
 _STEMS = frozenset({"conftest", "sitecustomize", "usercustomize"})  # as a module, a package, or a compiled file
 _COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link")  # content that cannot be reviewed
 _METADATA = (".dist-info", ".egg-info", ".egg")  # entry points, by which pytest finds plugins

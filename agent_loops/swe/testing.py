@@ -107,7 +107,7 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[s
     lines: dict[str, list[int]] = {}
     for name, part in zip(names, parts, strict=True):
         hunks = re.findall(r"^(new )?(\d+)(?:,(\d+))?$", part, re.MULTILINE)
-        # a new file's last line may have no end, and is not counted
+        # the last line of a new file may lack a line break, and is not counted
         lines[name] = [int(first) + n for new, first, count in hunks for n in range(int(count or 1) + bool(new))]
     return Added(tracked, lines, words_found(USUAL, task.patch))
 

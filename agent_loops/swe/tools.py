@@ -146,7 +146,7 @@ class Toolbox:
         return self._shown(done) + f"\n[{self._how_it_ended(done)}]"
 
     def _shown(self, done: Executed) -> str:
-        # the way it ended is said in a line of its own, which must not be what is cut
+        # the exit status is on its own line, which must not be cut
         return cut_middle(_ESCAPES.sub("", done.output).rstrip("\n"), self._characters - 200) or "(no output)"
 
     def _how_it_ended(self, done: Executed) -> str:

@@ -294,7 +294,7 @@ class _Maker:
         )
 
     def _refuted(self, task: SweTask, fault: _Fault, faulty: str, limit: float) -> str:
-        """Return in a few words why a task is unsuitable; empty if the known solution solves it and nothing else does."""
+        """Return in a few words why a task is unsuitable; empty if the known solution and nothing else solves it."""
         settings = replace(self.options.grading, seconds=limit)
         if not grade(task, task.patch, settings).resolved:
             return "the known solution does not solve it"

@@ -150,7 +150,7 @@ class _Finder(ast.NodeVisitor):
             self.add(start, end, _INTEGERS[node.value], "number")
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Skip f-strings before Python 3.12, where positions inside are those of the whole."""
+        """Skip f-strings: before Python 3.12, positions inside them are those of the whole string."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for one in node.decorator_list:

@@ -42,7 +42,7 @@ def _make():
         state["off"] = "the tests are about pytest itself"
 
     def watch_approx(kind):
-        """Let only tests make approximations: one without bounds equals everything."""
+        """Watch `pytest.approx`, which equals everything if it has no bounds: only tests may use it."""
         kind = next(base for base in kind.__mro__ if "__init__" in vars(base))
         begin = kind.__init__
 

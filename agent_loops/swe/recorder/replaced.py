@@ -103,7 +103,7 @@ def make_replaced(facts, blame, deceit):
             test_names[id(holder)] = (holder, names_in(holder))
 
     def names_in(holder):
-        """Return the names that refer to pytest, unittest or a builtin in a module or class of the tests, with values."""
+        """Return the names of pytest, unittest or builtins in a module or class of the tests, with their values."""
         own = vars(holder)
         names = dir(unittest.TestCase) if isinstance(holder, type) else dir(builtins)
         for name, value in own.items():
