@@ -1,4 +1,4 @@
-"""A guessing game with every fault an environment can have: the loop's tests play it."""
+"""A guessing game with every fault that an environment can have, for the tests of the agent loop."""
 
 from __future__ import annotations
 
