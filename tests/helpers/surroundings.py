@@ -55,7 +55,7 @@ class Environment:
         return Environment(folder)
 
     def install(self, *what: object) -> None:
-        """Install with `--ignore-installed`, so that pip does not inspect or remove a verl-aem in the borrowed folder."""
+        """Install packages; `--ignore-installed` keeps pip from inspecting a verl-aem in the borrowed folder."""
         options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
         run(sys.executable, "-m", "pip", "--python", self.python, "install", *options, *what, cwd=self.folder)
 
