@@ -80,6 +80,7 @@ def run(command, settings, environment, keep=()):
     output, records = Output(settings["limit"]), Records(settings["key"])
     read, write = os.pipe()
     os.set_inheritable(write, True)
+    # start the command in a new session, with one end of the pipe
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -92,6 +93,7 @@ def run(command, settings, environment, keep=()):
     )
     os.close(write)
     assert process.stdout is not None
+    # read the output and the records until both are closed, or briefly beyond the command's end
     timed_out, ended = False, None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, output)
@@ -113,6 +115,7 @@ def run(command, settings, environment, keep=()):
                     key.data.add(chunk)
                 else:
                     selector.unregister(key.fileobj)
+    # end what the command left in its process group
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -127,6 +130,7 @@ def main(settings):
     environment = {**os.environ, **settings["environment"]}
     folder = tempfile.mkdtemp(prefix="aem-")
     keep = ()
+    # write the recorder under a random name, and its settings to an unlinked file
     if settings["recorder"]:
         name = "aem_" + secrets.token_hex(8)
         os.mkdir(os.path.join(folder, name))
@@ -149,6 +153,7 @@ def main(settings):
             stream.write(settings[which])
         return ["bash", file]
 
+    # run the preparation, then the tests
     result = {"before": "", "before_status": 0}
     if settings["before"]:
         output, status, timed_out, _ = run(script("before"), settings, {**os.environ})
@@ -160,6 +165,7 @@ def main(settings):
         unread = bool(keep) and os.fstat(keep[0]).st_size > 0
         result.update(status=status, timed_out=timed_out, cut=cut, records=records.lines, wrong=records.wrong)
         result.update(handed_over=bool(keep) and not unread)
+    # print the tests' output, the mark, and the result
     frame = base64.b64encode(zlib.compress(json.dumps(result).encode()))
     sys.stdout.buffer.write(log + b"\n" + settings["mark"].encode() + frame + b"\n")
     sys.stdout.buffer.flush()

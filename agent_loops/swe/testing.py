@@ -178,18 +178,21 @@ def run_tests(
 
 
 def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, seconds: float, log_kb: int) -> TestRun:
+    # the hidden tests could not be added
     status = result.get("status")
     if result["before_status"]:
         text = f"{result['before']}\n{_RESET_FAILED}\n"
         words = _last_line(result["before"])
         reason = f"the hidden tests cannot be added (exit status {result['before_status']}): {words}"
         return TestRun(_NOTHING, text, None, reason=reason)
+    # complete the log with the marks that swebench expects
     cut, timed_out = result["cut"], result["timed_out"]
     ended = f"exit status {status}; last line: {_last_line(log)}"
     if not whole:
         log = f"{START}\n{log}\n{END}\n{_EXIT_CODE}: {status}\n"
     if timed_out:
         log += f"\n{_TIMEOUT}\nTimeout error: {seconds:g} seconds exceeded.\n"
+    # find reasons not to believe any status
     kinds = [kind for kind, _ in result["records"]]
     recorded = "begin" in kinds
     required = bool(task.source) and parsing.is_pytest(task.log_parser) and "off" not in kinds
@@ -212,6 +215,7 @@ def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, sec
         reason = f"the tests printed more than log_kb={log_kb}"
     if reason:
         return TestRun(_NOTHING, log, status, timed_out, cut, reason, recorded, ended)
+    # read the statuses from the record, or else from the log
     if recorded:
         tests = [values for kind, values in result["records"] if kind == "test"]
         lines = [f"{test['status']} {test['name']}" for test in tests]

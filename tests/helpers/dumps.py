@@ -90,6 +90,7 @@ def make_batch(
     chance = random.Random(seed)
     trouble = random.Random(f"{seed} trouble")  # separate, so that faults change nothing else in a batch
     rows: list[dict[str, Any]] = []
+    # rows of all groups, each with four trajectories
     for group in range(groups):
         kind = chance.choice(("look", "heat"))
         for session in range(4):
@@ -128,6 +129,7 @@ def make_batch(
     padding = {"key": "padff_0_0", "uid": "padff", "mask": [0], "reward": 0.0, "extra": rows[0]["extra"]}
     # verl appends padding rows, then balances the batch
     rows.insert(chance.randrange(len(rows)), padding)
+    # verl's columns, with random values
     random_state = torch.Generator().manual_seed(seed)
     lengths = [len(row["mask"]) for row in rows]
 

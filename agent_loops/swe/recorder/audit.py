@@ -85,11 +85,13 @@ def make_audit(facts, blame, deceit, check_file):
             judged.release()
 
     def judge(event, args, frame):
+        # code made at run time
         if event in ("exec", "function.__new__"):
             code = args[0]
             if isinstance(code, types.CodeType):
                 judge_code(event, code, frame)
             return
+        # describe what the event does, if it is deceit, and choose the frames to look through
         what, through = None, is_looking_glass
         if event in frames:
             what = "frames" not in allowed and f"reads the frames of its callers ({event})"
@@ -127,6 +129,7 @@ def make_audit(facts, blame, deceit, check_file):
             what = "ctypes" not in allowed and "reaches into the process with ctypes"
         elif event == "os.exec":
             what = "puts another program in the place of the tests"
+        # report it if the patch did it
         if what:
             place = place_of(frame, through)
             if place:

@@ -23,6 +23,7 @@ def _make():
     given = read_settings()
     if given is None:
         return {}  # a second pytest process of the same command, which is not recorded
+    # build the parts
     settings, pipe = given
     facts = make_facts(settings)
     channel = make_channel(pipe, settings["key"])
@@ -158,6 +159,7 @@ def _make():
             quietly(look_at_last)
             send("end", status=int(exitstatus), tests=len(statuses.statuses))
 
+    # take the baseline before any code of the product runs, then start watching
     hide_values(sys.modules["_pytest.runner"])
     watch_approx(type(pytest.approx(0)))
     replaced.take_baseline()

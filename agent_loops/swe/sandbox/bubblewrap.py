@@ -161,6 +161,7 @@ class BubblewrapSandbox(Sandbox):
         return Executed(ended.output, ended.exit_code, cut=ended.cut)
 
     def _run(self, command: bytes, seconds: float, *, stdin: bytes | int | None, limit: int) -> Ended:
+        # resource limits, in the order and units that _LAUNCH expects
         one = self._settings
         limits = (
             _capped(resource.RLIMIT_NPROC, one.processes),
@@ -172,12 +173,14 @@ class BubblewrapSandbox(Sandbox):
             _capped(resource.RLIMIT_MEMLOCK, _LOCKED_KB << 10) >> 10,
             _capped(resource.RLIMIT_SIGPENDING, _SIGNALS),
         )
+        # pipes for the exit status and for the seccomp filter
         status, status_end = os.pipe()
         forbidden, forbidden_end = os.pipe()
         os.write(forbidden_end, forbidding_filter())
         os.close(forbidden_end)
         argv: list[str | bytes] = [*self._command, "--json-status-fd", str(status_end), "--seccomp", str(forbidden)]
         argv += ["--", "/bin/bash", "-c", _LAUNCH, command, *map(str, limits)]
+        # start and register the process under the lock, so that close() cannot miss it
         with self._lock:
             try:
                 if self._closed:
@@ -203,6 +206,7 @@ class BubblewrapSandbox(Sandbox):
                 os.close(forbidden)
             process = Process(popen, stdin=stdin if isinstance(stdin, bytes) else None, limit=limit, status=status)
             self._running.add(process)
+        # wait for its end, then deregister it
         try:
             return process.wait(seconds, self._watch)
         finally:

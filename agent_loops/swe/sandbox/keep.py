@@ -88,6 +88,7 @@ def _make(entry: str, source: Path) -> None:
 def _arrange(plan: dict) -> None:
     store, owner = Path(plan["store"]), plan["owner"]
     size = f"size={plan['size_mb']}m,nr_inodes={plan['inodes']},mode=0755"
+    # the store, and the bounded file systems in it
     _mount("tmpfs", str(store), "tmpfs", _NOSUID | _NODEV, f"nr_inodes={plan['own_inodes']},size=64m,mode=0755")
     for name in ("files", "empty", "covers", "host", "pts", "shm"):
         (store / name).mkdir()
@@ -96,10 +97,12 @@ def _arrange(plan: dict) -> None:
     _mount(
         "devpts", f"{store}/pts", "devpts", _NOSUID | _NOEXEC, f"newinstance,ptmxmode=0666,mode=620,max={plan['ptys']}"
     )
+    # the directories that the episode writes to
     for name in ("tree", "tmp", "home"):
         (store / "files" / name).mkdir()
         os.chown(store / "files" / name, owner, owner)
     (store / "files" / "tmp").chmod(0o1777)
+    # the host's files and directories
     for number, path in enumerate(plan["host"]):
         view = f"{store}/host/{number}"
         if os.path.isdir(path):
@@ -107,6 +110,7 @@ def _arrange(plan: dict) -> None:
             _own_view(path, view, f"{store}/empty")
         else:
             _copy(path, view)
+    # the entries of the view, in their order
     for number, (kind, target, value) in enumerate(plan["entries"]):
         place = Path(target)
         if kind == "directory":

@@ -80,6 +80,7 @@ class Keeper:
             "send": _SEND,
             "cat": find_program("cat"),
         }
+        # start the keeper's process
         command = [sys.executable, "-I", "-S", "-B", str(_PROGRAM)]
         self._process = subprocess.Popen(
             command,
@@ -91,6 +92,7 @@ class Keeper:
             start_new_session=True,  # Control-C must reach only us
         )
         self.close = weakref.finalize(self, _end, self._process)
+        # once it has made its namespaces, write the user map and send the plan
         try:
             self._expect(b"unshared\n")
             if root:
@@ -106,6 +108,7 @@ class Keeper:
             if isinstance(error, OSError):
                 raise SandboxError(f"{NAMESPACES}: {error}") from error
             raise
+        # the command that enters its namespaces
         identity = ("--setuid", "1000", "--setgid", "1000") if root else ("--preserve-credentials",)
         self.pid = self._process.pid
         target = f"--target={self.pid}"
