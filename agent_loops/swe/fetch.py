@@ -17,7 +17,7 @@ from agent_loops.swe.slots import cores
 
 HOME = Path("outputs/swe")
 ERRORS = (ValueError, RuntimeError)
-"""Whose messages are for users."""
+"""Errors whose messages are meant for users."""
 
 
 def fetch(

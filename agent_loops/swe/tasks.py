@@ -12,7 +12,7 @@ from agent_loops.errors import InputError
 
 PYTEST_PARSER = "parse_log_pytest"
 R2E_PARSER = "r2e"
-"""R2E-Gym's own: test names without their file, and the statuses of all tests compared with the recorded ones."""
+"""R2E-Gym's parser: test names without their file; the statuses of all tests are compared with the recorded ones."""
 
 
 @dataclass(frozen=True)

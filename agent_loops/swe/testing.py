@@ -26,7 +26,7 @@ from agent_loops.swe.sandbox import Executed, Sandbox, SandboxError
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
 
 START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
-"""swebench's marks round the tests' output, which its evaluation scripts print."""
+"""swebench's marks around the tests' output, which its evaluation scripts print."""
 _EXIT_CODE, _RESET_FAILED, _TIMEOUT = ">>>>> Test Exit Code", ">>>>> Reset Failed", ">>>>> Tests Timed Out"
 _BROKEN = (_RESET_FAILED, _TIMEOUT, ">>>>> Patch Apply Failed", ">>>>> Tests Errored")
 # The same order of sets and the same date everywhere; no bytecode that outlives a change within one second.

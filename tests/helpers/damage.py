@@ -22,7 +22,7 @@ TYPES = (
     *(b"[]", b"{}", b"3", b'"x"', b"null", b"[[]]", b"---"),
 )
 ANYTHING = object()
-"""As what is expected of a file without a digest: a letter of a text may well become another one."""
+"""The expected content of a file without a digest, in which a letter of a text may change unnoticed."""
 
 
 def count(usual: int = 40) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError
 
 BYTES_ONLY = "* -text !eol !filter -ident !working-tree-encoding !diff"
-"""Attributes under which files are their bytes: a line of `info/attributes`, which wins over the tree's own."""
+"""Attributes that keep git from converting files: a line of `info/attributes`, which overrides the tree's own."""
 
 _NO_BASE, _LARGE = 3, 4  # exit statuses
 _NAMES_KB = 64
@@ -26,7 +26,7 @@ _NEW_FILES = 2000  # a fresh sandbox has room for them, even if the agent's is f
 _LARGER = "the patch would be too large with it"
 
 OWN_PLACES = 'places=(/dev/shm "${TMPDIR:-/tmp}" "$HOME")'
-"""Each command has a /dev/shm of its own in bubblewrap, while the agent may have filled the rest."""
+"""Directories to try in turn: bubblewrap gives each command a new /dev/shm; the agent may have filled the others."""
 
 # Make a temporary directory, $own, in one of $places, and in it a repository without a commit over the tree in which
 # the command began. The output reports errors.
