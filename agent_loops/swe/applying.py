@@ -1,9 +1,9 @@
-"""An agent's patch, applied to a fresh copy of the repository; and the hidden tests, added to it.
+"""Application of an agent's patch, and of the hidden tests, to a fresh copy of the repository.
 
-Git applies the patch to the bytes as they are, else as the tree's own settings have it. What neither does is tried as
-swebench's runner does, with `git apply --3way` and `patch --fuzz=5`, on a copy beside the tree. That copy is used for
-nothing but its difference: an exact patch, which is then treated like any other, so that what is guarded does not
-depend on how lenient the reading was.
+Git applies the patch to the raw bytes, or else under the tree's own settings. Where both fail, the patch is applied as
+swebench's runner does, with `git apply --3way` and `patch --fuzz=5`, to a second copy of the tree. That copy only
+yields its diff: an exact patch, which is then treated like any other, so that the guarded files do not depend on how
+leniently the patch was read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agent_loops.swe.sandbox.changes import OWN_PLACES, OWN_REPOSITORY
 from agent_loops.swe.tasks import SweTask
 from agent_loops.texts import clean
 
-# The tree's own git configuration is the data set's; a tree that another user made is one all the same.
+# The tree's git configuration comes from the data set. Trees that another user owns are accepted.
 GIT = "git -c safe.directory='*' -c core.hooksPath=/dev/null -c core.quotePath=true"
 _GIT_SECONDS = 60.0
 _KB = 1024
@@ -35,13 +35,13 @@ _LIST = f"""{OWN_PLACES}{_OWN}
 git apply --numstat -z "$own/patch" >"$own/names" 2>"$own/said" || failed 1
 base64 -w 0 "$own/names"
 """
-# $excluded: git's options, an array
+# $excluded: array of options for git
 _APPLY = f"""{OWN_PLACES}{_OWN}
 apply=(apply --whitespace=nowarn "${{excluded[@]}}" "$own/patch")
 git "${{apply[@]}}" >"$own/said" 2>&1 || there -c core.hooksPath=/dev/null "${{apply[@]}}" >"$own/also" 2>&1 || failed 1
 """
-# Prints what a lenient application changes, as an exact patch. There is no .git in the copy, which `patch` might write
-# to; read as a unified diff, a patch holds no commands for an editor.
+# Print the changes of a lenient application as an exact patch. The copy has no .git that `patch` could write to; read
+# as a unified diff, a patch cannot hold commands for an editor.
 _EXACT = rf"""
 places=("${{TMPDIR:-/tmp}}" "$HOME")  # with room for a copy of the tree
 {_OWN}
@@ -62,16 +62,16 @@ git add --all --force . && git diff --cached --binary --no-renames --no-ext-diff
 
 
 class NotApplied(AgentLoopError, RuntimeError):
-    """Why a patch is not one that tests can run on; its further arguments are files whose edits do not count."""
+    """A patch that tests cannot run on, with the reason; further arguments are the files whose edits do not count."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 def add_tests(test_patch: str) -> str:
-    """Return shell lines that put a trusted patch of tests over whatever lies there, and fail where that cannot be.
+    """Return shell lines that apply a trusted patch of tests over the existing files, or fail.
 
-    They are ASCII, for bash, whatever the patch holds.
+    The lines are ASCII, for bash, whatever the patch holds.
     """
     files = " ".join(_word(path) for path in sorted(patched_paths(test_patch)))
     patch = base64.b64encode(patch_bytes(test_patch)).decode()
@@ -82,19 +82,19 @@ def add_tests(test_patch: str) -> str:
 
 
 def apply_patch(sandbox: Sandbox, task: SweTask, patch: str, shadows: Container[str] = ()) -> tuple[str, ...]:
-    """Apply what counts of an agent's patch to the tree, and put the tests back.
+    """Apply the part of an agent's patch that counts to the tree, and restore the tests.
 
     Args:
-        sandbox: with a fresh copy of the task's tree.
-        task: whose tests are guarded.
-        patch: untrusted; bytes that are no UTF-8 are surrogates (`errors="surrogateescape"`).
-        shadows: new files that would stand in the place of a module of the tests' Python.
+        sandbox: a sandbox with a fresh copy of the task's tree.
+        task: the task whose tests are guarded.
+        patch: the untrusted patch; bytes that are not UTF-8 are surrogates (`errors="surrogateescape"`).
+        shadows: new files that would replace a module of the tests' Python.
 
     Returns:
         The files whose edits did not count.
 
     Raises:
-        NotApplied: it cannot be applied, with the reason and those files.
+        NotApplied: the patch cannot be applied; the error holds the reason and those files.
     """
     given = patch_bytes(patch)
     try:
@@ -110,11 +110,11 @@ def apply_patch(sandbox: Sandbox, task: SweTask, patch: str, shadows: Container[
 
 
 class _DoesNotApply(NotApplied):
-    """Another reading of the patch might."""
+    """A patch that fails in this reading and might apply in another."""
 
 
 def _apply_exactly(sandbox: Sandbox, task: SweTask, patch: bytes, shadows: Container[str]) -> tuple[str, ...]:
-    # git's own reading of the patch decides, so that no other reading of it can be played off against git's
+    # only git's own reading of the patch decides, so that no other reading can be exploited against it
     listed = sandbox.execute(_LIST, seconds=_GIT_SECONDS, stdin=patch, output_kb=12 * _KB)
     names = printed_bytes(listed)
     if names is None:
@@ -136,7 +136,7 @@ def _apply_exactly(sandbox: Sandbox, task: SweTask, patch: bytes, shadows: Conta
     done = sandbox.execute(f"excluded=({excluded})\n{_APPLY}", seconds=_GIT_SECONDS, stdin=patch)
     if done.returncode:
         raise _DoesNotApply(f"the patch does not apply: {_first_line(done)}", *said)
-    # a rename away from a test counts as an edit of its new name: the test comes back here
+    # a rename away from a test counts as an edit of the new name: restore the test here
     listing = f"set -o pipefail; {GIT} ls-files -z | base64 -w 0"
     tracked = sandbox.execute(listing, seconds=_GIT_SECONDS, output_kb=96 * _KB)
     names = printed_bytes(tracked)
@@ -151,7 +151,7 @@ def _apply_exactly(sandbox: Sandbox, task: SweTask, patch: bytes, shadows: Conta
 
 
 def printed_bytes(executed: Executed) -> bytes | None:
-    """Return what a command printed in base64; None where it failed."""
+    """Return what a command printed in base64; None if it failed."""
     if executed.returncode or executed.cut:
         return None
     try:
@@ -161,16 +161,16 @@ def printed_bytes(executed: Executed) -> bytes | None:
 
 
 def entries(names: bytes) -> list[str]:
-    """Return names as git ends them, with a NUL; bytes that are no UTF-8 are surrogates."""
+    """Return git's NUL-terminated names; bytes that are not UTF-8 are surrogates."""
     return [name for name in names.decode("utf-8", "surrogateescape").split("\0") if name]
 
 
 def _word(text: str) -> str:
-    """A word of bash, in ASCII."""
+    """Return a text as a word of bash, in ASCII."""
     if text.isascii():
         return shlex.quote(text)
     data = text.encode("utf-8", "surrogateescape")
-    # octal, since a hexadecimal number would go on with the next letter
+    # octal, since a hexadecimal escape would absorb the next letter
     return "$'{}'".format(re.sub(rb"[^\w./ -]", lambda one: b"\\%03o" % one[0][0], data).decode("ascii"))
 
 

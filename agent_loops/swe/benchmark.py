@@ -1,4 +1,4 @@
-"""Software engineering as a benchmark: tasks from files, environments in sandboxes, and the grader."""
+"""The software-engineering benchmark: tasks from files, environments in sandboxes, and the grader."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from agent_loops.swe.tasks import SweTask, SweTasks
 
 
 class Swe:
-    """The benchmark over files of tasks.
+    """A benchmark over files of tasks.
 
     Args:
         tasks: a file or a directory of tasks (`read_tasks`).
-        validation: the same with the tasks to validate on; None to hold some of `tasks` out.
-        held_out, by: which ones (`SweTasks`).
+        validation: a file or a directory of validation tasks; None to hold some of `tasks` out.
+        held_out, by: which tasks are held out (`SweTasks`).
         sandbox: where the agent's commands and the tests run (`SandboxSettings`).
-        command_seconds: what one command of the agent may take.
-        reward_seconds: what the tests may take.
-        slots: how many test runs a machine does at once; None for as many as cores.
-        observation_characters: the longest observation.
-        statement_characters: the longest problem statement; both lose their middle.
+        command_seconds: time limit of one command of the agent.
+        reward_seconds: time limit of the tests.
+        slots: number of concurrent test runs per machine; None for the number of cores.
+        observation_characters: maximum length of an observation.
+        statement_characters: maximum length of a problem statement; both are cut in the middle.
 
     Raises:
-        FileNotFoundError: there are no tasks.
-        ValueError: a task or a setting is not as it should be.
+        MissingFileError: there are no tasks.
+        FileError, InputError: a task or a setting is invalid.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Swe:
         return self._tasks
 
     def make(self) -> SweEnvironment:
-        """Returns a new environment. The first one has a known solution graded: whether sandboxes and tests work here.
+        """Return a new environment; the first call grades a known solution to check that sandboxes and tests work here.
 
         Raises:
-            SandboxError: they do not, for the reason that the grade gives.
-            ValueError: the answer of a task lies open in them.
-            ImportError: swebench is missing, which grades.
+            SandboxError: they do not work, for the reason that the grade gives.
+            InputError: the answer of a task can be read in the sandbox.
+            ImportError: swebench, which grades, is missing.
         """
         with self._checking:
             if not self._checked:
@@ -102,11 +102,11 @@ class Swe:
         return SweEnvironment(self._tasks.task, self.open_sandbox, self.grade, **self._playing)
 
     def open_sandbox(self, task: SweTask) -> Sandbox:
-        """A sandbox with the task's tree."""
+        """Open a sandbox with the task's tree."""
         return open_sandbox(self._sandbox, source=Path(task.source) if task.source else None, image=task.image)
 
     def grade(self, task: SweTask, patch: str) -> Grade:
-        """The grade of a patch, in a fresh copy of the task's tree."""
+        """Grade a patch in a fresh copy of the task's tree."""
         return grade(task, patch, self._grading)
 
     def _check(self) -> None:
@@ -127,7 +127,7 @@ class Swe:
 
 
 def _known(sandbox: dict[str, Any]) -> dict[str, Any]:
-    """`sandbox`, once all its names are settings."""
+    """Return `sandbox` after checking that all its names are settings."""
     known = [field.name for field in dataclasses.fields(SandboxSettings)]
     for name in sandbox:
         if name not in known:

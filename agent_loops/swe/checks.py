@@ -1,4 +1,4 @@
-"""Is there what software engineering needs: a sandbox, and tasks?"""
+"""Checks for what software engineering needs: a sandbox and tasks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent_loops.swe.sandbox import SandboxError, SandboxSettings
 
 
 def check_settings(settings: Mapping[str, Any]) -> Iterator[Finding]:
-    """Look for `bwrap` where the settings have commands run in bubblewrap, and for the tasks to validate on."""
+    """Look for `bwrap` if the settings run commands in bubblewrap, and for the validation tasks."""
     backend = (settings.get("sandbox") or {}).get("backend", SandboxSettings.backend)
     if backend == "bubblewrap":
         from agent_loops.swe.sandbox.bubblewrap import find_bwrap
@@ -29,7 +29,7 @@ def check_settings(settings: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check_data(path: Path) -> Iterator[Finding]:
-    """Read the tasks, and count them."""
+    """Read the tasks and count them."""
     title = "Tasks"
     try:
         tasks = read_tasks(path)

@@ -1,8 +1,9 @@
-"""Does a task's answer lie open in the sandbox? What it shows of this machine, searched for copies of modules.
+"""A search of what the sandbox shows of this machine for copies of modules that would reveal a task's answer.
 
-A module is looked for by its name, with any suffix, at any depth, in archives too, and whole by its content under any
-name. A file of the same name is a copy where it has most of the module's lines, or, compiled, most of its names: an
-older version of a package tells as much, and `parse.py` of the standard library tells nothing of the package `parse`.
+The search looks for a module by its name, with any suffix, at any depth, also in archives, and for its whole content
+under any name. A file of the same name is a copy if it has most of the module's lines, or, if compiled, most of its
+names: an older version of a package reveals as much, and `parse.py` of the standard library reveals nothing of the
+package `parse`.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{4,}")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What would tell the answer.
+    """A module whose content would reveal the answer.
 
     Attributes:
         path: the module's path in its repository.
-        lines: lines of it that say something.
-        names: names that occur in them.
-        content: the whole of it, where it is known.
+        lines: its informative lines.
+        names: names that occur in these lines.
+        content: its whole content, where known.
     """
 
     path: str
@@ -50,7 +51,7 @@ class Wanted:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Its name, and for a package's own module the package's: `__init__` is no name."""
+        """The module's name, with the package's name for modules such as `__init__`."""
         return _place(PurePosixPath(self.path).parts)
 
 
@@ -61,7 +62,7 @@ def _place(parts: Sequence[str]) -> tuple[str, str]:
 
 
 def top_name(path: str) -> str:
-    """Return the name that a module is imported by, down to the first dot; empty where it has none.
+    """Return the name that a module is imported by, up to the first dot; empty if it has none.
 
     Example:
         >>> top_name("src/a/b.py"), top_name("c.py"), top_name("not-a-name/b.py")
@@ -72,12 +73,12 @@ def top_name(path: str) -> str:
 
 
 def wanted_module(path: str, content: bytes) -> Wanted:
-    """Return what to look for of a whole module."""
+    """Return what to look for, given a whole module."""
     return _wanted(path, content.decode(errors="replace").splitlines(), content)
 
 
 def wanted_patch(patch: str) -> list[Wanted]:
-    """Return what to look for of a known solution, file by file: the lines around its changes, and those it adds."""
+    """Return what to look for, given a known solution, file by file: the lines around its changes and those it adds."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in patch.splitlines():
@@ -105,16 +106,16 @@ def _tells(line: str) -> bool:
 
 
 def find_copies(wanted: Sequence[Wanted], settings: SandboxSettings, root: Path = Path("/")) -> dict[Wanted, str]:
-    """Search all that a sandbox shows of this machine.
+    """Search everything that a sandbox shows of this machine.
 
     Args:
         wanted: what to look for.
-        settings: the sandbox; only bubblewrap's is searched.
+        settings: the sandbox; only bubblewrap's sandbox is searched.
         root: where the system's own directories are.
 
     Returns:
-        For each that was found, where a copy of it lies: a path of this machine, with `!` and the
-        name in it for an archive.
+        For each module found, where a copy of it lies: a path of this machine, for an archive followed by `!` and the
+        name inside.
     """
     if settings.backend != "bubblewrap" or not wanted:
         return {}
@@ -131,14 +132,14 @@ def find_copies(wanted: Sequence[Wanted], settings: SandboxSettings, root: Path 
 
 
 def refuse_copies(tasks: SweTasks, settings: SandboxSettings) -> None:
-    """Refuse tasks whose known solution a command could read in the sandbox.
+    """Raise if a command could read a task's known solution in the sandbox.
 
     Args:
-        tasks: the tasks; those with an image of their own are not looked at.
+        tasks: the tasks; tasks with their own image are skipped.
         settings: the sandbox.
 
     Raises:
-        ValueError: there are such tasks; the message names one, and where its answer lies.
+        InputError: there are such tasks; the message names one and where its answer lies.
     """
     of: dict[Wanted, set[str]] = defaultdict(set)
     for split in tasks.splits:
@@ -157,7 +158,7 @@ def refuse_copies(tasks: SweTasks, settings: SandboxSettings) -> None:
 
 
 def _importable(names: set[str], view: View) -> dict[str, str]:
-    """Which modules the sandbox's Python can import by themselves, whatever is in them."""
+    """Return the modules that the sandbox's Python can import by itself, whatever their content."""
     places = {path for path, _ in view.visible if path.parent.name in ("site-packages", "dist-packages")}
     for root in view.roots:
         if root.is_dir():
@@ -176,7 +177,7 @@ def _files(root: str, covered: set[Path], seen: set[str]) -> Iterator[str]:
         return
     if os.path.isfile(root):
         yield root
-    for directory, below, names in os.walk(root):  # what cannot be listed, a command cannot read either
+    for directory, below, names in os.walk(root):  # a command cannot read what cannot be listed
         below[:] = [name for name in below if os.path.join(directory, name) not in hidden | seen]
         seen.add(directory)
         for path in (os.path.join(directory, name) for name in names):
@@ -185,7 +186,7 @@ def _files(root: str, covered: set[Path], seen: set[str]) -> Iterator[str]:
 
 
 class _Search:
-    """Compares files with what is wanted."""
+    """Comparison of files with the wanted modules."""
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
         self.found: dict[Wanted, str] = {}
@@ -198,12 +199,12 @@ class _Search:
                 self._by_size[len(one.content)].append(one)
 
     def look_at(self, path: str) -> None:
-        """Compare a file, or what is in it."""
+        """Compare a file, or the files in an archive."""
         name = path.rpartition("/")[2]
         if name.endswith(_ZIPPED + _TARRED):
             self._look_into(path, name)
         candidates = self._named(path)
-        if not candidates and not self._by_size:  # to ask for the size of a hundred thousand files takes a while
+        if not candidates and not self._by_size:  # asking for the size of a hundred thousand files is slow
             return
         try:
             size = os.stat(path).st_size
@@ -211,7 +212,7 @@ class _Search:
             if size <= _MOST_BYTES and (candidates or same):
                 self._compare(path, Path(path).read_bytes(), candidates, same)
         except OSError:
-            return  # nor can a command read it
+            return  # a command cannot read it either
 
     def _named(self, path: str) -> list[Wanted]:
         name = path.rpartition("/")[2]
@@ -235,7 +236,7 @@ class _Search:
                     self.found.setdefault(one, where)
             else:
                 lines = lines or {line.strip() for line in content.decode(errors="replace").splitlines()}
-                # all of a few lines, as of a short patch
+                # where there are few lines, as in a short patch, require all of them
                 least = len(one.lines) if len(one.lines) < _FEW_LINES else _SHARE * len(one.lines)
                 if len(one.lines) >= _LEAST_LINES and len(one.lines & lines) >= least:
                     self.found.setdefault(one, where)
@@ -251,7 +252,7 @@ class _Search:
                         same = self._by_size.get(entry.file_size, [])
                         if (named or same) and not entry.is_dir() and entry.file_size <= _MOST_BYTES:
                             self._compare(f"{path}!{entry.filename}", archive.read(entry), named, same)
-            # a tar file has no list of what is in it: only one that is called like a package is read
+            # a tar file has no list of its members: read only those named like a package
             elif any(top in name.replace("-", "").replace("_", "").lower() for top in self._tops):
                 with tarfile.open(fileobj=io.BytesIO(Path(path).read_bytes())) as archive:
                     for entry in archive:

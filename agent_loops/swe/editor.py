@@ -1,11 +1,11 @@
-"""What the tool `file_editor` does to files. It runs inside the sandbox: there a link leads no further than the agent.
+"""The tool `file_editor`. It runs inside the sandbox, where a link leads no further than the agent's own access.
 
-`agent_loops.swe.tools` sends this file's text and a request to the sandbox's own Python, which may be as old as 3.6 and
-has nothing but the standard library. An answer is `{"text": what the agent sees, "undo": how to take the edit back, or
-null, "taken_back": whether one was}`.
+`agent_loops.swe.tools` sends this file's text and a request to the sandbox's Python, which may be as old as 3.6 and has
+only the standard library. The answer is `{"text": what the agent sees, "undo": how to undo the edit, or null,
+"taken_back": whether an edit was undone}`.
 
-A file's text is UTF-8, or UTF-16 where it begins with that one's mark. Bytes that are neither are kept as they are, and
-shown as U+FFFD.
+A file's text is UTF-8, or UTF-16 if it begins with that encoding's byte order mark. Bytes that are neither are kept
+unchanged and shown as U+FFFD.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ LONGEST_LINE = 500
 ENTRIES = 200
 AROUND = 4  # lines shown before and after an edit
 UTF_8 = ("utf-8", "surrogateescape")
-UTF_16 = ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))  # their marks
+UTF_16 = ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))  # byte order marks
 UNKNOWN = "\ufffd"
 
 
 class Refused(Exception):
-    """What the agent is told instead."""
+    """A refused request; the message is the agent's answer."""
 
 
 def answer(request):
@@ -41,7 +41,7 @@ def answer(request):
         text = str(error)
     except OSError as error:
         text = f"{path}: {error.strerror or error}"
-    except ValueError as error:  # a path with a null character, or a text that no file can hold
+    except ValueError as error:  # a path with a NUL character, or a text that no file can hold
         text = f"{path!r}: {error}"
     return {"text": printable(text), "undo": undo, "taken_back": taken_back}
 
@@ -67,7 +67,7 @@ def view(path, lines, characters):
 
 
 def excerpt(lines, first, last, characters):
-    """The lines with their numbers, as many as there is room for, and one at least."""
+    """Return the lines with their numbers, as many as fit, and at least one."""
     shown = []
     for number in range(first, last + 1):
         line = numbered(number, lines[number - 1])
@@ -127,7 +127,7 @@ def insert(path, request):
         start = text.find("\n", start) + 1 or len(text)
     end = as_in(text, "\n")
     new = as_in(text, request["new_str"])
-    if start and not text[:start].endswith("\n"):  # after a last line without an end
+    if start and not text[:start].endswith("\n"):  # after a last line without a line break
         new = end + new
     elif not new.endswith(end):
         new += end
@@ -161,7 +161,7 @@ def take_back(path, request):
 
 
 def read(path):
-    """The text of a file, and what turns it into the same bytes again."""
+    """Return the text of a file, and the codec that turns it back into the same bytes."""
     kind = os.stat(path)
     if stat.S_ISDIR(kind.st_mode):
         raise Refused(f"{path} is a directory")
@@ -181,7 +181,7 @@ def read(path):
 
 
 def write(path, text, codec):
-    """The whole text or nothing: a full disk must not cost the file."""
+    """Write the whole text or nothing, so that a full disk does not destroy the file."""
     content = text.encode(*codec)
     path = os.path.realpath(path)
     part = f"{path}.{os.getpid()}.part"
@@ -201,7 +201,7 @@ def digest(text):
 
 
 def printable(text):
-    """The text with U+FFFD for what stands for bytes that are no UTF-8."""
+    """Return the text with U+FFFD in place of surrogates, which represent bytes that are not UTF-8."""
     try:
         return text.encode(*UTF_8).decode("utf-8", "replace")
     except UnicodeEncodeError:  # a surrogate that the agent wrote
@@ -214,7 +214,7 @@ def split(text):
 
 
 def as_in(text, new):
-    """The agent writes \\n; a file whose every line ends in \\r\\n stays so."""
+    """Return the agent's text, which uses \\n, with \\r\\n if every line of the file ends so."""
     windows = "\r\n" in text and text.count("\r\n") == text.count("\n")
     return new.replace("\r\n", "\n").replace("\n", "\r\n") if windows else new
 

@@ -1,4 +1,4 @@
-"""Software engineering as an environment: a repository, a problem, four tools, and hidden tests that decide."""
+"""The software-engineering environment: a repository, a problem, four tools, and hidden tests that decide."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREPARE_SECONDS = 120.0
-# A history of one commit: the one that the tree came with may hold the answer. Ignored files stay ignored, but for
-# those that were tracked there. What cannot be added (a repository within the tree) is not part of it.
+# Make a history of one commit: the original history may hold the answer. Ignored files stay ignored, except those that
+# were tracked before. What cannot be added (a repository within the tree) is not part of the commit.
 FRESH_HISTORY = rf"""
 tracked=$(mktemp) && git -c safe.directory='*' ls-files -z --stage 2>/dev/null |
     sed -z -e '/^160000/d' -e 's/^[^\t]*\t//' >"$tracked"
@@ -46,15 +46,15 @@ rm -rf .git && git init -q && mkdir -p .git/info && echo '{BYTES_ONLY}' >>.git/i
     commit -q --allow-empty --no-verify -m 'The task begins' && git rev-parse HEAD
 """
 _LISTED = 60
-# a change that does nothing, for telling a grader that fails by itself from one that fails because of a patch
+# a change without effect, to tell a grader that fails by itself from one that fails because of a patch
 _HARMLESS = text_patch("aem-harmless.txt", None, "This file does nothing.\n")
 
 
 class SweEnvironment:
-    """Plays one task at a time in a sandbox of its own.
+    """An environment that plays one task at a time, each in its own sandbox.
 
-    An action is a function call (`agent_loops.swe.tools`). `finish` ends the episode: what the tree differs in from its
-    beginning is graded in a fresh copy, and the reward is 1 where all tests are as they should be, else 0.
+    An action is a function call (`agent_loops.swe.tools`). `finish` ends the episode: the changes to the tree are
+    graded in a fresh copy, and the reward is 1 if all tests have their expected status, else 0.
 
     `Observation.info` holds `instruction` (the problem) and `kind` (the repository). `Step.info` holds `invalid` (what
     was wrong with a call that no tool takes) and, at the end, `won`, `score` (the share of the failing tests that pass
@@ -62,16 +62,16 @@ class SweEnvironment:
     `patch_added`, `patch_removed`, `reason` (why it is not solved) and `counts` (a metric); also `left_out`, where
     there are any: files that could not be part of the patch, with the reasons.
 
-    What the agent does is its own loss: where its sandbox no longer works but a fresh one does, or the grader fails
-    over its patch but not over another one, the episode is lost. Only what fails with a fresh one too is an error.
+    Damage done by the agent counts against it: if its sandbox no longer works but a fresh one does, or the grader fails
+    on its patch but not on another, the episode is lost. Only what also fails in a fresh sandbox is an error.
 
     Args:
-        find: the task that `reset` is given.
-        open_sandbox: a sandbox with the task's tree.
-        grade: the `Grade` of a task's patch.
-        command_seconds: what one command may take.
-        characters: the longest observation.
-        statement_characters: the longest problem statement; both lose their middle.
+        find: returns the task that `reset` is given.
+        open_sandbox: opens a sandbox with the task's tree.
+        grade: returns the `Grade` of a task's patch.
+        command_seconds: time limit of one command.
+        characters: maximum length of an observation.
+        statement_characters: maximum length of a problem statement; both are cut in the middle.
     """
 
     thread_safe: ClassVar[bool] = True
@@ -91,7 +91,7 @@ class SweEnvironment:
         self._command_seconds = command_seconds
         self._characters = characters
         self._statement_characters = statement_characters
-        # a call that was given up may still run when the episode is closed
+        # an abandoned call may still be running when the episode is closed
         self._lock = threading.Lock()
         self._episode = 0
         self._task: SweTask | None = None
@@ -101,11 +101,11 @@ class SweEnvironment:
         self._end: Step | None = None
 
     def reset(self, task: Mapping[str, str]) -> Observation:
-        """Begins a task, `{"task": its instance id}`.
+        """Begin a task, `{"task": its instance id}`.
 
         Raises:
-            ValueError: there is no such task.
-            SandboxError: the sandbox cannot be had.
+            InputError: there is no such task.
+            SandboxError: the sandbox cannot be opened.
         """
         found = self._find(task)
         self.close()
@@ -129,10 +129,10 @@ class SweEnvironment:
         return Observation(text, (), {"instruction": instruction, "kind": found.repo})
 
     def step(self, action: str) -> Step:
-        """Makes a call. One that cannot be made is answered, too. After the end nothing changes.
+        """Execute a call; an invalid call is answered, too. After the end nothing changes.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
             SandboxError: the sandbox failed by itself.
         """
         if self._end is not None:
@@ -150,16 +150,16 @@ class SweEnvironment:
             return Step(Observation(text), 0.0, False, info={"invalid": str(error)})
 
     def conclude(self) -> Mapping[str, Any]:
-        """Grades the tree as it is: the outcome of an episode that was cut before its agent called `finish`.
+        """Grade the tree in its current state: the outcome of an episode cut before its agent called `finish`.
 
         Raises:
-            RuntimeError: no episode was started.
+            OrderError: no episode was started.
             SandboxError: the sandbox failed by itself.
         """
         return (self._end or self._finish()).info
 
     def close(self) -> None:
-        """Ends the sandbox, and a command that still runs in it."""
+        """End the sandbox and any command that still runs in it."""
         with self._lock:
             self._episode += 1
             sandbox, self._sandbox = self._sandbox, None
@@ -235,7 +235,7 @@ class SweEnvironment:
         try:
             return read_changes(sandbox, self._base)
         except BaseLostError:
-            # its git is gone, its work is not: what it began with can be had again
+            # the repository is lost but the work is not: recreate the initial commit from a fresh sandbox
             fresh = self._open_sandbox(task)
             try:
                 base = self._begin_history(fresh, task)
@@ -245,7 +245,7 @@ class SweEnvironment:
             return read_changes(sandbox, base, pack=pack)
 
     def _graded(self, task: SweTask, patch: str) -> Grade | str:
-        """The grade, or why there is none, where that is the patch's doing."""
+        """Return the grade, or why there is none if the patch is the cause."""
         try:
             return self._grade(task, patch)
         except Exception as error:
@@ -255,14 +255,14 @@ class SweEnvironment:
                 raise _as_fault(
                     error, f"grading failed, and does so for a patch that changes nothing ({again})"
                 ) from error
-        try:  # the machine may have been at fault for a moment
+        try:  # the failure may have been a transient fault of the machine
             return self._grade(task, patch)
         except Exception as error:
             logger.warning("grading fails for a patch, and not for another one:\n%s", _traceback(error))
             return f"grading fails for this patch, and not for another one: {error}"
 
     def _check_open(self, sandbox: Sandbox) -> None:
-        """An episode that was closed meanwhile has no outcome."""
+        """Raise if the episode was closed meanwhile and so has no outcome."""
         if self._sandbox is not sandbox:
             raise SandboxClosedError("the episode was closed while a call of it was carried out")
 
@@ -271,11 +271,11 @@ class SweEnvironment:
             return sandbox.execute("true", seconds=self._command_seconds).returncode == 0
         except SandboxClosedError:
             raise
-        except Exception:  # whatever a back end raises: it ran no command
+        except Exception:  # whatever the backend raises, no command ran
             return False
 
     def _try_fresh(self, task: SweTask, error: Exception) -> None:
-        """What a fresh sandbox cannot do either is no doing of the agent."""
+        """Raise if a fresh sandbox fails too, so that the agent is not the cause."""
         try:
             fresh = self._open_sandbox(task)
         except Exception as again:
@@ -302,5 +302,5 @@ def _patch_stats(patch: str) -> dict[str, int]:
 
 
 def _traceback(error: BaseException) -> str:
-    """For a log, which takes no lone surrogates."""
+    """Return a traceback for a log, which cannot hold lone surrogates."""
     return clean("".join(traceback.format_exception(error)))

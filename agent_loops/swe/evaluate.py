@@ -1,6 +1,6 @@
-"""How many tasks a set of predictions resolves; `aem grade` is its command line.
+"""Evaluation: how many tasks a set of predictions resolves; `aem grade` is its command line.
 
-Predictions are written and read in swebench's format: instance_id, model_name_or_path and model_patch.
+Predictions have swebench's format: instance_id, model_name_or_path and model_patch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GOLD = "gold"
 
 @dataclass(frozen=True)
 class Prediction:
-    """An agent's answer to a task, in swebench's words; `model_patch` is empty where it gave none."""
+    """An agent's answer to a task, under swebench's names; `model_patch` is empty if it gave none."""
 
     instance_id: str
     model_name_or_path: str
@@ -34,16 +34,16 @@ class Prediction:
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> None:
-    """Write predictions as swebench reads them: a list (`.json`), or one a line (`.jsonl`).
+    """Write predictions as swebench reads them: a list (`.json`), or one prediction per line (`.jsonl`).
 
-    The file is ASCII. Bytes of a patch that are no UTF-8 (surrogates in its text) are escapes of JSON, as `\\udce9`.
+    The file is ASCII. Bytes of a patch that are not UTF-8 (surrogates in its text) are JSON escapes such as `\\udce9`.
 
     Args:
         predictions: what to write.
-        path: the file; there is nothing, or the whole of it.
+        path: the file; it is written whole or not at all.
 
     Raises:
-        ValueError: the file's name ends in neither.
+        InputError: the file's name ends in neither.
     """
     path = Path(path)
     rows = [vars(one) for one in predictions]
@@ -58,13 +58,13 @@ def write_predictions(predictions: Iterable[Prediction], path: Path | str) -> No
 
 
 def read_predictions(path: Path | str) -> list[Prediction]:
-    """Read predictions: a JSON list, an object by instance, or JSON lines, whatever the file's name ends in.
+    """Read predictions: a JSON list, an object by instance, or JSON lines, whatever the file's suffix.
 
-    A patch is `model_patch`; a null there is no answer. In an object by instance, a text is the patch itself.
+    A patch is `model_patch`; null means no answer. In an object by instance, a string is the patch itself.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no predictions, or two of one task; the message names the file, the row and the field.
+        InputError: it holds no predictions, or two for one task; the message names the file, the row and the field.
     """
     path = Path(path)
     text = _decoded(path)
@@ -107,7 +107,7 @@ def _json_rows(text: str, path: Path) -> Any:
         try:
             rows.append(_loads(line))
         except ValueError as error:
-            # where not even the first line is JSON, these are no lines of it
+            # if not even the first line is JSON, the file is not JSON lines
             if path.suffix == ".jsonl" or rows:
                 raise InputError(f"{path}, line {number}: no JSON ({error})") from error
             raise InputError(f"{path}: no JSON ({whole})") from whole
@@ -115,7 +115,7 @@ def _json_rows(text: str, path: Path) -> Any:
 
 
 def _loads(text: str) -> Any:
-    """JSON in which no key is given twice: the first of them would be lost."""
+    """Parse JSON and refuse repeated keys, of which the first would be lost."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def _loads(text: str) -> Any:
 
 
 def _of_instance(name: str, row: Any, path: Path) -> Any:
-    """A value of an object by instance, with the instance's name in it."""
+    """Return a value of an object by instance, with the instance's name added."""
     if row is None or isinstance(row, str):
         return {"instance_id": name, "model_patch": row}
     if isinstance(row, dict) and row.setdefault("instance_id", name) != name:
@@ -165,21 +165,21 @@ def evaluate(
     jobs: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Grade predictions; a task without one counts as not resolved.
+    """Grade predictions; a task without a prediction counts as not resolved.
 
     Args:
-        tasks: all that count.
+        tasks: all tasks that count.
         predictions: the answers.
         settings: how they are graded.
-        jobs: how many at once; as many as cores by default.
-        report: is told each grade, a line each.
+        jobs: number of concurrent gradings; the number of cores by default.
+        report: called with one line per grade.
 
     Returns:
         Plain data: `resolved`, `total`, `rate`, `errors` (tasks whose sandbox failed; they count as not resolved), and
         `grades` by instance.
 
     Raises:
-        ValueError: a prediction is for a task that is not there, or there are no tasks.
+        InputError: a prediction is for an unknown task, or there are no tasks.
     """
     by_name = {one.instance_id: one for one in predictions}
     if unknown := sorted(set(by_name) - {task.instance_id for task in tasks}):
@@ -225,18 +225,18 @@ def grade_predictions(
     unconfined: bool = False,
     report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Grade a file of predictions on files of tasks, for `aem grade`.
+    """Grade a file of predictions on files of tasks (`aem grade`).
 
     Args:
-        predictions: their file; or `gold` for the tasks' known solutions.
-        path: a file of tasks, or a directory of them.
-        jobs, report: as for `evaluate`.
-        seconds: what a test run may take; None for the default.
-        backend, unconfined: of the sandbox.
+        predictions: the file of predictions; or `gold` for the tasks' known solutions.
+        path: a file of tasks, or a directory of task files.
+        jobs, report: as in `evaluate`.
+        seconds: time limit of a test run; None for the default.
+        backend, unconfined: settings of the sandbox.
 
     Raises:
-        OSError, ValueError: a file cannot be read, or a setting is wrong.
-        ImportError: what grades is not installed.
+        OSError, FileError, InputError: a file cannot be read, or a setting is wrong.
+        ImportError: swebench, which grades, is not installed.
     """
     tasks = read_tasks(path)
     if predictions == GOLD:

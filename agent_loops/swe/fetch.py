@@ -1,4 +1,4 @@
-"""What `aem data swe` does: its options, its help, and the work."""
+"""The command `aem data swe`: its options, its help, and its work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent_loops.swe.slots import cores
 
 HOME = Path("outputs/swe")
 ERRORS = (ValueError, RuntimeError)
-"""Whose messages are for users."""
+"""Errors whose messages are meant for users."""
 
 
 def fetch(
@@ -61,8 +61,8 @@ def generate_tasks(directory: Path) -> None:
     """Make the tasks of the bundled recipe.
 
     Raises:
-        RuntimeError: a package gave none, or another process makes them there.
-        ValueError: a file in the directory is damaged.
+        FailedError: a package yielded no tasks, or another process works on the directory.
+        FileError: a file in the directory is damaged.
     """
     outcomes = _generate(Options(directory, bundled_recipe(), jobs=cores()))
     if problem := _problem(outcomes):

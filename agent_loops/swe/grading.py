@@ -1,10 +1,10 @@
-"""Does a patch fix a task's repository? The tests run in a fresh sandbox, and swebench's own functions judge.
+"""Grading of patches: the tests run in a fresh sandbox, and swebench's own functions judge their log.
 
-What the agent did to its own sandbox is of no account: only its patch is, applied by git to a fresh copy of the
-repository. Of the patch, edits that could fool the grader are left out (`patches.is_protected`: tests, the
-configuration of the test run; `shadowing`: modules in the place of others), except in files that the known solution
-edits too. The code under test runs in the tests' own process, as it does in SWE-bench; what it does there to deceive
-is looked for (`testing.py`, docs/swe.md).
+Changes that the agent made to its own sandbox do not matter: only its patch does, which git applies to a fresh copy of
+the repository. Edits that could fool the grader are left out (`patches.is_protected`: tests and the configuration of
+the test run; `shadowing`: modules that replace others), except in files that the known solution edits too. The code
+under test runs in the tests' own process, as in SWE-bench; attempts to deceive the tests from there are detected
+(`testing.py`, docs/swe.md).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _KB = 1024
 
 @dataclass(frozen=True)
 class GradeSettings:
-    """How patches are graded.
+    """Settings of the grading of patches.
 
     Args:
         sandbox: where the tests run.
-        seconds: how long they may take.
-        patch_kb: the largest patch.
-        log_kb: how much of the tests' output is kept; a longer one loses its middle, and with it the tests there.
-        slots: how many test runs a machine does at once; as many as cores by default.
+        seconds: time limit of the tests.
+        patch_kb: maximum size of a patch.
+        log_kb: how much of the tests' output is kept; longer output is cut in the middle, and the tests there are lost.
+        slots: number of concurrent test runs per machine; the number of cores by default.
     """
 
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
@@ -56,19 +56,19 @@ class GradeSettings:
 
 @dataclass(frozen=True)
 class Grade:
-    """What became of a patch.
+    """The result of grading a patch.
 
     Attributes:
-        resolved: all tests that must pass do.
-        applied: the patch could be applied, and the tests ran.
-        reason: in a sentence, why it is not resolved; empty where it is.
-        fail_to_pass: how many of these tests pass, and how many there are. With R2E-Gym: how many tests of all have
+        resolved: whether all tests that must pass do.
+        applied: whether the patch could be applied and the tests ran.
+        reason: one sentence on why the task is not resolved; empty if it is.
+        fail_to_pass: how many of these tests pass, and how many there are. With R2E-Gym: how many of all tests have
             the expected status.
-        pass_to_pass: the same of these.
+        pass_to_pass: the same for these tests.
         dropped: the files whose edits were left out.
         suspicious: what the patch touches that a fix seldom needs: pytest, gc, frames, exit, /proc.
         log: the tests' output.
-        seconds: how long the tests took.
+        seconds: duration of the tests.
     """
 
     resolved: bool
@@ -85,19 +85,19 @@ class Grade:
 def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> Grade:
     """Apply a patch to a fresh copy of the task's repository and run the tests.
 
-    May be called from several threads and processes; no more tests run at once than the machine has cores.
+    This may be called from several threads and processes; no more test runs happen at once than the machine has cores.
 
     Args:
         task: the task.
-        patch: a patch as `git diff` writes it; untrusted.
+        patch: an untrusted patch as `git diff` writes it.
         settings: the sandbox and the limits.
 
     Returns:
-        The grade. Whatever the patch holds, and whatever the tests then do, is a grade with a reason, not an error.
+        The grade. Whatever the patch holds and the tests do leads to a grade with a reason, not to an error.
 
     Raises:
         SandboxError: the sandbox itself failed.
-        ValueError: the task's source is damaged, or swebench does not know its log parser.
+        InputError: the backend cannot open the task's image, or swebench does not know its log parser.
     """
     settings = settings or GradeSettings()
     parsing.check_parser(task)
@@ -136,11 +136,11 @@ def grade(task: SweTask, patch: str, settings: GradeSettings | None = None) -> G
 
 
 def _judge(task: SweTask, run: TestRun) -> tuple[tuple[tuple[int, int], tuple[int, int]], str]:
-    """How many tests are as they should be, and why the task is not resolved; empty where it is."""
+    """Return how many tests have the expected status, and why the task is not resolved; empty if it is."""
     if task.log_parser == R2E_PARSER:
         expected, statuses = _r2e_names(task.expected), run.reading.statuses
         agree = sum(statuses.get(name) == status for name, status in expected.items())
-        # as upstream: a test too many is a difference, too
+        # as upstream: an additional test is a difference, too
         differ = max(len(expected) - agree, len(statuses) - agree)
         reason = f"{differ} of {len(expected)} tests differ from what is expected ({run.ended})" if differ else ""
         return ((agree, len(expected)), (0, 0)), run.reason or reason

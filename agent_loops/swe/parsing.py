@@ -1,7 +1,8 @@
-"""What a log of tests says, and what that means for a task: read by swebench's own functions in another process.
+"""Reading of test logs with swebench's own functions, in another process, and the verdict on a task's tests.
 
-Logs are untrusted, and swebench's parsers are regular expressions: one line of brackets takes them minutes, during
-which no other thread of their process runs. So they have a process of their own, a deadline, and bounded lines.
+Logs are untrusted, and swebench's parsers are regular expressions: a single line of brackets takes them minutes, during
+which no other thread of their process runs. They therefore run in a separate process, with a deadline and bounded
+lines.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _SUMMARY = "short test summary info"
 
 @dataclass(frozen=True)
 class Reading:
-    """What a log says.
+    """The content of a log.
 
     Attributes:
-        statuses: of each test, in swebench's words.
-        valid: the tests ran.
-        fail_to_pass, pass_to_pass: which of the task's tests are as they should be.
-        doubts: why a status was not believed.
+        statuses: the status of each test, in swebench's words.
+        valid: whether the tests ran.
+        fail_to_pass, pass_to_pass: which of the task's tests have the expected status.
+        doubts: why statuses were not believed.
     """
 
     statuses: Mapping[str, str]
@@ -51,16 +52,16 @@ class Reading:
 
 
 class TooSlow(AgentLoopError, RuntimeError):
-    """The log could not be read in time."""
+    """A log that could not be read in time."""
 
 
 def is_pytest(log_parser: str) -> bool:
-    """Whether a parser reads pytest's summary."""
+    """Return whether a parser reads pytest's summary."""
     return log_parser == R2E_PARSER or log_parser in _parser_names_of_pytest()
 
 
 def _parser_names_of_pytest() -> frozenset[str]:
-    # swebench names its parsers by repository, and most are one function; that is its table, asked once
+    # swebench names its parsers by repository, and most are the same function; ask once for its table
     global _pytest_names
     if _pytest_names is None:
         _pytest_names = frozenset(_reader.ask({"kind": "names"})["names"])
@@ -71,20 +72,20 @@ _pytest_names: frozenset[str] | None = None
 
 
 def read_log(task: SweTask, log: str, *, recorded: bool = False, seconds: float = SECONDS) -> Reading:
-    """Read a log as the task's parser does, and judge the task's tests.
+    """Read a log with the task's parser, and judge the task's tests.
 
-    A test whose status is contradicted in the log has failed. One that must begin to pass has not where it is expected
-    to fail (XFAIL).
+    A test whose status is contradicted in the log has failed. A fail-to-pass test that is expected to fail (XFAIL) does
+    not count as passing.
 
     Args:
         task: names the parser and the tests.
-        log: what the tests printed, or the summary of a record.
-        recorded: it is a record's.
-        seconds: how long that may take.
+        log: the tests' output, or the summary of a record.
+        recorded: whether the log is the summary of a record.
+        seconds: time limit.
 
     Raises:
-        TooSlow: it takes longer.
-        ValueError: swebench has no such parser.
+        TooSlow: the time limit is exceeded.
+        InputError: swebench has no such parser.
         ImportError: swebench is not installed.
     """
     request = {
@@ -113,13 +114,13 @@ def read_log(task: SweTask, log: str, *, recorded: bool = False, seconds: float 
 
 
 def check_parser(task: SweTask) -> None:
-    """Raise ValueError where swebench has no parser of the task's name."""
+    """Raise `InputError` if swebench has no parser of the task's name."""
     if task.log_parser != R2E_PARSER:
         _reader.ask({"kind": "check", "parser": task.log_parser, "instance_id": task.instance_id})
 
 
 class _Reader:
-    """The other process: started with the first question, and anew after one that took too long."""
+    """The reader process; started at the first question, and again after a question that took too long."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -205,9 +206,9 @@ atexit.register(_reader.stop)
 
 
 def serve() -> None:
-    """Answer questions on standard input, a line each, until it ends."""
+    """Answer questions on standard input, one per line, until it ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what swebench prints is no answer
+    os.dup2(2, 1)  # swebench's own output must not mix with the answers
     try:
         modules = _swebench()
     except ImportError as error:
@@ -220,7 +221,7 @@ def serve() -> None:
     for line in sys.stdin:
         try:
             answer = _answer(modules, json.loads(line))
-        except Exception as error:  # the one who asked raises it
+        except Exception as error:  # the asking process raises it
             answer = {"error": type(error).__name__, "message": str(error)}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -308,13 +309,13 @@ def _must_pass(status: str) -> str:
 
 
 def _ends_so(line: str) -> bool:
-    """Old and verbose forms: `name PASSED [ 5%]`."""
+    """Return whether a line has an old or verbose form such as `name PASSED [ 5%]`."""
     words = _ANSI.sub("", line).split()
     return len(words) > 1 and any(word in STATUSES for word in words[1:4])
 
 
 def _contradicted(lines: list[str]) -> set[str]:
-    """The lines of pytest's summary that give a test, by its whole name, another status than a line before."""
+    """Return the lines of pytest's summary that give a test, by its whole name, another status than an earlier line."""
     seen: dict[str, str] = {}
     found = set()
     for line in lines:
@@ -327,10 +328,10 @@ def _contradicted(lines: list[str]) -> set[str]:
 
 
 def r2e_statuses(log: str) -> tuple[dict[str, str], list[str]]:
-    """As R2E-Gym reads a log: names without their file, one of three words in pytest's summary.
+    """Read a log as R2E-Gym does: names without their file, and one of three words in pytest's summary.
 
     Returns:
-        The statuses, and those tests that have two.
+        The statuses, and the tests that have two statuses.
     """
     text = re.sub(r"\x1b\[[0-9;]*m|\r", "", log)
     statuses: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Which parts of an agent's patch count, and patches between two texts."""
+"""The parts of an agent's patch that count, and patches between two texts."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import PurePosixPath
 
 TEST_DIRECTORIES = frozenset({"test", "tests", "Test", "Tests", "testing", "__tests__", "r2e_tests"})
 CONFIGURATION = frozenset(
-    # what configures pytest, nose or tox, or git's treatment of files; what Python runs before the tests do
+    # files that configure pytest, nose, tox or git's treatment of files, or that Python runs before the tests
     {"conftest.py", "pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "pyproject.toml", "setup.cfg"}
     | {"tox.ini", "noxfile.py", "sitecustomize.py", "usercustomize.py", ".gitattributes", ".coveragerc", "run_tests.sh"}
 )
-_RUNNERS = frozenset({"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"})  # at the top, in their place
-_STEMS = frozenset({"conftest", "sitecustomize", "usercustomize"})  # as a module, a package, or compiled
-_COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link")  # nobody reads what these do
+_RUNNERS = frozenset({"pytest", "_pytest", "pluggy", "iniconfig", "py", "unittest"})  # as top-level packages
+_STEMS = frozenset({"conftest", "sitecustomize", "usercustomize"})  # as a module, a package, or a compiled file
+_COMPILED = (".pyc", ".pyo", ".so", ".pyd", ".dll", ".dylib", ".pth", ".egg-link")  # content that cannot be reviewed
 _METADATA = (".dist-info", ".egg-info", ".egg")  # entry points, by which pytest finds plugins
 
 
 def is_protected(path: str) -> bool:
-    """Whether an agent's edit of a file is left out when its patch is graded.
+    """Return whether an agent's edit of a file is left out when its patch is graded.
 
-    So are tests (by the names of the file and of its directories), files that configure the test run or that Python
-    reads first, compiled code, and the metadata of installed packages.
+    This holds for tests (by the names of the file and of its directories), files that configure the test run or that
+    Python reads first, compiled code, and the metadata of installed packages.
 
     Args:
-        path: the file, from the top of the repository.
+        path: the file, relative to the top of the repository.
 
     Example:
         >>> [is_protected(path) for path in ("src/a.py", "tests/data.json", "src/test_a.py", "setup.cfg", "src/a.so")]
@@ -49,15 +49,15 @@ def is_protected(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a patch says of itself.
+    """A patch's headers and line counts.
 
     Attributes:
-        paths: the files that it touches, by every name that its headers give; bytes that are no UTF-8 are surrogates.
-        after: those that are there afterwards and have lines that changed or another name, in the patch's order.
-        files: how many parts it has, one a file.
-        added: how many lines its hunks add.
-        removed: how many lines they take away.
-        missing: how many lines its last hunk lacks, of the old file and of the new one.
+        paths: the files that it touches, by every name in its headers; bytes that are not UTF-8 are surrogates.
+        after: the files that exist afterwards and have changed lines or another name, in the patch's order.
+        files: number of parts, one per file.
+        added: number of lines that its hunks add.
+        removed: number of lines that its hunks remove.
+        missing: number of lines that its last hunk lacks, of the old file and of the new one.
     """
 
     paths: frozenset[str]
@@ -71,11 +71,11 @@ class Outline:
 _HUNK = re.compile(r"@@ -\d{1,18}(?:,(\d{1,18}))? \+\d{1,18}(?:,(\d{1,18}))? @@")
 _GIT_PART = "diff --git "
 _NAMING = ("rename from ", "rename to ", "copy from ", "copy to ")
-_CHOPPED_LINES = 3  # as GNU patch: the context that may be blank at a hunk's end
+_CHOPPED_LINES = 3  # as in GNU patch: the number of context lines that may be blank at a hunk's end
 
 
 def read_outline(patch: str) -> Outline:
-    r"""Read a patch's headers and count its lines. What stands in a hunk is content, whatever it looks like.
+    r"""Read a patch's headers and count its lines; lines of a hunk are content, whatever they look like.
 
     Example:
         >>> outline = read_outline("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n--- a/no.py\n+++ b/no.py\n")
@@ -93,7 +93,7 @@ def read_outline(patch: str) -> Outline:
                 old, removed = old - 1, removed + 1
             elif kind == "+":
                 new, added = new - 1, added + 1
-            elif kind in ("", " ", "\r"):  # git takes an empty line for a blank one of the context, too
+            elif kind in ("", " ", "\r"):  # git also reads an empty line as a blank line of context
                 old, new = old - 1, new - 1
             elif kind != "\\":
                 old = new = 0  # the hunk ends too early
@@ -122,7 +122,7 @@ def read_outline(patch: str) -> Outline:
 
 
 def patched_paths(patch: str) -> set[str]:
-    r"""Return the files that a trusted patch touches: those that are renamed, copied, binary or quoted, too.
+    r"""Return the files that a trusted patch touches, including renamed, copied, binary and quoted ones.
 
     Example:
         >>> sorted(patched_paths('--- a/old.py\n+++ "b/n\\303\\251w.py"\n@@ -1 +1 @@\n-a\n+b\n'))
@@ -132,7 +132,7 @@ def patched_paths(patch: str) -> set[str]:
 
 
 def _of_both(names: str) -> str:
-    """The name in `a/NAME b/NAME`; empty where there are two, which other lines give then."""
+    """Return the name in `a/NAME b/NAME`; empty if there are two names, which other lines then give."""
     if names.startswith('"'):
         first, rest = _unquoted(names)
         second = _name(rest[1:])
@@ -152,7 +152,7 @@ _LETTERS = {"a": "\a", "b": "\b", "t": "\t", "n": "\n", "v": "\v", "f": "\f", "r
 
 
 def _unquoted(text: str) -> tuple[str, str]:
-    """A name in git's quotes, as a string in C, and what follows it."""
+    """Return a name unquoted from git's C-style quotes, and the rest of the text."""
     name, place = bytearray(), 1
     while part := _QUOTED.match(text, place):
         place, found = part.end(), part[0]
@@ -166,7 +166,7 @@ def _unquoted(text: str) -> tuple[str, str]:
 
 
 def _quoted(name: str) -> str:
-    """A name as git's headers have it."""
+    """Return a name as git's headers write it."""
     data = name.encode("utf-8", "surrogateescape")
     if all(32 <= byte < 127 and byte not in b'"\\' for byte in data):
         return name
@@ -177,11 +177,11 @@ def _quoted(name: str) -> str:
 
 
 def patch_bytes(patch: str) -> bytes:
-    r"""Return a patch as git gets it: with the bytes that are no UTF-8, and what its end has lost.
+    r"""Return a patch as bytes for git, with bytes that are not UTF-8 and with its stripped end restored.
 
-    Such bytes are the surrogates U+DC80 to U+DCFF of `errors="surrogateescape"`; other surrogates, which stand for
-    none, become question marks. A patch that was stripped on its way has its last line break again, and up to three
-    blank lines of context that its last hunk lacks, as GNU patch has it.
+    Such bytes are the surrogates U+DC80 to U+DCFF of `errors="surrogateescape"`; other surrogates, which represent no
+    byte, become question marks. A stripped patch gets its last line break back, and up to three blank lines of context
+    that its last hunk lacks, as in GNU patch.
 
     Example:
         >>> patch_bytes("--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+\udce9")
@@ -197,7 +197,7 @@ def patch_bytes(patch: str) -> bytes:
 
 
 def text_patch(path: str, old: str | None, new: str | None) -> str:
-    """Return git's patch that turns one text of a file into another; None where there is no such file.
+    """Return git's patch that turns one text of a file into another; None as a text means that the file does not exist.
 
     Example:
         >>> print(text_patch("a.py", "x = 1\\n", "x = 2\\n"))
@@ -209,7 +209,7 @@ def text_patch(path: str, old: str | None, new: str | None) -> str:
         +x = 2
         <BLANKLINE>
     """
-    # keepends by "\n" alone: splitlines would also split at form feeds and the like
+    # split at "\n" only: splitlines would also split at form feeds and the like
     old_lines, new_lines = ([line for line in re.split(r"(?<=\n)", text or "") if line] for text in (old, new))
     hunks = list(difflib.unified_diff(old_lines, new_lines))[2:]
     if not hunks and (old is None) == (new is None):
@@ -218,7 +218,7 @@ def text_patch(path: str, old: str | None, new: str | None) -> str:
     before, after = _quoted(f"a/{path}"), _quoted(f"b/{path}")
     lines = [f"diff --git {before} {after}\n{mode}"]
     if hunks:
-        tab = "\t" if " " in path else ""  # as git: where a name with blanks ends
+        tab = "\t" if " " in path else ""  # as git does, to mark the end of a name with blanks
         lines.append(f"--- {'/dev/null' if old is None else before + tab}\n")
         lines.append(f"+++ {'/dev/null' if new is None else after + tab}\n")
     lines += [line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in hunks]
@@ -226,5 +226,5 @@ def text_patch(path: str, old: str | None, new: str | None) -> str:
 
 
 def glob_escaped(path: str, special: Collection[str] = "\\*?[") -> str:
-    """Return a path as a pattern of git that matches it alone."""
+    """Return a git pattern that matches only this path."""
     return "".join(f"\\{letter}" if letter in special else letter for letter in path)

@@ -1,7 +1,7 @@
-"""Tasks from files: SWE-bench's and R2E-Gym's public data sets, and the ones that `agent_loops.swe.generate` makes.
+"""Readers of task files: SWE-bench's and R2E-Gym's public data sets, and the tasks of `agent_loops.swe.generate`.
 
-The data sets themselves come from their own sites (SWE-bench/SWE-bench_Verified, R2E-Gym/R2E-Gym-Subset); what is read
-here is a file of theirs, or a directory of such files, as JSONL, JSON or Parquet.
+The data sets themselves come from their own sites (SWE-bench/SWE-bench_Verified, R2E-Gym/R2E-Gym-Subset); this module
+reads one of their files, or a directory of such files, as JSONL, JSON or Parquet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 _ACTIVATE = "source /opt/miniconda3/bin/activate testbed"
 _PYTEST = "pytest -rA"
 # The first releases of SWE-bench name neither the test command nor the log parser. Newer ones carry `eval_script`,
-# `log_parser` and `image`, and are to be preferred.
+# `log_parser` and `image`, and are preferable.
 _SWE_BENCH = {
     "astropy/astropy": ("pytest -rA -vv -o console_output_style=classic --tb=no", "parse_log_astropy"),
     "django/django": ("./tests/runtests.py --verbosity 2 --settings=test_sqlite --parallel 1", "parse_log_django"),
@@ -42,7 +42,7 @@ _SWE_BENCH = {
         "parse_log_sympy",
     ),
 }
-# R2E-Gym's images hold the tests outside the tree; they are linked into it while they run.
+# R2E-Gym's images hold the tests outside of the tree; the command links them into it while they run.
 _R2E_TESTS = (
     "for d in /r2e_tests /root/r2e_tests; do [ -d $d ] && rm -rf r2e_tests && ln -s $d r2e_tests && break; done; "
     "if [ -f run_tests.sh ]; then bash run_tests.sh; else bash /root/run_tests.sh; fi"
@@ -60,8 +60,8 @@ def read_tasks(path: Path | str) -> list[SweTask]:
         The tasks, in the files' order. `source` is a path that can be opened.
 
     Raises:
-        FileNotFoundError: there is nothing to read.
-        ValueError: a row is no task; the message names the file, the row and the field.
+        MissingFileError: there is nothing to read.
+        FileError: a row is not a task; the message names the file, the row and the field.
     """
     path = Path(path)
     tasks: dict[str, SweTask] = {}
@@ -77,10 +77,10 @@ def read_tasks(path: Path | str) -> list[SweTask]:
 
 
 def task_row(task: SweTask) -> dict[str, Any]:
-    """Return a task in SWE-bench's columns and a few of our own; `read_tasks` reads it back.
+    """Return a task in SWE-bench's columns plus a few of our own; `read_tasks` reads it back.
 
     Args:
-        task: the task; its `source`, if any, is written as it is.
+        task: the task; its `source`, if any, is written unchanged.
     """
     return {
         "instance_id": task.instance_id,
@@ -131,7 +131,7 @@ def _rows(file: Path) -> Iterator[Any]:
             with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
                 for batch in parquet.iter_batches(batch_size=64):
                     yield from batch.to_pylist()
-        # what pyarrow says of pages that do not fit their headers
+        # pyarrow's errors for pages that do not fit their headers
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
             raise FileError(f"{file} is no Parquet file, or damaged: {reason(error)}") from error
     elif file.suffix == ".jsonl":
@@ -158,7 +158,7 @@ _MOST_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class _Row:
-    """A row with its place, for errors."""
+    """A row and its position, for error messages."""
 
     values: Any
     file: Path
@@ -181,7 +181,7 @@ class _Row:
         return value
 
     def decoded(self, field: str) -> Any:
-        """A value that may be written as JSON in a text."""
+        """Return a field's value, which may be encoded as JSON in a string."""
         value = self.values.get(field)
         if not isinstance(value, str):
             return value
@@ -210,7 +210,7 @@ def _swe_bench(row: _Row) -> SweTask:
         path = row.file.parent / row.text("source")
         try:
             inside = path.resolve().is_relative_to(row.file.parent.resolve()) and path.is_file()
-        except (OSError, RuntimeError, ValueError):  # a name beyond all limits, a link to itself
+        except (OSError, RuntimeError, ValueError):  # a name that is too long, or a link to itself
             inside = False
         if not inside:
             raise row.wrong("source", f"{path} is no file below {row.file.parent}")
@@ -244,7 +244,7 @@ def _swe_bench(row: _Row) -> SweTask:
 
 
 def _image(name: str) -> str:
-    """SWE-bench's public images; their names hold no double underscore."""
+    """Return the name of SWE-bench's public image, which holds no double underscore."""
     return f"swebench/sweb.eval.x86_64.{name.lower().replace('__', '_1776_')}:latest"
 
 
@@ -257,7 +257,7 @@ def _first_release(row: _Row, repo: str, test_patch: str) -> tuple[str, str]:
     files = [path for path in read_outline(test_patch).after if path.endswith(".py")]
     if not files:
         raise row.wrong("test_patch", "names no test file to run")
-    if repo == "django/django":  # runtests.py takes modules
+    if repo == "django/django":  # runtests.py expects modules
         files = [path.removeprefix("tests/").removesuffix(".py").replace("/", ".") for path in files]
     return f"{_ACTIVATE} && {command} {shlex.join(files)}", parser
 
@@ -274,7 +274,7 @@ def _r2e(row: _Row) -> SweTask:
             path = diff["header"]["file"]["path"]
             old, new = diff["old_file_content"], diff["new_file_content"]
             if not is_protected(path) and not diff.get("is_binary_file"):
-                # a file that is not there has no content in the data set
+                # in the data set, a missing file has no content
                 patches.append(text_patch(path, old or None, new or None))
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise row.wrong(

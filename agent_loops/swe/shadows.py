@@ -1,4 +1,4 @@
-"""Which new files of a patch would be imported in the place of a module that the tests' Python has."""
+"""Detection of new files in a patch that would be imported in place of a module of the tests' Python."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from agent_loops.swe.patches import is_protected
 from agent_loops.swe.sandbox import Sandbox
 
-# What pytest imports where it is there, late, and by name.
+# Modules that pytest imports late and by name, if they exist.
 _OF_TEST_RUNNERS = frozenset(
     {"pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "exceptiongroup", "tomli", "colorama", "py"}
     | {"attr", "attrs", "coverage", "hypothesis", "xdist", "pytest_cov", "pytest_timeout", "pytest_asyncio", "mock"}
@@ -23,10 +23,10 @@ _SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Shadows:
-    """What new files would stand in the place of.
+    """The set of new files that would be imported in place of existing modules.
 
     Args:
-        names: the modules that the tests' Python imports without the tree.
+        names: the modules that the tests' Python can import without the tree.
         tracked: the files of the tree before the patch.
         tests: the modules of tests, by their files, that a package of the same name would hide.
 
@@ -49,11 +49,11 @@ class Shadows:
             if part.split(".")[0] in self.names and not self._is_module(place):
                 return True
             if f"{place}/__init__.py" in self.tracked:
-                return False  # from here on it is a package's own
+                return False  # from here on the path lies inside a package of the tree
         return False
 
     def _is_module(self, place: str) -> bool:
-        """The tree has this module already."""
+        """Return whether the tree already has this module."""
         return place in self.tracked or f"{place}/__init__.py" in self.tracked
 
 
@@ -61,12 +61,12 @@ _names_of: dict[str, frozenset[str]] = {}
 
 
 def shadows_of(sandbox: Sandbox, tracked: Collection[str], kind: str, hidden: Collection[str] = ()) -> Shadows:
-    """Return what new files of a tree would stand in the place of, as the sandbox's Python has it.
+    """Return the `Shadows` of a tree, given the modules of the sandbox's Python.
 
     Args:
         sandbox: where the tests will run.
         tracked: the files of its tree.
-        kind: of which sandboxes have the same Python, asked once.
+        kind: key of the sandboxes with the same Python, which is queried once per key.
         hidden: the files of the hidden tests.
     """
     if kind not in _names_of:
@@ -86,5 +86,5 @@ def _ask(sandbox: Sandbox) -> frozenset[str]:
     done = sandbox.execute(f"cd / && python3 -I -c {shlex.quote(code)}", seconds=_SECONDS, output_kb=4096)
     try:
         return frozenset(json.loads(done.output.strip().splitlines()[-1]))
-    except (ValueError, IndexError):  # no Python of that name: an image may have another for its tests
+    except (ValueError, IndexError):  # no Python of that name: an image may use another one for its tests
         return frozenset()

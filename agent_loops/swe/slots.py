@@ -1,4 +1,4 @@
-"""At most as many test runs at once as there are cores, over all processes of a machine."""
+"""A limit on concurrent test runs over all processes of a machine: the number of cores."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _PAUSE = 0.05
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def slots_directory() -> Path:
     """Return the directory that all of this user's processes on a machine share, whatever their session.
 
-    That is `AEM_SWE_SLOTS` where it is set, else one of this user's own in /run/user, or in /tmp where there is none.
+    This is `AEM_SWE_SLOTS` if set, else a private directory of this user in /run/user, or in /tmp if that is missing.
     """
     if named := os.environ.get(VARIABLE):
         return Path(named).absolute()
@@ -38,7 +38,7 @@ def slots_directory() -> Path:
 
 
 def _complaint(directory: Path) -> str | None:
-    """Why a directory is not this user's alone; None where it is."""
+    """Return why a directory does not belong to this user alone; None if it does."""
     try:
         found = directory.lstat()
     except OSError as error:
@@ -71,17 +71,17 @@ def _make(directory: Path) -> None:
 
 @contextmanager
 def core_slot(slots: int | None = None, directory: Path | None = None, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold one of a machine's slots for a test run; waits until one is free.
+    """Wait for one of a machine's slots for test runs, and hold it.
 
-    A slot is a lock on a file, which the kernel lets go when its holder dies. Threads hold slots of their own, too.
+    A slot is a lock on a file, which the kernel releases when its holder dies. Each thread holds its own slots.
 
     Args:
-        slots: how many there are; as many as cores by default. All who share `directory` should say the same.
-        directory: where the files are; `slots_directory()` by default.
+        slots: number of slots; the number of cores by default. All users of `directory` should pass the same number.
+        directory: the directory of the files; `slots_directory()` by default.
         patience: how many seconds to wait while no slot changes hands; longer than a test run may take.
 
     Raises:
-        SandboxError: the directory is not this user's alone, or all slots have been held for that long.
+        SandboxError: the directory does not belong to this user alone, or all slots have been held for that long.
 
     Example:
         >>> with core_slot():
@@ -116,7 +116,7 @@ def _wait(slots: int, directory: Path, patience: float) -> int:
 
 
 def _take(path: Path) -> int | None:
-    """Open and lock a slot's file, and note in it who has it; None where another has it."""
+    """Open and lock a slot's file, and write the holder into it; return None if the slot is taken."""
     flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         file = os.open(path, flags, 0o600)
@@ -138,7 +138,7 @@ def _take(path: Path) -> int | None:
 
 
 def _holders(slots: int, directory: Path) -> list[tuple[str, str]]:
-    """Who has taken each slot last, and when."""
+    """Return the last holder of each slot, and when it took the slot."""
     found = []
     for number in range(slots):
         try:

@@ -1,8 +1,8 @@
-"""Runs the tests in the sandbox, outside of their process: sent there as it is, with its settings on standard input.
+"""The program that runs the tests in the sandbox, outside of their process, with its settings on standard input.
 
-The tests' process gets the recorder (the package `recorder`) and one end of a pipe; what comes out of the pipe counts
-only where it bears the right signature, and at last goes to standard output behind a mark that nobody inside knows. The
-standard library alone, Python 3.8 and later.
+This file is sent into the sandbox unchanged. The tests' process gets the recorder (the package `recorder`) and one end
+of a pipe. Lines from the pipe count only with the right signature; in the end they go to standard output behind a
+marker that nothing inside knows. It uses only the standard library and runs on Python 3.8 and later.
 """
 
 import base64
@@ -22,11 +22,11 @@ import tempfile
 import time
 import zlib
 
-_GRACE = 0.2  # seconds for what is in the pipes when the command has ended
+_GRACE = 0.2  # seconds to read what is left in the pipes after the command has ended
 
 
 class Output:
-    """The beginning and the end of what a command prints."""
+    """The beginning and the end of a command's output."""
 
     def __init__(self, limit):
         self.head, self.tail, self.half, self.length = bytearray(), collections.deque(), limit // 2, 0
@@ -50,7 +50,7 @@ class Output:
 
 
 class Records:
-    """The lines that came through the pipe; what is wrong with one is a reason not to believe any."""
+    """The lines received through the pipe; one invalid line is a reason to believe none."""
 
     def __init__(self, key):
         self.key, self.buffer, self.lines, self.wrong = key.encode(), b"", [], ""
@@ -76,10 +76,11 @@ class Records:
 
 
 def run(command, settings, environment, keep=()):
-    """Runs a command to its end or the deadline; its output, exit status, and the records."""
+    """Run a command to its end or the deadline; return its output, exit status, and the records."""
     output, records = Output(settings["limit"]), Records(settings["key"])
     read, write = os.pipe()
     os.set_inheritable(write, True)
+    # start the command in a new session, with one end of the pipe
     began = time.monotonic()
     process = subprocess.Popen(
         command,
@@ -92,6 +93,7 @@ def run(command, settings, environment, keep=()):
     )
     os.close(write)
     assert process.stdout is not None
+    # read the output and the records until both are closed, or briefly beyond the command's end
     timed_out, ended = False, None
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, output)
@@ -113,6 +115,7 @@ def run(command, settings, environment, keep=()):
                     key.data.add(chunk)
                 else:
                     selector.unregister(key.fileobj)
+    # end what the command left in its process group
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -121,12 +124,13 @@ def run(command, settings, environment, keep=()):
 
 
 def main(settings):
-    with contextlib.suppress(OSError, AttributeError):  # nobody may look into this process
+    with contextlib.suppress(OSError, AttributeError):  # no other process may inspect this one
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
     settings["key"] = secrets.token_hex(32)
     environment = {**os.environ, **settings["environment"]}
     folder = tempfile.mkdtemp(prefix="aem-")
     keep = ()
+    # write the recorder under a random name, and its settings to an unlinked file
     if settings["recorder"]:
         name = "aem_" + secrets.token_hex(8)
         os.mkdir(os.path.join(folder, name))
@@ -143,12 +147,13 @@ def main(settings):
         held.seek(0)
         keep = (held.fileno(),)
 
-    def script(which):  # in a file: it may be longer than an argument can be
+    def script(which):  # in a file, since it may be longer than the longest argument
         file = os.path.join(folder, which + ".sh")
         with open(file, "w", encoding="utf-8", errors="surrogateescape") as stream:
             stream.write(settings[which])
         return ["bash", file]
 
+    # run the preparation, then the tests
     result = {"before": "", "before_status": 0}
     if settings["before"]:
         output, status, timed_out, _ = run(script("before"), settings, {**os.environ})
@@ -160,6 +165,7 @@ def main(settings):
         unread = bool(keep) and os.fstat(keep[0]).st_size > 0
         result.update(status=status, timed_out=timed_out, cut=cut, records=records.lines, wrong=records.wrong)
         result.update(handed_over=bool(keep) and not unread)
+    # print the tests' output, the mark, and the result
     frame = base64.b64encode(zlib.compress(json.dumps(result).encode()))
     sys.stdout.buffer.write(log + b"\n" + settings["mark"].encode() + frame + b"\n")
     sys.stdout.buffer.flush()

@@ -12,30 +12,30 @@ from agent_loops.errors import InputError
 
 PYTEST_PARSER = "parse_log_pytest"
 R2E_PARSER = "r2e"
-"""R2E-Gym's own: test names without their file, and the statuses of all tests compared with the recorded ones."""
+"""R2E-Gym's parser: test names without their file; the statuses of all tests are compared with the recorded ones."""
 
 
 @dataclass(frozen=True)
 class SweTask:
-    """A state of a repository, what is wrong with it, and the tests that decide whether it is mended.
+    """A state of a repository, a problem in it, and the tests that decide whether the problem is fixed.
 
     Attributes:
         instance_id: the task's name, unique in its data set.
         repo: the repository or package that it is about.
         base_commit: the commit that the agent starts from.
         problem_statement: what the agent is told.
-        patch: a known solution (gold); an empty string where there is none.
+        patch: a known solution (gold); an empty string if there is none.
         test_patch: a change to the tests that only the grader sees.
         fail_to_pass: tests that fail before the solution and must pass after it.
-        pass_to_pass: tests that pass before it and must go on passing.
+        pass_to_pass: tests that pass before it and must still pass after it.
         test_command: runs the tests; or a whole evaluation script of SWE-bench, which applies `test_patch` by itself.
         log_parser: swebench's name of the parser of the test log, or `R2E_PARSER`.
         eval_type: swebench's `pass_and_fail` or `fail_only`.
         image: the container image that holds the repository with its environment, where the data set needs one.
-        source: the file (.tar.gz) of the repository, where it needs none.
-        version: of the package, as the data set has it.
-        hidden: shell commands that take out of the agent's sandbox what it must not see; not run for grading.
-        expected: the status of every test under the solution, where the data set is graded so (R2E-Gym).
+        source: the file (.tar.gz) of the repository, for data sets without images.
+        version: the package's version, as in the data set.
+        hidden: shell commands that remove what the agent must not see from its sandbox; not run for grading.
+        expected: the status of every test under the solution, for data sets that are graded by it (R2E-Gym).
     """
 
     instance_id: str
@@ -59,18 +59,18 @@ class SweTask:
 class SweTasks:
     """Tasks by split, named by their `instance_id`.
 
-    Without tasks of their own for validation, whole repositories are held out of training: tasks made from one
-    repository share its code, so one that was trained on would tell about those that validate. The repositories are
-    taken in the order of the digest of their names, until their tasks are at least the share `held_out`.
+    Without separate validation tasks, whole repositories are held out of training: tasks made from one repository share
+    its code, so training on one would leak information about the others. Repositories are taken in the order of the
+    digest of their names, until their tasks reach at least the share `held_out`.
 
     Args:
-        train: the tasks to train on, or to hold some of out.
-        validation: the tasks to validate on, from a data set of their own.
-        held_out: the share of tasks for validation, where there is no such set.
+        train: the training tasks, from which validation tasks may be held out.
+        validation: the validation tasks, from a separate data set.
+        held_out: the share of tasks for validation, if there is no such set.
         by: what is held out: whole repositories (`repo`), or tasks by the digest of their names (`task`).
 
     Raises:
-        ValueError: two tasks have one name, or a split would be empty.
+        InputError: two tasks have the same name, or a split would be empty.
 
     Example:
         >>> def made(repo, n): return SweTask(f"{repo}-{n}", repo, "", "", "", "", ("t",), (), "pytest")
@@ -105,7 +105,7 @@ class SweTasks:
         """Return the tasks of a split, as `{"task": instance_id}`, sorted.
 
         Raises:
-            ValueError: the split does not exist.
+            InputError: the split does not exist.
         """
         return [
             {"task": name}
@@ -116,7 +116,7 @@ class SweTasks:
         """Return the task that `tasks` named.
 
         Raises:
-            ValueError: it is not a task of this benchmark.
+            InputError: it is not a task of this benchmark.
         """
         name = named.get("task") if isinstance(named, Mapping) else None
         if not isinstance(name, str) or name not in self._tasks:

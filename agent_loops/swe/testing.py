@@ -1,7 +1,7 @@
-"""A task's tests, run in a sandbox, and what became of each.
+"""Runs of a task's tests in a sandbox, and the status of each test.
 
-Where pytest runs them, what counts is a record that comes out through a channel of its own (`supervisor.py`,
-`recorder/`), not what the tests print: the product under test can print anything. Container images may run something
+If pytest runs them, the statuses come from a record that is sent through a separate channel (`supervisor.py`,
+`recorder/`), not from the tests' output: the code under test can print anything. Container images may run something
 else; their log is read as swebench reads it.
 """
 
@@ -26,10 +26,10 @@ from agent_loops.swe.sandbox import Executed, Sandbox, SandboxError
 from agent_loops.swe.tasks import R2E_PARSER, SweTask
 
 START, END = ">>>>> Start Test Output", ">>>>> End Test Output"
-"""swebench's marks round the tests' output, which its evaluation scripts print."""
+"""swebench's marks around the tests' output, which its evaluation scripts print."""
 _EXIT_CODE, _RESET_FAILED, _TIMEOUT = ">>>>> Test Exit Code", ">>>>> Reset Failed", ">>>>> Tests Timed Out"
 _BROKEN = (_RESET_FAILED, _TIMEOUT, ">>>>> Patch Apply Failed", ">>>>> Tests Errored")
-# The same order of sets and the same day everywhere; no bytecode that outlives a change within one second.
+# The same order of sets and the same date everywhere; no bytecode that outlives a change within one second.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "TZ": "UTC", "PYTHONDONTWRITEBYTECODE": "1"}
 _GIT_SECONDS = 60.0
 _GRACE_SECONDS = 15.0
@@ -40,12 +40,12 @@ _PYTHON = "python3 -I -"
 
 @dataclass(frozen=True)
 class Added:
-    """What a patch has brought, as the tree shows it.
+    """What a patch has added to a tree.
 
     Attributes:
         tracked: the files of the tree.
-        lines: the numbers of the patch's lines, by the file's path in the tree.
-        allowed: what it may do though it serves to deceive, for the known solution does too.
+        lines: the line numbers of the patch's lines, by the file's path in the tree.
+        allowed: potentially deceptive behaviour that is permitted because the known solution shows it too.
     """
 
     tracked: Sequence[str] = ()
@@ -55,20 +55,20 @@ class Added:
 
 @dataclass(frozen=True)
 class TestRun:
-    """What became of a test run.
+    """The result of a test run.
 
     Attributes:
-        reading: the tests' statuses, and those that are as they should be.
-        log: what the tests printed.
-        returncode: of the test command; None where it never came to that.
-        timed_out: its time was up.
-        cut: it printed more than was kept.
-        reason: why its statuses are not to be believed, or there are none; empty where all is well.
-        recorded: the statuses are a record's.
+        reading: the tests' statuses, and which of them are as expected.
+        log: the tests' output.
+        returncode: exit status of the test command; None if it did not get that far.
+        timed_out: whether it exceeded its time limit.
+        cut: whether it printed more than was kept.
+        reason: why there are no statuses, or why they are not trusted; empty if they are.
+        recorded: whether the statuses come from a record.
         ended: the command's exit status and its last line, in words.
     """
 
-    __test__ = False  # pytest takes it for a test
+    __test__ = False  # keeps pytest from collecting it
 
     reading: parsing.Reading
     log: str
@@ -81,18 +81,18 @@ class TestRun:
 
 
 def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[str], before: Sequence[str]) -> Added:
-    """Return the lines that a patch has brought into a tree.
+    """Return the lines that a patch has added to a tree.
 
     Args:
-        sandbox: whose tree the patch was applied to.
-        task: whose known solution says what is usual.
-        patch: for the names of files that were changed before already.
+        sandbox: the sandbox to whose tree the patch was applied.
+        task: the task whose known solution shows what is usual.
+        patch: the patch, for the names of files that had changed before.
         tracked: the files of the tree.
-        before: what `changed_files` said before it was applied.
+        before: the result of `changed_files` before the patch was applied.
     """
     changed = set(changed_files(sandbox)) - (set(before) - patched_paths(patch))
     names = sorted(name for name in changed if not is_protected(name))
-    # of a difference its numbers alone, for the rest is the patch's own words
+    # only the line numbers of a diff, since the rest is text of the patch
     each = (
         "set -o pipefail; export LC_ALL=C; while IFS= read -r -d '' f; do printf '\\001'; if "
         f'{GIT} ls-files --error-unmatch -- ":(literal)$f" > /dev/null 2>&1; then {GIT} diff --no-color --no-ext-diff '
@@ -107,18 +107,18 @@ def added_lines(sandbox: Sandbox, task: SweTask, patch: str, tracked: Sequence[s
     lines: dict[str, list[int]] = {}
     for name, part in zip(names, parts, strict=True):
         hunks = re.findall(r"^(new )?(\d+)(?:,(\d+))?$", part, re.MULTILINE)
-        # a new file's last line may have no end, and is not counted
+        # the last line of a new file may lack a line break, and is not counted
         lines[name] = [int(first) + n for new, first, count in hunks for n in range(int(count or 1) + bool(new))]
     return Added(tracked, lines, words_found(USUAL, task.patch))
 
 
 def changed_files(sandbox: Sandbox) -> list[str]:
-    """Return the files in which a tree differs from its commit, new ones included."""
+    """Return the files in which a tree differs from its commit, including new files."""
     return _listed(sandbox, f"{GIT} diff --no-renames --name-only -z HEAD && {GIT} ls-files -z --others")
 
 
 def tracked_files(sandbox: Sandbox) -> list[str]:
-    """Return the files of a tree that git knows."""
+    """Return the files of a tree that git tracks."""
     return _listed(sandbox, f"{GIT} ls-files -z")
 
 
@@ -133,22 +133,22 @@ def _listed(sandbox: Sandbox, command: str) -> list[str]:
 def run_tests(
     sandbox: Sandbox, task: SweTask, *, seconds: float = 300.0, log_kb: int = 16 * _KB, added: Added | None = None
 ) -> TestRun:
-    """Run a task's tests in a sandbox as it is.
+    """Run a task's tests in the current state of a sandbox.
 
     Args:
-        sandbox: holds the repository.
-        task: the task; its `test_patch` is applied first, where its command does not do so by itself.
-        seconds: how long they may take.
+        sandbox: the sandbox that holds the repository.
+        task: the task; its `test_patch` is applied first, unless its command does so itself.
+        seconds: time limit of the tests.
         log_kb: how much of their output is kept.
-        added: what an untrusted patch has brought into the tree.
+        added: what an untrusted patch has added to the tree.
 
     Raises:
         SandboxError: the sandbox failed.
-        ValueError: swebench has no parser of the task's name.
+        InputError: swebench has no parser of the task's name.
     """
     added = added or Added()
     guarded = [name for name in added.tracked if is_protected(name)]
-    whole = START in task.test_command  # an evaluation script of swebench's
+    whole = START in task.test_command  # whether it is an evaluation script of swebench
     hidden = patched_paths(task.test_patch) if task.test_patch and not whole else set()
     mark = f"aem-{secrets.token_hex(16)}:"
     settings = {
@@ -165,7 +165,7 @@ def run_tests(
         "before": add_tests(task.test_patch) if hidden else "",
         "command": _with_exit_code(task.test_command) if whole else task.test_command,
     }
-    # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
+    # ASCII only, so that it is a literal in every Python, whatever the locale's encoding
     program = f"{_source('supervisor.py')}\n\nmain(json.loads({json.dumps(settings)!r}))\n"
     executed = sandbox.execute(
         _PYTHON, seconds=seconds + _GRACE_SECONDS, stdin=program.encode(), output_kb=log_kb + _FRAME_KB
@@ -178,18 +178,21 @@ def run_tests(
 
 
 def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, seconds: float, log_kb: int) -> TestRun:
+    # the hidden tests could not be added
     status = result.get("status")
     if result["before_status"]:
         text = f"{result['before']}\n{_RESET_FAILED}\n"
         words = _last_line(result["before"])
         reason = f"the hidden tests cannot be added (exit status {result['before_status']}): {words}"
         return TestRun(_NOTHING, text, None, reason=reason)
+    # complete the log with the marks that swebench expects
     cut, timed_out = result["cut"], result["timed_out"]
     ended = f"exit status {status}; last line: {_last_line(log)}"
     if not whole:
         log = f"{START}\n{log}\n{END}\n{_EXIT_CODE}: {status}\n"
     if timed_out:
         log += f"\n{_TIMEOUT}\nTimeout error: {seconds:g} seconds exceeded.\n"
+    # find reasons not to believe any status
     kinds = [kind for kind, _ in result["records"]]
     recorded = "begin" in kinds
     required = bool(task.source) and parsing.is_pytest(task.log_parser) and "off" not in kinds
@@ -212,6 +215,7 @@ def _as_run(task: SweTask, result: Mapping[str, Any], log: str, whole: bool, sec
         reason = f"the tests printed more than log_kb={log_kb}"
     if reason:
         return TestRun(_NOTHING, log, status, timed_out, cut, reason, recorded, ended)
+    # read the statuses from the record, or else from the log
     if recorded:
         tests = [values for kind, values in result["records"] if kind == "test"]
         lines = [f"{test['status']} {test['name']}" for test in tests]
@@ -233,7 +237,7 @@ _NOTHING = parsing.Reading({}, False)
 
 
 def _between_marks(log: str) -> tuple[str, str]:
-    """The tests' output, and what is wrong with it."""
+    """Return the tests' output between the marks, and what is wrong with it."""
     broken = next((word for word in _BROKEN if word in log), None)
     if broken:
         return "", f"the evaluation script says {broken!r}"
@@ -247,7 +251,7 @@ def _between_marks(log: str) -> tuple[str, str]:
 
 
 def _unfinished(executed: Executed, seconds: float) -> TestRun:
-    """What ran the tests was itself ended: by the sandbox's limits, or by what it ran."""
+    """Return the result of a run whose supervisor was itself ended: by the sandbox's limits, or by what it ran."""
     last = _last_line(executed.output)
     reason = f"the tests did not run to their end (exit status {executed.returncode}; last line: {last})"
     if executed.timed_out:
@@ -261,7 +265,7 @@ def _last_line(log: str) -> str:
 
 
 def _with_exit_code(script: str) -> str:
-    """An evaluation script that says with which status its tests ended, as swebench has it do."""
+    """Return an evaluation script that reports the exit status of its tests, as swebench makes it do."""
     lines = script.splitlines()
     for number, line in enumerate(lines):
         if END in line:

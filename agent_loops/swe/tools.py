@@ -3,7 +3,7 @@
 Their names and meanings are those of R2E-Gym's scaffold (https://github.com/R2E-Gym/R2E-Gym, MIT), with which DeepSWE
 was trained; the wording and the code are our own.
 
-Whatever touches a file runs inside the sandbox.
+All code that touches a file runs inside the sandbox.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Tool:
     """A function that the agent may call.
 
     Attributes:
-        other_names: what R2E-Gym's models may call a parameter.
-        ignored: parameters of other scaffolds' functions of this kind (R2E-Gym, SWE-agent, OpenHands) that change
-            nothing here.
+        other_names: other names of a parameter, which R2E-Gym's models may use.
+        ignored: parameters of similar functions in other scaffolds (R2E-Gym, SWE-agent, OpenHands) that have no effect
+            here.
     """
 
     name: str
@@ -66,7 +66,7 @@ TOOLS = {
             ignored=("concise", "python_only", "enable_linting", "security_risk"),
         ),
         Tool("search", ("term",), ("path",), {"search_term": "term"}, ("python_only", "security_risk")),
-        # R2E-Gym's has a `command`, which is always "submit"
+        # R2E-Gym's finish has a `command`, which is always "submit"
         Tool("finish", (), ("result", "command"), ignored=("message", "submit", "task_completed", "security_risk")),
     )
 }
@@ -74,10 +74,10 @@ _EDITOR_NEEDS = {"create": ("file_text",), "str_replace": ("old_str",), "insert"
 
 
 def read_tool_call(text: str) -> FunctionCall:
-    """The call in a text, with the parameters' names as here.
+    """Return the call in a text, with our names of its parameters.
 
     Raises:
-        CallError: it is not one that a tool takes.
+        CallError: no tool takes the call.
 
     Example:
         >>> read_tool_call("<function=search><parameter=search_term>def f</parameter></function>").arguments
@@ -116,12 +116,12 @@ def _require(what: str, names: tuple[str, ...], arguments: Mapping[str, str]) ->
 
 
 class Toolbox:
-    """The tools over one sandbox. What undo_edit needs is kept here, and not in the tree.
+    """The tools over one sandbox; the state of undo_edit is kept here and not in the tree.
 
     Args:
-        sandbox: where they work.
-        seconds: what one call may take.
-        characters: the longest answer; a longer one loses its middle.
+        sandbox: the sandbox that they act on.
+        seconds: time limit of one call.
+        characters: maximum length of an answer; a longer answer is cut in the middle.
     """
 
     def __init__(self, sandbox: Sandbox, seconds: float, characters: int):
@@ -132,10 +132,10 @@ class Toolbox:
         self._editor = files("agent_loops.swe").joinpath("editor.py").read_text(encoding="utf-8")
 
     def use(self, call: FunctionCall) -> str:
-        """What the agent is answered to a call other than `finish`.
+        """Return the answer to a call other than `finish`.
 
         Raises:
-            CallError: a parameter's value cannot be read.
+            CallError: a parameter's value is invalid.
             SandboxError: the sandbox failed.
         """
         tools = {"execute_bash": self._execute_bash, "file_editor": self._file_editor, "search": self._search}
@@ -146,7 +146,7 @@ class Toolbox:
         return self._shown(done) + f"\n[{self._how_it_ended(done)}]"
 
     def _shown(self, done: Executed) -> str:
-        # the way it ended is said in a line of its own, which must not be what is cut
+        # the exit status is on its own line, which must not be cut
         return cut_middle(_ESCAPES.sub("", done.output).rstrip("\n"), self._characters - 200) or "(no output)"
 
     def _how_it_ended(self, done: Executed) -> str:
@@ -166,10 +166,10 @@ class Toolbox:
             if not past:
                 return f"there is no edit of {path} to take back"
             request["undo"] = past[-1]
-        # ASCII alone, so a literal for every Python, whatever the surroundings' encoding
+        # ASCII only, so that it is a literal in every Python, whatever the locale's encoding
         script = f"{self._editor}\n\nmain({json.dumps(request)!r})\n"
         stdin = script.encode()
-        output_kb = _EDITOR_KB + 2 * len(stdin) // 1024  # what takes the edit back comes with the answer
+        output_kb = _EDITOR_KB + 2 * len(stdin) // 1024  # the answer includes what undoes the edit
         done = self._sandbox.execute("python3 -I -", seconds=self._seconds, stdin=stdin, output_kb=output_kb)
         try:
             answer = json.loads(done.output.rstrip("\n").rpartition("\n")[2])
@@ -186,14 +186,14 @@ class Toolbox:
         term, path = arguments["term"].strip("\r\n"), arguments.get("path", "").strip() or "."
         if not term or "\n" in term:
             raise CallError("term is one line of text, and not empty")
-        # In the locale C every byte is a character: only a file with a NUL is binary, and then named without the line.
-        # -D: a pipe would never end. Text in UTF-16 is such a file; there the term is looked for in both its forms.
+        # In the locale C every byte is a character: only a file with a NUL is binary, and is then named without the
+        # line. -D: a pipe would never end. UTF-16 text counts as binary; there, search for the term in both encodings.
         grep, where = "LC_ALL=C grep -D skip --exclude-dir=.git", f"-- {shlex.quote(path)}"
         forms = [term.encode(codec, "replace") for codec in ("utf-16-le", "utf-16-be")]
         wide = "".join(
             f"printf %s {base64.b64encode(form).decode()} | base64 -d | {grep} -rlaF -f - {where} 2>/dev/null; "
             for form in forms
-            if b"\n" not in form  # would make two patterns of it
+            if b"\n" not in form  # a line break would split it into two patterns
         )
         done = self._sandbox.execute(
             f"{{ {grep} -rnHF -e {shlex.quote(term)} {where} 2>&1; {{ {wide}:; }} | sed 's/$/: in UTF-16/'; }}"
@@ -207,7 +207,7 @@ class Toolbox:
         return "\n".join(lines[:_MATCHES]) + more
 
 
-_DIGITS = 18  # Python refuses to read numbers of some thousands
+_DIGITS = 18  # Python refuses to read numbers with thousands of digits
 
 
 def _number(name: str, text: str) -> int:

@@ -1,6 +1,6 @@
 """The jaxtyping annotations of aem_core hold: other tests run again, in a process where beartype checks every call.
 
-Only tests with valid input can do that: what is refused with an AEMValueError elsewhere is refused by beartype first.
+This works only for tests with valid input: beartype refuses invalid input before the AEMValueError is raised.
 """
 
 import os

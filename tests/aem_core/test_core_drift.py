@@ -1,6 +1,6 @@
-"""The drift law as code; tests/studies/test_theory.py holds the theory itself.
+"""The drift law as code; tests/studies/test_theory.py tests the theory itself.
 
-Not covered: a real GPU (the meta device stands for it).
+Not covered: a real GPU (the meta device takes its place).
 """
 
 import math

@@ -1,6 +1,6 @@
-"""EMPG: values by hand, a plain reading of the formulas in a loop, properties, and what callers may bring.
+"""EMPG: values computed by hand, the formulas in plain loops, properties, and kinds of input.
 
-Not covered: a real GPU (the meta device stands in for "nothing asks the device"), and the benefit of EMPG in training.
+Not covered: a real GPU (the meta device shows that nothing queries the device), and the benefit of EMPG in training.
 """
 
 import dataclasses

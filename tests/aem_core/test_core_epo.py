@@ -1,6 +1,6 @@
-"""EPO's schedule, weights, losses and history: values by hand, plain loops, gradients, properties, refusals.
+"""EPO's schedule, weights, losses and history: values computed by hand, plain loops, gradients, properties, errors.
 
-Not covered: the policy loss beside them and the trainer that adds them up; a real GPU (the meta device stands for it).
+Not covered: the policy loss and the trainer that adds them up; a real GPU (the meta device takes its place).
 """
 
 import dataclasses

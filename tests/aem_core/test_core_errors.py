@@ -1,4 +1,4 @@
-"""Every refusal: it is a ValueError that names the argument, what came, what was expected, and what to change."""
+"""Every error is a ValueError that names the argument, its value, what was expected, and what to change."""
 
 import math
 import pickle

@@ -1,4 +1,4 @@
-"""Values worked out by hand; the derivation stands beside each."""
+"""Values computed by hand, each with its derivation."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""Group-relative advantages: values by hand, plain loops, verl's own functions, properties, and what callers may bring.
+"""Group-relative advantages: values computed by hand, plain loops, verl's functions, properties, and kinds of input.
 
-Not covered: a real GPU (the meta device stands in for "nothing asks the device"), and how a recipe makes the labels.
+Not covered: a real GPU (the meta device shows that nothing queries the device), and how a recipe makes the labels.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Every kind of tensor that a caller may bring: dtypes, strides, gradients, padding, emptiness, devices.
+"""Every kind of input tensor: dtypes, strides, gradients, padding, emptiness, devices.
 
-Not covered: a real GPU. That nothing synchronises is shown on the meta device, which has no values to wait for, so
-that any question to the device raises; the copies that a CUDA driver makes by itself are beyond that.
+Not covered: a real GPU. The absence of synchronisation is tested on the meta device, which has no values, so that any
+query to the device raises; this does not show copies that a CUDA driver makes by itself.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Properties that must hold for every batch, on examples that hypothesis searches.
+"""Properties that must hold for every batch, on examples from hypothesis.
 
 Not covered: float16 and bfloat16 (test_core_inputs), and λ beyond 5, where small coefficients underflow.
 """

@@ -1,6 +1,6 @@
-"""The vectorised functions against a plain reading of the formulas: lists, loops and `math`, one response at a time.
+"""The vectorised functions against plain formulas: lists, loops and `math`, one response at a time.
 
-Not covered: whether the formulas themselves are the paper's; the golden tests hold those.
+Not covered: whether the formulas themselves match the paper; the golden tests check that.
 """
 
 import math

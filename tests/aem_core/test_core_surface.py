@@ -1,4 +1,4 @@
-"""What other people's code leans on: names, signatures, attributes, documentation, dependencies."""
+"""The public interface that other code depends on: names, signatures, attributes, documentation, dependencies."""
 
 import ast
 import dataclasses

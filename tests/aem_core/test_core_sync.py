@@ -1,8 +1,8 @@
-"""Under `validate=False` nothing reads a value back to the host, for which a GPU would have to be waited for.
+"""Under `validate=False` nothing reads a value back to the host, which would have to wait for a GPU.
 
-Shown on the CPU, by refusing every operation that needs values on the host: those that return one, and those whose
-result has a shape that depends on values. Not covered: what a driver does by itself, such as copies from pageable
-memory. `Responses` is made beforehand: building it waits, as its documentation says.
+The tests run on the CPU and refuse every operation that needs values on the host: operations that return a value, and
+operations whose result has a value-dependent shape. Not covered: what a driver does by itself, such as copies from
+pageable memory. `Responses` is built beforehand: building it waits, as its documentation says.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Reading an action: the rules of algorithms.md section 6, and function calls."""
+"""Reading of actions: the rules of algorithms.md section 6, and function calls."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The Gymnasium adapter: Gymnasium's own `make` and spaces, and small environments of text."""
+"""The Gymnasium adapter: Gymnasium's own `make` and spaces, and small text environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenEnv adapter against a real OpenEnv server (openenv_server.py) in a process of its own.
+"""The OpenEnv adapter against a real OpenEnv server (openenv_server.py) in a separate process.
 
 `AEM_OPENENV_PYTHON=…` starts the server with another interpreter, and so with another version of OpenEnv than the
 client's. Not covered: a server behind TLS or on another machine.

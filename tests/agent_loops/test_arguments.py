@@ -1,6 +1,6 @@
-"""Every argument of every benchmark, given things of another type: each error is one line that names the argument.
+"""Every argument of every benchmark with values of another type: each error is one line that names the argument.
 
-Not covered: values of the right type that do not fit, which the benchmarks' own tests have.
+Not covered: invalid values of the right type, which the benchmarks' own tests cover.
 """
 
 from __future__ import annotations

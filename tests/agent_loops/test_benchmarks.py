@@ -1,6 +1,6 @@
 """The table of benchmarks: every entry has all that the commands read, and every benchmark has an entry.
 
-Not covered: what `aem data` fetches (tests/recipe/tools/test_cli*.py), and trainings (test_cli_train.py, tests/e2e).
+Not covered: what `aem data` fetches (tests/recipe/tools/test_cli*.py), and training (test_cli_train.py, tests/e2e).
 """
 
 from __future__ import annotations

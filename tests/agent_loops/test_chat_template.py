@@ -1,6 +1,6 @@
-"""What ends a response, what is rendered between two, and control tokens in a page; with a small tokenizer.
+"""The end of a response, the text rendered between two responses, and control tokens in a page; a small tokenizer.
 
-Real models are in tests/models, the rows that come of it in test_transcript.py.
+Real models are in tests/models, the resulting rows in test_transcript.py.
 """
 
 from __future__ import annotations

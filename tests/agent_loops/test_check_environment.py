@@ -1,4 +1,4 @@
-"""`agent_loops.check_environment` finds each broken promise, and none where all are kept."""
+"""`agent_loops.check_environment` finds each violation of the contract, and none where there is none."""
 
 from __future__ import annotations
 

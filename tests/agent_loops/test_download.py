@@ -1,6 +1,6 @@
-"""Fetching: resumption, refusals, checksums, the manifest; and WebShop's sets. Against a real server on this machine.
+"""Downloads: resumption, refusals, checksums, the manifest; and WebShop's sets. Against a real local server.
 
-Not covered: Google Drive and the mirrors themselves, which no test reaches.
+Not covered: Google Drive and the mirrors themselves, which no test contacts.
 """
 
 from __future__ import annotations

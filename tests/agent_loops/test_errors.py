@@ -1,4 +1,4 @@
-"""Errors raised on purpose: one tree, standard bases, and a way across processes.
+"""Errors raised on purpose: one class tree, standard bases, and pickling across processes.
 
 Not covered: their messages, which the tests of each part compare.
 """

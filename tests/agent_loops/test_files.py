@@ -1,6 +1,6 @@
-"""Files that are whole or not there: at whatever step of the writing it stops, by an error, a kill or a full disk.
+"""Files are whole or absent, at whatever step an error, a kill or a full disk stops the writing.
 
-Not covered: a power cut; that the bytes are forced to the disk before the name is given is read off the order of calls.
+Not covered: a power cut; only the order of calls shows that the bytes reach the disk before the file gets its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One run a directory: who is refused, what the message says, and when the lock is given back."""
+"""One run per directory: which run is refused, what the message says, and when the lock is released."""
 
 from __future__ import annotations
 

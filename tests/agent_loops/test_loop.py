@@ -1,6 +1,6 @@
 """The agent loop against verl's own output types (scripted.py), in both layouts; no engine, no Ray.
 
-What only a transcript has is in test_transcript.py.
+Properties of the transcript layout alone are in test_transcript.py.
 """
 
 from __future__ import annotations

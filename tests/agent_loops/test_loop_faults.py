@@ -1,5 +1,6 @@
-"""Nothing of a text or an environment raises out of the agent loop into verl, which would drop the trajectory; what the
-engine raises does. Against verl's own output types (scripted.py), in both layouts; no engine, no Ray.
+"""No text or environment makes the agent loop raise into verl, which would drop the trajectory; engine errors do.
+
+Against verl's own output types (scripted.py), in both layouts; no engine, no Ray.
 """
 
 from __future__ import annotations

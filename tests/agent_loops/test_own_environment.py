@@ -1,4 +1,4 @@
-"""examples/guess_the_number: the example of docs/environments.md, and the page's own words about the protocol.
+"""examples/guess_the_number: the example of docs/environments.md, and the page's text about the protocol.
 
 Not covered: that a model learns it; the real engine.
 """

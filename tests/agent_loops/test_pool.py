@@ -1,4 +1,4 @@
-"""Blocking calls beside asyncio."""
+"""Blocking calls alongside asyncio."""
 
 import asyncio
 import threading

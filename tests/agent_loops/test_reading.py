@@ -1,4 +1,4 @@
-"""The parts that every reader of files shares: what is quoted, what is strict, what is a plain file."""
+"""The parts that all readers of files share: quoting, strictness, and checks for plain files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Prompts that would not fit: what goes first, what stays, and that the rows say so. Tokens are letters here, so that
-lengths can be reckoned; that the engine's real tokens fit is test_loop's and tests/models'."""
+"""Prompts that would not fit: what is dropped first, what is kept, and that the rows record it.
+
+Tokens are letters here, so that lengths can be computed; test_loop.py and tests/models check that the engine's real
+tokens fit.
+"""
 
 from __future__ import annotations
 

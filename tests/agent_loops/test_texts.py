@@ -1,5 +1,7 @@
-"""Texts from outside, and what of them reaches a row: no lone surrogate, no NUL. Not covered: tokens that a page spells
-(`<|im_end|>`), which the tokenizer reads."""
+"""Texts from outside, of which no lone surrogate and no NUL reaches a row.
+
+Not covered: special tokens spelled out in a page (`<|im_end|>`), which the tokenizer reads.
+"""
 
 import dataclasses
 import json

@@ -1,6 +1,8 @@
-"""Models that think, through the agent loop: templates that open the thought, gpt-oss's channels, markers that are
-special tokens. The tokenizers are of letters, with the real models' markers as single tokens that
-`skip_special_tokens=True` would drop; real ones are in tests/models."""
+"""Thinking models in the agent loop: templates that open the thought, gpt-oss's channels, special-token markers.
+
+The tokenizers are letter tokenizers, with the real models' markers as single tokens that `skip_special_tokens=True`
+would drop; real tokenizers are in tests/models.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a response thinks and where it answers. What is done with it: test_actions.py, test_thinking_models.py."""
+"""The thought and the answer within a response. Their use: test_actions.py, test_thinking_models.py."""
 
 import pytest
 from hypothesis import given

@@ -1,6 +1,6 @@
-"""The transcript layout: one row a trajectory, of the tokens that were sampled and those of the environment between.
+"""The transcript layout: one row per trajectory, with the sampled tokens and the environment's tokens between them.
 
-What both layouts share is in test_loop.py; α and the advantages of both, in tests/recipe/test_layouts.py. Not covered:
+What both layouts share is in test_loop.py; α and the advantages of both in tests/recipe/test_layouts.py. Not covered:
 chat templates other than Qwen's, GLM's and a trivial one (verl's own tests have them), and the engine (tests/e2e).
 """
 

@@ -1,4 +1,4 @@
-"""Environments in worker processes: what they answer, and what becomes of them when something dies."""
+"""Environments in worker processes: their answers, and what happens when a process dies."""
 
 from __future__ import annotations
 

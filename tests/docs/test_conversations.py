@@ -1,6 +1,6 @@
-"""docs/conversations.md: its sample is what the loop makes of the episode, and its settings are a run of one piece.
+"""docs/conversations.md: its sample is the loop's output for the episode, and its settings form a consistent run.
 
-`AEM_WRITE_DOCS=1 pytest tests/docs/test_conversations.py` writes the sample anew.
+`AEM_WRITE_DOCS=1 pytest tests/docs/test_conversations.py` rewrites the sample.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the README and the docs point to exists, and their Python runs. Not covered: that the prose is true."""
+"""The targets of the README's and the docs' links exist, and their Python runs. Not covered: that the prose is true."""
 
 from __future__ import annotations
 

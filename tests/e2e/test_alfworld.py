@@ -1,4 +1,4 @@
-"""Two steps of the ALFWorld script and a validation, on the official games where this machine has them.
+"""Two steps of the ALFWorld script and a validation, on the official games if this machine has them.
 
 It covers the script's own path, the native engine in verl's workers, and success by type in verl's validation. Not
 covered: learning; a small model wins no game.

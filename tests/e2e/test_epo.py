@@ -1,7 +1,7 @@
-"""EPO's loss in verl's real worker, beside AEM's advantages, and its history across a checkpoint.
+"""EPO's loss in verl's real worker, together with AEM's advantages, and its history across a checkpoint.
 
-The learning rate is 0: the policy that is updated is then the old policy, whose entropies the probe has saved, so that
-what the worker computed can be computed again in plain loops. Not covered: several ranks (tests/recipe), learning.
+The learning rate is 0: the updated policy is then the old policy, whose entropies the probe has saved, so that plain
+loops can recompute the worker's results. Not covered: several ranks (tests/recipe), learning.
 """
 
 from __future__ import annotations

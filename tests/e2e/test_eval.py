@@ -1,6 +1,6 @@
 """`aem eval` of a checkpoint that verl saved: exactly the figures of the training's own validation.
 
-Greedy, for a sampled validation does not come back: the order in which the engine sees requests is not the same twice.
+Validation is greedy, since sampling is not reproducible: the engine sees requests in a different order each time.
 Not covered: Hugging Face checkpoints and several seeds (tests/recipe/tools/test_cli_eval.py, with a stand-in for verl).
 """
 

@@ -1,4 +1,4 @@
-"""A process that generates is killed in the middle of a step: the run ends by itself, says which, and saves nothing.
+"""A generating process is killed in the middle of a step: the run ends by itself, names the process, and saves nothing.
 
 Not covered: a process that hangs instead of ending (tests/recipe/seam/test_trajectories.py), several nodes.
 """

@@ -1,4 +1,4 @@
-"""verl's own agent loops: no spans in their rows, so a response is a run of the mask; nothing of them is changed.
+"""verl's own agent loops: their rows have no spans, so a response is a run of the mask; they are unchanged.
 
 Not covered: multimodal rows, tools that keep state, interactions.
 """

@@ -1,4 +1,4 @@
-"""Two steps of the ScienceWorld script: the simulator's worker processes below verl's own, none of them left behind.
+"""Two steps of the ScienceWorld script: the simulator's worker processes below verl's own, none left running.
 
 Not covered: learning; a small model completes no task.
 """

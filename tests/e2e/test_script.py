@@ -1,4 +1,4 @@
-"""The 7B script as it is, with the CPU machine file, the tiny model and two steps.
+"""The unmodified 7B script, with the CPU machine file, the tiny model and two steps.
 
 It covers the script's own path: set-up (nothing to do here), tasks, the full prompt, the KL loss's reference model.
 Not covered: whether 7B fits on eight GPUs (tests/recipe composes and validates the settings), validation, learning.

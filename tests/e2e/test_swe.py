@@ -1,7 +1,7 @@
 """Two steps of the software-engineering script, AEM over GRPO++: tool calls in bubblewrap, graded by swebench, in verl.
 
-The model has learned by heart to mend the one fault that there is, or only to look at the file, and then to finish: so
-some of its trajectories win. Not covered: learning, real repositories, tasks that the generator made.
+The model has memorised either to fix the only fault or just to look at the file, and then to finish, so some of its
+trajectories win. Not covered: learning, real repositories, generated tasks.
 """
 
 from __future__ import annotations

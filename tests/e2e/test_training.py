@@ -1,7 +1,7 @@
-"""The main job: verl's trainer on a processor, `adv_estimator=aem`, from a policy that shops a little.
+"""The main job: verl's trainer on a CPU, `adv_estimator=aem`, starting from a policy that shops a little.
 
-The advantages are read where they count, in the worker's loss function. Not covered: whether the policy improves (the
-demo shows it), GPUs, more than one worker, the async trainer modes, other bases than `grpo_rows`.
+The advantages are read where they are used, in the worker's loss function. Not covered: whether the policy improves
+(the demo shows it), GPUs, more than one worker, the async trainer modes, other bases than `grpo_rows`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Two steps of the 7B script in the transcript layout, on the generated shop: one row a trajectory, of many responses.
+"""Two steps of the 7B script in the transcript layout, on the generated shop: one row of many responses per trajectory.
 
-The worker's loss has to see, response by response, what the plain loops expect (by_hand.py). Not covered: that both
+The worker's loss must receive, response by response, what the plain loops expect (by_hand.py). Not covered: that both
 layouts agree (tests/recipe/test_layouts.py), a row's edges (tests/agent_loops/test_transcript.py), learning.
 """
 

@@ -1,6 +1,6 @@
-"""Damaged files for tests of readers: one list of what can befall a file, and the one property that must hold then.
+"""Damaged files for tests of readers: one list of possible damage, and the property that must hold for each.
 
-AEM_FUZZ=N asks for N damaged contents a reader in the place of a few dozen.
+AEM_FUZZ=N requests N damaged contents per reader instead of a few dozen.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ TYPES = (
     *(b"[]", b"{}", b"3", b'"x"', b"null", b"[[]]", b"---"),
 )
 ANYTHING = object()
-"""As what is expected of a file without a digest: a letter of a text may well become another one."""
+"""The expected content of a file without a digest, in which a letter of a text may change unnoticed."""
 
 
 def count(usual: int = 40) -> int:
-    """How many damaged contents to try."""
+    """Return how many damaged contents to try."""
     return int(os.environ.get("AEM_FUZZ", usual))
 
 
 def damage(content: bytes, chance: random.Random) -> tuple[str, bytes]:
-    """A damaged content, and what was done to it."""
+    """Return a damaged content, and what was done to it."""
     kind = chance.choice(list(_KINDS))
     return kind, _KINDS[kind](content, chance)
 
 
 def contents(content: bytes, seed: str, number: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """So many damaged contents, always the same ones, each with a name for the failure's message."""
+    """Yield `number` damaged contents, always the same, each with a name for the failure's message."""
     for place in range(count() if number is None else number):
         kind, damaged = damage(content, random.Random(f"{seed} {place}"))
         if damaged != content:
@@ -47,18 +47,18 @@ def contents(content: bytes, seed: str, number: int | None = None) -> Iterator[t
 def check(
     read: Callable[[], Any], path: Path, expected: Any, wrong: type[Exception], label: str, same: Any = operator.eq
 ) -> bool:
-    """Either what was there before, or the reader's own error, on one line that names the file.
+    """Check that reading gives the former content, or the reader's own error on one line that names the file.
 
     Args:
-        read: reads `path` and what hangs on it.
+        read: reads `path` and what depends on it.
         path: the damaged file.
-        expected: what the sound file gave; `ANYTHING` where any content will do.
-        wrong: the reader's error.
+        expected: the content of the intact file; `ANYTHING` if any content will do.
+        wrong: the reader's error class.
         label: what was done, for the failure's message.
         same: compares two contents; `==` by default.
 
     Returns:
-        Whether it was refused.
+        Whether the file was refused.
     """
     try:
         found = read()
@@ -74,7 +74,7 @@ def check(
 
 
 def in_place_of(path: Path) -> Iterator[str]:
-    """Puts other things into a file's place, one after the other, and the file back in the end."""
+    """Replace a file by other kinds of things in turn, and restore it at the end."""
     aside = path.with_name(f"{path.name}.aside")
     path.rename(aside)
     try:
@@ -125,14 +125,14 @@ def _flip_byte(content: bytes, chance: random.Random) -> bytes:
 
 
 def _flip_end(content: bytes, chance: random.Random) -> bytes:
-    """Heads and ends hold what a binary format says of the rest."""
+    """Change a byte near the head or the end, where binary formats describe the rest."""
     near = min(len(content), 300)
     place = chance.choice((chance.randrange(near), len(content) - 1 - chance.randrange(near))) if near else 0
     return content[:place] + bytes([chance.randrange(256)]) + content[place + 1 :]
 
 
 def _zeros(content: bytes, chance: random.Random) -> bytes:
-    """A block that never reached the disk."""
+    """Zero a block, as if it never reached the disk."""
     place, length = _place(content, chance), chance.choice((1, 16, 512, 4096))
     return content[:place] + bytes(min(length, len(content) - place)) + content[place + length :]
 
@@ -152,7 +152,7 @@ def _deep(content: bytes, chance: random.Random) -> bytes:
 
 
 def _value(content: bytes, chance: random.Random) -> bytes:
-    """Another value behind a colon or a comma."""
+    """Replace a value behind a colon or a comma."""
     marks = [place for place, one in enumerate(content[:200_000]) if one in b":,["]
     place = chance.choice(marks) + 1 if marks else 0
     stop = min([found for mark in (b",", b"}", b"]", b"\n") if (found := content.find(mark, place)) >= 0] or [place])

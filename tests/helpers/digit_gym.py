@@ -1,4 +1,4 @@
-"""Gymnasium environments of text, and two that are not, for the adapter's tests."""
+"""Text environments for Gymnasium, and two without text, for the adapter's tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LETTERS = string.ascii_lowercase + string.digits + " .?"
 
 
 class Digit(gymnasium.Env):
-    """Guess the seed's digit; the observation names what was said."""
+    """A game of guessing the seed's digit; the observation repeats the guess."""
 
     observation_space = Text(200, min_length=0, charset=LETTERS + string.ascii_uppercase)
     action_space = Text(20, charset=LETTERS)

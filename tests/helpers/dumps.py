@@ -1,4 +1,4 @@
-"""Made-up batches that run through verl's own `_compute_advantage` with a fake TransferQueue, and what is dumped."""
+"""Synthetic batches that run through verl's own `_compute_advantage` with a fake TransferQueue, and their dumps."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ NESTED = ("prompts", "responses", "response_mask", "rm_scores", "old_log_probs",
 
 
 class Batch(SimpleNamespace):
-    """verl's `KVBatchMeta`, as far as it is used."""
+    """The used part of verl's `KVBatchMeta`."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
 class Queue:
-    """The two calls of TransferQueue, over one value a key and column."""
+    """The two used calls of TransferQueue, over one value per key and column."""
 
     def __init__(self, columns: Mapping[str, Sequence[Any]], batch: Batch):
         self.batch = batch
@@ -60,7 +60,7 @@ class Queue:
 
 
 class Shelf:
-    """A writer that keeps the steps."""
+    """A writer that keeps the steps in memory."""
 
     def __init__(self) -> None:
         self.stopped: Exception | bool = False
@@ -77,19 +77,20 @@ class Shelf:
 def make_batch(
     seed: int, layout: str = "turns", groups: int = 3, recorded: bool = True, masked: float = 0.1, faults: float = 0.0
 ) -> Queue:
-    """A batch of `groups` prompt groups of four trajectories, in mixed order, and a padding row.
+    """Return a batch of `groups` prompt groups of four trajectories, in mixed order, and a padding row.
 
     Args:
-        seed: of everything.
-        layout: `turns`, a row a turn, or `transcript`, many responses a row.
-        groups: how many.
-        recorded: whether the loop left spans and what goes with them.
-        masked: how often a trajectory is masked whole.
+        seed: seed of all random choices.
+        layout: `turns`, one row per turn, or `transcript`, many responses per row.
+        groups: number of prompt groups.
+        recorded: whether the loop recorded spans and the fields that belong to them.
+        masked: how often a whole trajectory is masked.
         faults: how often its environment fails.
     """
     chance = random.Random(seed)
-    trouble = random.Random(f"{seed} trouble")  # apart, so that batches with and without faults are otherwise the same
+    trouble = random.Random(f"{seed} trouble")  # separate, so that faults change nothing else in a batch
     rows: list[dict[str, Any]] = []
+    # rows of all groups, each with four trajectories
     for group in range(groups):
         kind = chance.choice(("look", "heat"))
         for session in range(4):
@@ -128,6 +129,7 @@ def make_batch(
     padding = {"key": "padff_0_0", "uid": "padff", "mask": [0], "reward": 0.0, "extra": rows[0]["extra"]}
     # verl appends padding rows, then balances the batch
     rows.insert(chance.randrange(len(rows)), padding)
+    # verl's columns, with random values
     random_state = torch.Generator().manual_seed(seed)
     lengths = [len(row["mask"]) for row in rows]
 
@@ -152,7 +154,7 @@ def make_batch(
 
 
 def make_trainer(algorithm: Mapping[str, Any], step: int = 3, **attributes: Any) -> Any:
-    """A trainer that can compute advantages and nothing else."""
+    """Return a trainer that can compute advantages and nothing else."""
     trainer = trainer_base.PPOTrainer.__new__(trainer_base.PPOTrainer.__subclasses__()[0])
     trainer.global_steps = step
     trainer.config = OmegaConf.create(
@@ -172,18 +174,18 @@ def make_trainer(algorithm: Mapping[str, Any], step: int = 3, **attributes: Any)
 
 
 def advance(trainer: Any, queue: Queue) -> dict[str, Any]:
-    """One call of verl's `_compute_advantage`; returns the metrics."""
+    """Call verl's `_compute_advantage` once and return the metrics."""
     metrics: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_base, "tq", queue)
-        # this entry alone: mock.patch.dict empties sys.modules for a moment, in which the dump's thread may import
+        # patch only this entry: mock.patch.dict briefly empties sys.modules, and the dump's thread may import meanwhile
         patch.setitem(sys.modules, "transfer_queue", queue)
         trainer._compute_advantage(queue.batch, metrics)
     return metrics
 
 
 def dump(queue: Queue, algorithm: Mapping[str, Any], directory: Path, step: int = 3, **settings: Any) -> Path:
-    """The file of one step."""
+    """Dump one step and return its file."""
     written = {**algorithm, "dump": {"dir": str(directory), **settings}}
     trainer = make_trainer(written, step, aem_dump=(shelf := Shelf()))
     advance(trainer, queue)
@@ -193,5 +195,5 @@ def dump(queue: Queue, algorithm: Mapping[str, Any], directory: Path, step: int 
 
 
 def dumped(queue: Queue, algorithm: Mapping[str, Any], directory: Path, **settings: Any) -> Step:
-    """The step as it is read back."""
+    """Dump one step and return it as read back."""
     return read_step(dump(queue, algorithm, directory, **settings))

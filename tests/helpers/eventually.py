@@ -1,4 +1,4 @@
-"""Waiting for what happens in its own time: no test asserts how long something takes, however busy the machine is."""
+"""Waiting for events without asserting how long they take, however busy the machine is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE = 240.0  # seconds; far more than anything here takes, below the 600 th
 
 
 def eventually(look: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """Look again until there is something to see; returns what was seen last, which a test asserts on."""
+    """Call `look` until its result is true; return the last result, for the test to assert on."""
     give_up = time.monotonic() + seconds
     while not (seen := look()) and time.monotonic() < give_up:
         time.sleep(0.02)
@@ -22,9 +22,9 @@ def eventually(look: Callable[[], T], seconds: float = PATIENCE) -> T:
 
 
 def run_late(execute: Callable[..., Executed], command: str, said: str, seconds: float = 0.5) -> Executed:
-    """Run a command that never ends into its time limit, which leaves it the time to say something.
+    """Run a command that never ends into its time limit, after it has printed something.
 
-    Where a busy machine has not even started the command by then, the limit is doubled.
+    If a busy machine has not even started the command by then, the limit is doubled.
     """
     while True:
         done = execute(command, seconds=seconds)

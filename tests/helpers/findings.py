@@ -1,4 +1,4 @@
-"""Findings, picked out; what a process says in which the plug-in is loaded; and the processes that a test started."""
+"""Selection of findings, reports of a process with the plug-in loaded, and the processes that a test started."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def by_title(findings):
 
 
 def marked(mark: str) -> list[str]:
-    """Command lines of the living processes that inherited AEM_TEST_MARK with this value, whatever else runs here."""
+    """Return the command lines of the running processes that inherited AEM_TEST_MARK with this value."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         with contextlib.suppress(psutil.Error):

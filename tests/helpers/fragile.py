@@ -1,4 +1,4 @@
-"""An environment that is not thread-safe and fails on command: the tests of the worker processes play it."""
+"""An environment that is not thread-safe and fails on command, for the tests of the worker processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agent_loops.workers import ProcessUnusable, die_with_parent
 
 
 class TwoPartError(Exception):
-    """It pickles, but does not unpickle: the constructor wants more than the message."""
+    """An error that pickles but does not unpickle: its constructor requires more than the message."""
 
     def __init__(self, first: str, second: str):
         super().__init__(f"{first} and {second}")
@@ -45,7 +45,7 @@ class FragileEnvironment:
         info: dict = {"won": word == "win", "score": float(word == "win"), "pid": os.getpid()}
         if word == "sleep":
             time.sleep(float(rest))
-        elif word == "wait":  # it says that it has begun, and goes on when the other file is there
+        elif word == "wait":  # signal the start, and continue once the other file exists
             Path(f"{rest}.begun").touch()
             while not Path(f"{rest}.go").exists():
                 time.sleep(0.01)
@@ -65,7 +65,7 @@ class FragileEnvironment:
             raise ProcessUnusable("the game's engine is dead")
         elif word == "lock":
             info["lock"] = threading.Lock()
-        elif word in ("child", "stray"):  # one that ends with its parent, and one that does not
+        elif word in ("child", "stray"):  # a process that ends with its parent, and one that does not
             command = [sys.executable, "-c", "import time; time.sleep(600)"]
             info["child"] = subprocess.Popen(command, preexec_fn=die_with_parent if word == "child" else None).pid
         elif word == "closed":
@@ -80,7 +80,7 @@ class FragileEnvironment:
 
 
 class Concluding(FragileEnvironment):
-    """It can tell how it stands."""
+    """An environment that can report its current outcome."""
 
     def conclude(self) -> dict:
         return {"won": False, "score": len(self._seen) / 10}

@@ -1,4 +1,4 @@
-"""A guessing game with every fault an environment can have: the loop's tests play it."""
+"""A guessing game with every fault that an environment can have, for the tests of the agent loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from agent_loops.environment import Observation, Step
 
 RELEASED = threading.Event()
-"""What a step of the fault `slow` waits for: to be set when the test is over, for its thread is waited for."""
+"""The event that a step with the fault `slow` waits for; set it at the end of the test, which joins its thread."""
 
 
 class GuessTasks:

@@ -1,4 +1,4 @@
-"""A sandbox that is none, for tests of what is played in one: bash in a folder of this machine, by harmless scripts."""
+"""A stand-in for a sandbox without isolation, for tests: bash in a folder of this machine, run by harmless scripts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TASK = {"task": "sums-1"}
 
 
 class HostSwe:
-    """A benchmark of one task in such folders: `sums.py` subtracts where it should add. What adds is right."""
+    """A benchmark of one task in such folders: `sums.py` subtracts where it should add; a patch that adds solves it."""
 
     name = "swe"
 

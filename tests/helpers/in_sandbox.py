@@ -1,4 +1,4 @@
-"""Commands in a sandbox, for tests that wait as long as it takes."""
+"""Commands in a sandbox, for tests that wait as long as needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small kitchen in the format of ALFWorld's game files, made for the tests: five verbs, a few things, one goal."""
+"""A small kitchen in the format of ALFWorld's game files, for the tests: five verbs, a few objects, one goal."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def problem() -> str:
 
 
 def game_data(**parts: Any) -> dict[str, Any]:
-    """The content of the kitchen's game file, with what a test wants different."""
+    """Return the content of the kitchen's game file, with a test's changes."""
     return {
         "pddl_domain": DOMAIN,
         "grammar": grammar(),
@@ -141,7 +141,7 @@ def game_data(**parts: Any) -> dict[str, Any]:
 
 
 def write_games(directory: Path, n_train: int = 3) -> Path:
-    """A data directory with `json_2.1.1`: kitchens in all three splits."""
+    """Write a data directory with `json_2.1.1`: kitchens in all three splits."""
     names = [("train", number) for number in range(n_train)] + [("valid_seen", 0), ("valid_unseen", 0)]
     for split, number in names:
         kind = ("pick_and_place_simple", "pick_two_obj_and_place")[number % 2]

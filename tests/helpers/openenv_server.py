@@ -1,6 +1,6 @@
-"""A real OpenEnv server for the tests, in a process of its own: `python openenv_server.py PORT SESSIONS`.
+"""A real OpenEnv server for the tests, in a separate process: `python openenv_server.py PORT SESSIONS`.
 
-It prints the port that it listens on (any free one for PORT 0).
+It prints the port that it listens on (any free port for PORT 0).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Hear(Observation):
 
 
 class Game(Environment):
-    """Guess the seed's number. `crash`, `sleep` and `exit` do as they say."""
+    """A game of guessing the seed's number; `crash`, `sleep` and `exit` do what their names say."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
     live = 0

@@ -1,4 +1,4 @@
-"""What to play when the native engine is compared with the official one: every verb often enough, rare ones too."""
+"""Plans to play when comparing the native engine with the official one: every verb often enough, also rare verbs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _LONGEST = 12
 
 
 def verb(command: str, play: Play) -> str:
-    """The verb of an admissible command; everything else is nonsense."""
+    """Return the verb of an admissible command; everything else is nonsense."""
     return command.strip().split()[0] if command.strip() in play.commands else "nonsense"
 
 
 def plan(path: str, game: Game, counts: Counter[str], rng: random.Random, steps: int) -> dict[str, Any]:
-    """The walkthrough, and a play that goes for the verbs counted least; adds what they do to the counts."""
+    """Return the walkthrough and a play that seeks the least counted verbs, and add their commands to the counts."""
     return {
         "game": path,
         "plays": [_count(game, game.walkthrough, counts), _count(game, _steered(game, counts, rng, steps), counts)],
@@ -71,7 +71,7 @@ def _steered(game: Game, counts: Counter[str], rng: random.Random, steps: int) -
 
 
 def _towards(game: Game, before: list[str], target: str, rng: random.Random) -> list[str]:
-    """The shortest of many random ways to a command with this verb; empty where none was found."""
+    """Return the shortest of many random paths to a command with this verb; empty if none was found."""
     best: list[str] = []
     for _ in range(_TRIES):
         play = _replay(game, before)
@@ -95,7 +95,7 @@ def _replay(game: Game, commands: list[str]) -> Play:
 
 
 def _inadmissible(game: Game, play: Play, rng: random.Random) -> str:
-    """A command of the game that cannot be done at the moment."""
+    """Return a command of the game that is not admissible at the moment."""
     others = sorted(set(game.walkthrough) - set(play.commands))
     return rng.choice(others) if others else "open fridge 99"
 
@@ -103,7 +103,7 @@ def _inadmissible(game: Game, play: Play, rng: random.Random) -> str:
 def make_plans(
     data: Path, games: list[str], per_type: int, steps: int, seed: int = 0
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Plans for so many games of each of the six types, and how often they use each verb."""
+    """Return plans for a number of games of each of the six types, and how often they use each verb."""
     rng = random.Random(seed)
     by_type: dict[str, list[str]] = {}
     for path in sorted(games):

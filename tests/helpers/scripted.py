@@ -1,4 +1,4 @@
-"""The agent loop played from a script: a letter tokenizer and a server that answers from a list; no engine, no Ray."""
+"""The agent loop run from a script: a letter tokenizer and a server that answers from a list; no engine, no Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGET = "tests.helpers.guess.GuessBenchmark"
 
 
 class LetterTokenizer:
-    """One token a letter; id 0 ends a message."""
+    """A tokenizer with one token per letter; id 0 ends a message."""
 
     eos_token_id = 0
 
@@ -33,9 +33,9 @@ class LetterTokenizer:
 
 @dataclass
 class ScriptedServer:
-    """Answers from a list, text or tokens, cut at the limits as vLLM cuts (vllm_async_server.py:593-617).
+    """A server that answers from a list of texts or tokens, cut at vLLM's limits (vllm_async_server.py:593-617).
 
-    The log-prob of a token is told by its id, so that one that has slipped shows. Where the list is at its end the last
+    The log-prob of a token follows from its id, so that a shifted log-prob shows. At the end of the list the last
     answer is repeated.
     """
 
@@ -81,7 +81,7 @@ def make_loop(
     tokenizer: Any = None,
     hf_model_type: str | None = None,
 ) -> EnvironmentAgentLoop:
-    """To be called where an event loop runs."""
+    """Return an agent loop; an event loop must be running."""
     defaults = {"prompt": "webshop/compact", "require_think": False, "max_turns": 4}
     rollout = {
         "prompt_length": prompt_length,
@@ -130,7 +130,7 @@ def run(
     tokenizer=None,
     **settings,
 ):
-    """The rows of one episode in which the agent answers so, and the server that gave the answers."""
+    """Return the rows of one episode in which the agent gives these answers, and the server that gave them."""
     server = ScriptedServer(answers, max_model_len, stop_reason)
     if tokenizer is not None:
         server.end_token = tokenizer.eos_token_id

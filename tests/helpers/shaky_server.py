@@ -1,4 +1,4 @@
-"""A real web server on this machine that keeps to HTTP's range requests, and misbehaves on demand."""
+"""A real local web server that supports HTTP range requests and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ QUOTA_PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</
 
 @dataclass
 class Shaky:
-    """What the server sends, and what it was asked.
+    """The server's files and faults, and the requests it received.
 
     Attributes:
         url: its address, ending in a slash.
         files: contents by name.
-        faults: by name, what the next requests meet instead of good service, in order. A number is how many bytes pass
+        faults: by name, the faults of the next requests, in order. A number is how many bytes pass
             before the connection breaks; an HTTP status; "quota" (a page, here after a byte order mark) and "typeless
-            quota" (a page that is not named as one); "no ranges"; "shifted" and "short" (another range than asked for,
+            quota" (a page without its content type); "no ranges"; "shifted" and "short" (another range than requested,
             only the beginning of it); "silent" (nothing comes, for a long time); "endless" (no size, and no end);
             "more" (one byte more than the file has); "drip" (a byte now and then); "dripping headers"; "packed" (with
             gzip, a few bytes that unpack to many); ("to", address) redirects; ("as", headers) sends these besides.
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(status, content[start:end], "application/json", extra, fault if isinstance(fault, int) else None)
 
     def go_on(self, fault, content):
-        """Until the other side has had enough."""
+        """Send until the other side closes the connection."""
         self.wfile.write(b"HTTP/1.0 200 OK\r\n")
         try:
             if fault != "dripping headers":
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def shaky_server() -> Iterator[Shaky]:
-    """Serves on a free port until the block ends."""
+    """Serve on a free port until the block ends."""
     shaky = Shaky()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"shaky": shaky}))
     server.daemon_threads = True

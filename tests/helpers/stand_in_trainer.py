@@ -1,7 +1,7 @@
-"""Stands in for `verl.trainer.main_ppo` under `trainer.val_only`: reads the same overrides and writes the same files.
+"""Stand-in for `verl.trainer.main_ppo` under `trainer.val_only`: it reads the same overrides and writes the same files.
 
-A task succeeds if its place plus the seed and the repetition is even. STAND_IN says what goes wrong: `fail`, `lose` (an
-episode), `lie` (another figure than the dump's), `silent` (no dump).
+A task succeeds if the sum of its index, the seed and the repetition is even. STAND_IN selects a fault: `fail`, `lose`
+(an episode), `lie` (another figure than the dump's), `silent` (no dump).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A study on a stand-in for verl's trainer: a script that reads its overrides and writes verl's metrics lines.
 
-What it does besides is in its variables: FAIL ends it with an error, SHORT before the last step, HANG keeps it busy at
-a step with a child process until it is ended, CHECKPOINT leaves verl's mark of one at that step.
+Environment variables change its behaviour: FAIL ends it with an error, SHORT ends it before the last step, HANG keeps
+it busy at a step with a child process until it is ended, CHECKPOINT leaves verl's checkpoint marker at that step.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ keep: [aem/alpha/*]
 
 
 def write_study(folder: Path, **changed: str) -> Path:
-    """A study file with its configuration, data and trainer.
+    """Write a study file with its configuration, data and trainer.
 
     Args:
-        folder: for all of it.
-        changed: lines put in place of those that begin with the same key, or added.
+        folder: the folder for all files.
+        changed: lines that replace those beginning with the same key, or are added.
     """
     (folder / "trainer.py").write_text(TRAINER)
     (folder / "plain.yaml").write_text(CONFIG)

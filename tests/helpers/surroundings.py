@@ -1,4 +1,4 @@
-"""A command as a user would run it, and small environments that borrow the big packages of the running one."""
+"""Commands run as a user would run them, and small environments that reuse large packages of the running one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*command: object, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A command with output captured, in the surroundings of a user who set no Python or verl variable."""
+    """Run a command with captured output, in the environment of a user who set no Python or verl variable."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -37,8 +37,8 @@ def run(*command: object, cwd: Path, check: bool = True, **environment: str) -> 
 class Environment:
     """A new virtual environment that also sees, after its own packages, those of the running environment.
 
-    The borrowed folder is appended to sys.path by a .pth file, so .pth files inside that folder (such as the one of an
-    editable verl-aem in the running environment) are not read: our modules come from this environment or not at all.
+    A .pth file appends the borrowed folder to sys.path, so .pth files inside that folder (such as that of an editable
+    verl-aem in the running environment) are not read: our modules come from this environment or not at all.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,17 +50,17 @@ class Environment:
         (self.packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
     def copy(self, folder: Path) -> Environment:
-        """The same environment in another folder; the scripts in its bin still name the first one's Python."""
+        """Copy the environment to another folder; the scripts in its bin still name the original's Python."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Environment(folder)
 
     def install(self, *what: object) -> None:
-        """`--ignore-installed` keeps pip from looking at a verl-aem in the borrowed folder, let alone removing it."""
+        """Install packages; `--ignore-installed` keeps pip from inspecting a verl-aem in the borrowed folder."""
         options = ["--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed"]
         run(sys.executable, "-m", "pip", "--python", self.python, "install", *options, *what, cwd=self.folder)
 
     def add_other_recipe(self, folder: Path) -> None:
-        """A regular package `recipe`, as verl-project's rl-insight ships one."""
+        """Add a regular package `recipe`, such as the one that verl-project's rl-insight ships."""
         (folder / "recipe").mkdir(parents=True, exist_ok=True)
         (folder / "recipe" / "__init__.py").write_text("")
         (folder / "recipe" / "neighbour.py").write_text("NAME = 'neighbour'\n")

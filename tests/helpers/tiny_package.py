@@ -1,4 +1,4 @@
-"""A tiny source package with its own tests, as PyPI would hand it out, and a task made of it by hand."""
+"""A tiny source package with its own tests, in PyPI's format, and a hand-made task from it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_tree(directory: Path, files: dict[str, str]) -> Path:
 
 
 def make_sdist(directory: Path, title: str = TITLE, files: dict[str, str] = FILES) -> Path:
-    """Write the package's source file, as pip would have fetched it."""
+    """Write the package's source file as pip would fetch it."""
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{title}.tar.gz"
     with tarfile.open(file, "w:gz") as archive:
@@ -96,7 +96,7 @@ def make_sdist(directory: Path, title: str = TITLE, files: dict[str, str] = FILE
 
 
 def make_task(directory: Path, name: str = "tinysums-1.0__1") -> SweTask:
-    """Write the repository with `add` at fault, and return the task to mend it."""
+    """Write the repository with a faulty `add`, and return the task to fix it."""
     tree = write_tree(directory / name, {**FILES, "src/tinysums/__init__.py": FAULTY})
     base = commit(tree)
     source = directory / f"{name}.tar.gz"

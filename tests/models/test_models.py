@@ -1,9 +1,9 @@
 """Real tokenizers with their own chat templates, played in both layouts and read independently (reading.py).
 
-Of every row: the sampled tokens, the mask, the spans, and the tokens between two responses. Not covered: an engine, and
-models that come with an image processor (a stand-in is in test_chat_template.py).
+The tests check each row's sampled tokens, mask, spans, and tokens between two responses. Not covered: an engine, and
+models with an image processor (a stand-in is in test_chat_template.py).
 
-`AEM_WRITE_DOCS=1 pytest tests/models` writes the table of docs/models.md anew.
+`AEM_WRITE_DOCS=1 pytest tests/models` rewrites the table of docs/models.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is inside the wheel and the sdist. Whether it works once installed is in test_installs.py."""
+"""The contents of the wheel and the sdist. Whether they work once installed is in test_installs.py."""
 
 from __future__ import annotations
 

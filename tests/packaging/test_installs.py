@@ -1,7 +1,7 @@
-"""verl finds `aem` in every kind of install, also beside another regular package called `recipe`.
+"""verl finds `aem` in every kind of install, even if another regular package is called `recipe`.
 
-Each case is a new environment and a new process in a neutral folder. What they do not cover: that pip can fetch the
-requirements (scripts/setup.sh does it for real before these tests run).
+Each case is a new environment and a new process in a neutral folder. Not covered: that pip can fetch the requirements
+(scripts/setup.sh does it for real before these tests run).
 """
 
 from __future__ import annotations

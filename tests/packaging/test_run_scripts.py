@@ -1,4 +1,4 @@
-"""scripts/run_*.sh, with a set-up and an `aem` that only say what they were asked: set-up first, then `aem train`.
+"""scripts/run_*.sh, with stubs of the set-up and `aem` that print their arguments: set-up first, then `aem train`.
 
 Not covered: what `aem train` does (tests/recipe/tools/test_cli_train.py), training itself (tests/e2e/test_script.py),
 and the set-up (test_setup_script.py).

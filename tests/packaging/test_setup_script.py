@@ -1,4 +1,4 @@
-"""scripts/setup.sh where something is missing: it stops soon, changes nothing it should not, and says what to do.
+"""scripts/setup.sh if something is missing: it stops soon, changes nothing it should not, and says what to do.
 
 Not covered here: the whole installation, which scripts/test.sh has just done in order to run these tests.
 """

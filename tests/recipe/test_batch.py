@@ -1,6 +1,6 @@
-"""`Batch`: what follows from a batch's rows, and that the seam asks verl's queue for it once.
+"""`Batch`: what follows from a batch's rows, and that the seam queries verl's queue for it once.
 
-Not covered: who takes part where faults are (tests/recipe/seam/test_faults.py); what is computed on it.
+Not covered: which rows take part if there are faults (tests/recipe/seam/test_faults.py); what is computed on it.
 """
 
 from __future__ import annotations

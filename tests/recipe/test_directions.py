@@ -1,6 +1,6 @@
-"""Which part of the project imports which, function bodies included: downwards only, and no circle.
+"""The imports between the parts of the project, including in function bodies: only downwards, without cycles.
 
-Imports below `TYPE_CHECKING` serve annotations alone in a module with `from __future__ import annotations`, and do not
+In a module with `from __future__ import annotations`, imports under `TYPE_CHECKING` serve only annotations and do not
 count; elsewhere they do.
 """
 

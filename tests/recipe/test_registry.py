@@ -1,4 +1,4 @@
-"""What an algorithm has to bring beside its module: a configuration, its page, replay, metrics that are explained."""
+"""What an algorithm needs besides its module: a configuration, a page, replay, documented metrics."""
 
 from __future__ import annotations
 

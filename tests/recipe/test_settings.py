@@ -1,4 +1,4 @@
-"""Every combination that is refused at start-up, and that the message names the setting to change."""
+"""Every combination of settings refused at start-up, with a message that names the setting to change."""
 
 from __future__ import annotations
 

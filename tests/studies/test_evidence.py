@@ -1,6 +1,6 @@
 """studies/evidence.py: the protocol's measures and tests on known values, the pages against the CSVs.
 
-Not covered: whether the CSVs are what the runs made; `aem study table` and studies/replica.py write them.
+Not covered: whether the CSVs come from the runs; `aem study table` and studies/replica.py write them.
 """
 
 from __future__ import annotations

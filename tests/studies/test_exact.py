@@ -1,4 +1,4 @@
-"""Policies small enough to enumerate, by hand and against products; the quadrants, as in the trainer's metrics."""
+"""Policies small enough to enumerate, by hand and against products; the quadrants as in the trainer's metrics."""
 
 import itertools
 import math

@@ -1,6 +1,6 @@
 """studies/gradients.py: gradients against autograd's own, the gain against known directions, the table's numbers.
 
-Not covered: what the study's policies say; docs/evidence/learning.md has that.
+Not covered: the results for the study's policies; docs/evidence/learning.md has those.
 """
 
 from __future__ import annotations

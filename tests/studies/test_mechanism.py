@@ -1,7 +1,7 @@
 """studies/mechanism.py at tiny sizes, its parts against exact policies, and docs/evidence/mechanism.md against CSVs.
 
-`AEM_WRITE_DOCS=1 pytest tests/studies/test_mechanism.py` writes the numbers of the page anew, from the committed CSVs.
-Not covered: whether the committed CSVs are what the script makes today (minutes; run it).
+`AEM_WRITE_DOCS=1 pytest tests/studies/test_mechanism.py` rewrites the page's numbers from the committed CSVs.
+Not covered: whether the script still produces the committed CSVs (minutes; run it).
 """
 
 from __future__ import annotations

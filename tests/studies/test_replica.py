@@ -1,6 +1,6 @@
 """studies/replica.py: its parts against verl's own and against plain computations, and whole runs on a toy task.
 
-Not covered: that its curves are like the engine's; docs/evidence/learning.md compares them.
+Not covered: that its curves resemble the engine's; docs/evidence/learning.md compares them.
 """
 
 from __future__ import annotations

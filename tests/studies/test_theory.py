@@ -1,7 +1,7 @@
-"""The claims of docs/theory.md, each as a computation that would come out otherwise if the claim were wrong.
+"""The claims of docs/theory.md, each as a computation that would give another result if the claim were wrong.
 
-Not covered: anything about training real models. Where a claim is about typical policies, the family that was sampled
-and the share that was found stand beside the test.
+Not covered: anything about training real models. For claims about typical policies, each test states the sampled family
+and the share that was found.
 """
 
 import itertools

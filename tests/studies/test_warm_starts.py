@@ -1,4 +1,4 @@
-"""studies/*/warm_start.py: the kept clones are those of the defaults, whole, and never passed off as others."""
+"""studies/*/warm_start.py: the stored clones match the defaults, are complete, and are never mistaken for others."""
 
 from __future__ import annotations
 

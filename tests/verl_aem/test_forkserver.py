@@ -1,6 +1,6 @@
-"""Forked workers: that each is what a process of its own would be, and that a run goes on where they cannot be had.
+"""Forked workers: each behaves like a separately started process, and a run continues if forking is unavailable.
 
-The workers here are small scripts. Not covered: Ray and verl in them, which every run of tests/e2e has; speed.
+The workers here are small scripts. Not covered: Ray and verl in them, which every run of tests/e2e uses; speed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Software-engineering tasks out of PyPI's source packages: each is one small fault, put into code that was right.
+"""Generation of software-engineering tasks from PyPI's source packages: each is a small fault put into correct code.
 
     aem data swe
 
-A fault is kept when a few of the package's own tests see it, when taking it back makes them pass, and when other
-changes do not. The problem statements are synthetic: templates around what the failing tests print.
+A fault is kept if a few of the package's own tests detect it, if reverting it makes them pass, and if other changes do
+not. The problem statements are synthetic: templates around what the failing tests print.
 """
 
 from agent_loops.swe.generate.make import Options, Outcome, generate

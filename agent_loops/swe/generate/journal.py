@@ -1,4 +1,4 @@
-"""Rows of JSON that are written one by one and survive a crash between any two of them, and in mid-row."""
+"""JSON rows that are written one by one and survive a crash between two rows or within a row."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MOST_BYTES = 4 << 30
 
 
 class Journal:
-    """A JSONL file that is only ever added to. A torn last row, of a crash, is cut off when it is opened.
+    """An append-only JSONL file; opening it removes a last row torn by a crash.
 
     Args:
-        file: where it is; made with the first row.
+        file: its path; the first row creates it.
 
     Raises:
-        FileError: a row before the last is no JSON object, or the file cannot be read.
+        FileError: a row before the last is not a JSON object, or the file cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -50,7 +50,7 @@ class Journal:
             os.truncate(self.file, len(whole))
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write a row; it is on the disk when this returns. May be called from several threads."""
+        """Write a row to disk before returning; this may be called from several threads."""
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
             self.file.parent.mkdir(parents=True, exist_ok=True)

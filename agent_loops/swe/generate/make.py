@@ -1,4 +1,4 @@
-"""Makes tasks: fault by fault, each run, written down and verified, so that it can be stopped and taken up again."""
+"""Resumable generation of tasks: each fault is tried, recorded and verified on its own."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ SCRATCH = ".scratch"
 
 @dataclass(frozen=True)
 class Options:
-    """What is made.
+    """Options of the generation.
 
     Args:
-        directory: where the tasks go, and what is needed to take the work up again.
-        packages: what they are made of.
-        per_package: how many tasks of each package.
-        seed: of the order in which faults are tried.
-        grading: the sandbox and the limits that faults are tried and tasks are verified with.
-        jobs: how many packages at once.
+        directory: receives the tasks and the state needed to resume.
+        packages: the packages to make tasks from.
+        per_package: number of tasks per package.
+        seed: seed of the order in which faults are tried.
+        grading: the sandbox and the limits for trying faults and verifying tasks.
+        jobs: number of packages processed at once.
     """
 
     directory: Path
@@ -67,13 +67,13 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What became of a package.
+    """The outcome for a package.
 
     Attributes:
         package: its name and version.
-        kept: how many tasks there are of it now.
-        tried: how many faults were tried, by what came of them.
-        seconds: how long this run took over it.
+        kept: how many tasks it has now.
+        tried: how many faults were tried, by result.
+        seconds: how long this run took for it.
         error: why it was given up, if it was.
     """
 
@@ -88,26 +88,26 @@ def generate(options: Options, report: Callable[[str], None] = print) -> list[Ou
     """Make the tasks that are still missing.
 
     Args:
-        options: what is made. The same directory with more packages, or more of each, adds to what is there.
-        report: is told about the progress, a line at a time.
+        options: what to make. The same directory with more packages, or more tasks of each, adds to the existing tasks.
+        report: called with progress messages, one line each.
 
     Returns:
-        An outcome for each package. A package that cannot be had, or whose tests do not run, does not stop the others.
+        One outcome per package. A package that cannot be fetched, or whose tests do not run, does not stop the others.
 
     Raises:
-        RuntimeError: another process works on the directory.
-        ValueError: a file in the directory is damaged.
+        FailedError: another process works on the directory.
+        FileError: a file in the directory is damaged.
     """
     options.directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(options.directory / ".lock", timeout=0):
-            shutil.rmtree(options.directory / SCRATCH, ignore_errors=True)  # of a run that was killed
+            shutil.rmtree(options.directory / SCRATCH, ignore_errors=True)  # left by a run that was killed
             tasks, tried = Journal(options.directory / TASKS_FILE), Journal(options.directory / "tried.jsonl")
             makers = [_Maker(options, package, tasks, tried, report) for package in options.packages]
             with ThreadPoolExecutor(options.jobs) as pool:
                 try:
                     outcomes = list(pool.map(_Maker.run, makers))
-                except BaseException:  # an interrupt: no more than the faults under way
+                except BaseException:  # on an interrupt, finish only the faults under way
                     for maker in makers:
                         maker.stopped = True
                     pool.shutdown(wait=False, cancel_futures=True)
@@ -119,7 +119,7 @@ def generate(options: Options, report: Callable[[str], None] = print) -> list[Ou
 
 
 def _sort(tasks: Journal) -> None:
-    """The file in an order that does not depend on which package was faster."""
+    """Sort the file into an order that does not depend on the packages' speed."""
     if tasks.rows:
         rows = sorted(tasks.rows, key=lambda row: row["instance_id"])
         write_file(tasks.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -127,7 +127,7 @@ def _sort(tasks: Journal) -> None:
 
 @dataclass(frozen=True)
 class _Fault:
-    """A mutation of one of the package's modules."""
+    """A mutation of a module of the package."""
 
     module: str
     source: str
@@ -140,7 +140,7 @@ class _Fault:
 
 
 class _Maker:
-    """Makes the tasks of one package."""
+    """The generation of one package's tasks."""
 
     def __init__(
         self, options: Options, package: Package, tasks: Journal, tried: Journal, report: Callable[[str], None]
@@ -216,14 +216,14 @@ class _Maker:
         return self.options.grading.seconds
 
     def _faults(self, tree: Path, paths: Sequence[str]) -> Iterator[_Fault]:
-        """The faults that are left to try, in the seed's order; not too many of one function."""
+        """Yield the faults that are left to try, in the seed's order, with a limit per function."""
         faults = []
         for path in paths:
             try:
                 source = (tree / path).read_bytes().decode("utf-8")
                 faults += [_Fault(path, source, mutation) for mutation in mutations(source)]
             except (SyntaxError, ValueError, RecursionError):
-                continue  # for another Python, or in another encoding
+                continue  # written for another Python, or in another encoding
         Random(f"{self.options.seed}:{self.package.title}").shuffle(faults)
         made = {row["instance_id"].rpartition("__")[2] for row in self._made()}
         for fault in faults:
@@ -234,7 +234,7 @@ class _Maker:
                 yield fault
 
     def _try(self, fault: _Fault, tree: Path, scratch: Path, passing: set[str], limit: float) -> str:
-        """Tries a fault, and keeps the task if there is one; returns what came of it, in a few words."""
+        """Try a fault, keep the task if there is one, and return the result in a few words."""
         faulty = fault.mutation.apply(fault.source)
         command = pytest_command(self.package.deselect, tb="short")
         run = run_suite(tree, {fault.module: faulty}, command, self.options.grading, limit)
@@ -294,7 +294,7 @@ class _Maker:
         )
 
     def _refuted(self, task: SweTask, fault: _Fault, faulty: str, limit: float) -> str:
-        """Why a task is no good, in a few words; empty where the known solution solves it and nothing else does."""
+        """Return in a few words why a task is unsuitable; empty if the known solution and nothing else solves it."""
         settings = replace(self.options.grading, seconds=limit)
         if not grade(task, task.patch, settings).resolved:
             return "the known solution does not solve it"

@@ -1,4 +1,4 @@
-"""Small faults in Python code, at the places that its syntax tree names."""
+"""Small faults in Python code, at positions given by its syntax tree."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _ARITHMETIC = {"+": ("-", "*"), "-": ("+", "*")}
 
 @dataclass(frozen=True)
 class Mutation:
-    """A few characters of a module replaced by others.
+    """A replacement of a few characters of a module.
 
     Attributes:
-        start: where they begin, in the module's text.
+        start: where the replaced characters begin in the module's text.
         end: where they end.
-        new: what takes their place.
-        kind: what was done.
-        line: the line that they stand in, from 1.
+        new: the replacement.
+        kind: the kind of change.
+        line: their line, counted from 1.
         scope: the function or method, dotted; empty at the top of the module.
-        others: other replacements, as wrong as `new` but not the same.
+        others: other replacements, as wrong as `new` but different.
     """
 
     start: int
@@ -53,16 +53,16 @@ class Mutation:
 
 
 def mutations(source: str) -> list[Mutation]:
-    """Return the faults that can be put into a module, in the order of their places.
+    """Return the faults that can be put into a module, ordered by position.
 
-    Comparisons are flipped or moved by one, + and -, `and` and `or`, 0, 1 and 2, True and False exchanged, and a `not`
-    dropped. Annotations, doc strings, `__all__` and what follows `if __name__ == "__main__"` are left alone.
+    The faults flip comparisons or move them by one, exchange + and -, `and` and `or`, 0, 1 and 2, or True and False,
+    and drop a `not`. They leave annotations, docstrings, `__all__` and code after `if __name__ == "__main__"` alone.
 
     Args:
         source: the module's text.
 
     Raises:
-        SyntaxError: it is no Python.
+        SyntaxError: the text is not Python.
 
     Example:
         >>> for mutation in mutations("def f(a):\\n    return a < 1\\n"):
@@ -93,7 +93,7 @@ class _Finder(ast.NodeVisitor):
         self._scope: list[str] = []
 
     def place(self, line: int, column: int) -> int:
-        """A node's line and column (of UTF-8) as a position in the text."""
+        """Return the position in the text of a node's line and (UTF-8) column."""
         return self._starts[line - 1] + len(self._lines[line - 1][:column].decode())
 
     def span(self, node: ast.expr) -> tuple[int, int]:
@@ -104,7 +104,7 @@ class _Finder(ast.NodeVisitor):
         self.found.append(Mutation(start, end, news[0], kind, line, ".".join(self._scope), news[1:]))
 
     def operator(self, left: ast.expr, right: ast.expr, words: set[str]) -> tuple[int, int, str] | None:
-        """The operator between two operands, which the tree itself does not place."""
+        """Return the operator between two operands, whose position the tree does not hold."""
         start, end = self.span(left)[1], self.span(right)[0]
         found = [(at, at + len(text), text) for at, text in _tokens(self.source[start:end]) if text in words]
         if not found:
@@ -135,7 +135,7 @@ class _Finder(ast.NodeVisitor):
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not):
             start, end = self.span(node)[0], self.span(node.operand)[0]
-            # what stands between is space, or a parenthesis that must stay
+            # between them is space, or a parenthesis that must stay
             word_end = start + len("not")
             gap = self.source[word_end:end]
             self.add(start, word_end + len(gap) - len(gap.lstrip(" ")), ("",), "negation")
@@ -150,7 +150,7 @@ class _Finder(ast.NodeVisitor):
             self.add(start, end, _INTEGERS[node.value], "number")
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Places inside an f-string are those of the whole before Python 3.12."""
+        """Skip f-strings: before Python 3.12, positions inside them are those of the whole string."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for one in node.decorator_list:
@@ -160,7 +160,7 @@ class _Finder(ast.NodeVisitor):
             self.visit(one)
         self._scope.pop()
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # the visitor's own way to name it
+    visit_AsyncFunctionDef = visit_FunctionDef  # the visitor's naming scheme
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
         self._scope.append(node.name)
@@ -187,7 +187,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _tokens(text: str) -> Iterator[tuple[int, str]]:
-    """The names and operators of a piece of code, with their places in it."""
+    """Yield the names and operators of a piece of code, with their positions."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -195,10 +195,10 @@ def _tokens(text: str) -> Iterator[tuple[int, str]]:
         for one in tokenize.generate_tokens(io.StringIO(text).readline):
             if one.type in (token.OP, token.NAME):
                 yield starts[one.start[0] - 1] + one.start[1], one.string
-    except (tokenize.TokenError, IndentationError):  # the piece ends within parentheses
+    except (tokenize.TokenError, IndentationError):  # the piece ends inside parentheses
         return
 
 
 def other_wrong(mutation: Mutation) -> Mutation | None:
-    """Return a second fault at the same place, or None where there is but one way to be wrong."""
+    """Return a second fault at the same position; None if there is only one way to be wrong."""
     return replace(mutation, new=mutation.others[0], others=()) if mutation.others else None

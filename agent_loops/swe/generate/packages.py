@@ -1,4 +1,4 @@
-"""Source packages from PyPI: which, downloaded by pip, and unpacked without trusting them."""
+"""Source packages from PyPI: their list, their download with pip, and their unpacking as untrusted files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Package:
     Attributes:
         name: its name on PyPI.
         version: the release.
-        sha256: of the file; pip refuses another. Empty where it is not known.
-        licence: of the code, and so of the tasks made from it.
-        deselect: tests that are left out, as pytest's `--deselect` names them.
+        sha256: digest of the file; pip refuses any other file. Empty if unknown.
+        licence: licence of the code, and so of the tasks made from it.
+        deselect: tests to leave out, as pytest's `--deselect` names them.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Package:
         """Return the package that `name==version` names.
 
         Raises:
-            ValueError: it does not name one release.
+            InputError: it does not name a single release.
         """
         match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+_-]+)", text.strip())
         if match is None:
@@ -59,25 +59,25 @@ class Package:
 
 
 def bundled_recipe() -> list[Package]:
-    """Return the packages that tasks are made of by default: pure Python, with quick tests that only need pytest."""
+    """Return the default packages to make tasks from: pure Python, with quick tests that only need pytest."""
     text = resources.files("agent_loops.swe.generate").joinpath("recipe.json").read_text(encoding="utf-8")
     return [Package(**{**row, "deselect": tuple(row.get("deselect", ()))}) for row in json.loads(text)]
 
 
 def download(package: Package, directory: Path) -> Path:
-    """Fetch a package's source file with pip, unless it is there already.
+    """Fetch a package's source file with pip, unless it exists already.
 
-    pip builds the package's metadata for that, which may run code of the package: its digest is checked before.
+    For this, pip builds the package's metadata, which may run code of the package; its digest is checked first.
 
     Args:
-        package: which one.
-        directory: where it is kept.
+        package: the package.
+        directory: where to keep the file.
 
     Returns:
         The file.
 
     Raises:
-        RuntimeError: pip could not; the message ends with its last words.
+        FailedError: pip failed; the message ends with its last output.
     """
     directory.mkdir(parents=True, exist_ok=True)
     if found := _source_file(package, directory):
@@ -102,17 +102,17 @@ def download(package: Package, directory: Path) -> Path:
 
 
 def unpack(file: Path, into: Path) -> Path:
-    """Unpack a source package, links and special files that lead out of it refused.
+    """Unpack a source package, and refuse special files and links that lead out of it.
 
     Args:
         file: the .tar.gz file.
-        into: a directory of its own, which may be missing.
+        into: a separate directory, which need not exist.
 
     Returns:
         The directory in it that holds the package.
 
     Raises:
-        ValueError: it is no package, is too large, or would write elsewhere.
+        FileError: the file is not a package, is too large, or would write elsewhere.
     """
     into.mkdir(parents=True, exist_ok=True)
     try:

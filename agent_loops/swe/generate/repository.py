@@ -1,4 +1,4 @@
-"""A directory as a git repository with one commit, in a file that a sandbox opens."""
+"""Conversion of a directory into a git repository with one commit, packed in a file that a sandbox opens."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _IDENTITY = {
 
 
 def commit(tree: Path) -> str:
-    """Make a directory a git repository with one commit, ignored files included, by a fixed author at a fixed time.
+    """Make a directory a git repository with one commit, including ignored files, with a fixed author and time.
 
     Args:
-        tree: the directory; a repository that it holds is none of ours and must not be there.
+        tree: the directory; it must not contain a repository already.
 
     Returns:
         The commit, which depends on the files alone.
 
     Raises:
-        RuntimeError: git failed.
+        FailedError: git failed.
     """
-    # no configuration of the user's, no hooks, templates or filters
+    # without the user's configuration, hooks, templates or filters
     env = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0"}
 
     def git(*arguments: str) -> str:
@@ -51,7 +51,7 @@ def pack(tree: Path, file: Path) -> None:
 
     Args:
         tree: the directory; its own name is not part of the archive.
-        file: what is written; there is nothing, or the whole of it.
+        file: the archive; it is written whole or not at all.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
 
@@ -66,5 +66,5 @@ def pack(tree: Path, file: Path) -> None:
         gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as stream,
         tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
-        for path in sorted(tree.iterdir()):  # a directory's own files are sorted by tarfile
+        for path in sorted(tree.iterdir()):  # tarfile sorts the files of subdirectories
             archive.add(path, arcname=path.name, filter=plain)

@@ -1,4 +1,4 @@
-"""The problem statement of a made task: a synthetic bug report around what the failing tests print."""
+"""The problem statement of a generated task: a synthetic bug report around the output of the failing tests."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _MAX_LINES = 8
 def write_statement(
     package: str, module: str, scope: str, failing: Sequence[str], log: str, seed: str, all_tests: int
 ) -> str:
-    """Return a bug report that says what is observed, not which line is at fault.
+    """Return a bug report that describes what is observed, not which line is wrong.
 
     Args:
-        package: its name.
-        module: the file at fault.
-        scope: the function at fault, dotted; empty at the top of the module. One report in three does not name it.
+        package: the package's name.
+        module: the faulty file.
+        scope: the faulty function, dotted; empty at the top of the module. One report in three does not name it.
         failing: the failing tests.
         log: pytest's output for them, with short tracebacks.
-        seed: decides on the wording.
-        all_tests: how many tests there are.
+        seed: determines the wording.
+        all_tests: number of all tests.
     """
     choose = Random(f"statement:{seed}")
     dotted = ".".join(PurePosixPath(module).with_suffix("").parts).removeprefix("src.").removesuffix(".__init__")
@@ -53,7 +53,7 @@ def write_statement(
 
 
 def failure_excerpt(log: str) -> str:
-    """Return the lines of the first failure in which pytest explains it; the code that failed is not among them.
+    """Return the lines in which pytest explains the first failure, without the code that failed.
 
     Example:
         >>> failure_excerpt("__ test_a __\\nt.py:1: in test_a\\n    assert f(1) == 2\\nE   assert 3 == 2\\n__ b __")

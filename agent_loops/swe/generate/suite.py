@@ -1,4 +1,4 @@
-"""A package's own tests, run in a sandbox: which of them pass, reliably."""
+"""Runs of a package's own tests in a sandbox, to find those that pass reliably."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from agent_loops.swe.slots import PATIENCE, core_slot
 from agent_loops.swe.tasks import SweTask
 from agent_loops.swe.testing import run_tests
 
-# -P and pythonpath: pytest is loaded before anything of the package can stand in its place. No plugins, no options of
-# the package's own (addopts): what passes must not depend on what else is installed.
+# -P and pythonpath: pytest is loaded before anything of the package can replace it. No plugins and none of the
+# package's own options (addopts): which tests pass must not depend on what else is installed.
 _PYTEST = (
     "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python -P -m pytest -rA --show-capture=no --tb={tb} -q -p no:cacheprovider "
     "-o addopts= -o pythonpath='src .'"
@@ -31,7 +31,7 @@ _SKIPPED_TREES = frozenset(
 
 @dataclass(frozen=True)
 class Run:
-    """A test run: the tests' statuses, its log, and what stopped it, if anything did."""
+    """A test run: the tests' statuses, its log, and what stopped it, if anything."""
 
     statuses: Mapping[str, str]
     log: str
@@ -49,14 +49,14 @@ def pytest_command(deselect: Sequence[str] = (), tb: str = "no") -> str:
 
 
 def run_suite(tree: Path, changed: Mapping[str, str], command: str, settings: GradeSettings, seconds: float) -> Run:
-    """Run the tests of a package, some of its files changed, in a sandbox of their own.
+    """Run the tests of a package with some of its files changed, in a new sandbox.
 
     Args:
-        tree: the package's directory, which stays as it is.
-        changed: the new text of files, by their path in it.
-        command: runs the tests.
+        tree: the package's directory, which is not changed.
+        changed: the new text of files, by their path in the tree.
+        command: the command that runs the tests.
         settings: the sandbox and the limits.
-        seconds: how long they may take.
+        seconds: time limit of the tests.
     """
     task = SweTask("suite", "", "", "", "", "", (), (), command, source=str(tree))
     settings = replace(settings, seconds=seconds)
@@ -77,8 +77,8 @@ def run_suite(tree: Path, changed: Mapping[str, str], command: str, settings: Gr
 def reliable(runs: Sequence[Run]) -> set[str]:
     """Return the tests that pass in every run.
 
-    A test function of which any case differs between the runs is left out whole: where the cases come in an order that
-    differs (as out of a set), so do their names, and some agree by chance.
+    A test function with any case that differs between the runs is left out entirely: if the order of the cases differs
+    (as in a set), so do their names, and some agree by chance.
     """
     names = {name for run in runs for name in run.statuses}
     changing = {name for name in names if len({run.statuses.get(name) for run in runs}) > 1}
@@ -89,7 +89,7 @@ def reliable(runs: Sequence[Run]) -> set[str]:
 def modules(tree: Path) -> list[str]:
     """Return the package's own modules, without tests, documentation and set-up, as sorted paths in its directory.
 
-    A module that the tree holds twice (a build's leftovers) is left out: its copy would tell what is wrong in it.
+    A module that the tree holds twice (as leftovers of a build) is left out: its copy would reveal the fault.
     """
     files: dict[str, bytes] = {}
     for file in sorted(tree.rglob("*.py")):
@@ -105,7 +105,7 @@ def modules(tree: Path) -> list[str]:
 
 
 def installed(names: Sequence[str], sandbox: Sandbox) -> list[str]:
-    """Return which of some modules a sandbox's Python can import by itself: their right code would lie open there."""
+    """Return the modules that a sandbox's Python can import by itself, and whose correct code it would thus reveal."""
     code = (
         f"import importlib.util, json; print(json.dumps([n for n in {list(names)!r} if importlib.util.find_spec(n)]))"
     )
@@ -116,7 +116,7 @@ def installed(names: Sequence[str], sandbox: Sandbox) -> list[str]:
 
 
 def top_names(paths: Sequence[str]) -> list[str]:
-    """Return the names that modules are imported by, down to the first dot.
+    """Return the names that modules are imported by, up to the first dot.
 
     Example:
         >>> top_names(["src/a/b.py", "c.py", "src/a/__init__.py"])

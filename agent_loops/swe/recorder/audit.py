@@ -1,4 +1,4 @@
-"""An audit hook (PEP 578): what the interpreter tells of what the product does while the tests run."""
+"""An audit hook (PEP 578): the interpreter reports what the product does while the tests run."""
 
 import _thread
 import os
@@ -13,7 +13,7 @@ from .words import READING, RUNNERS
 
 
 def make_audit(facts, blame, deceit, check_file):
-    """Return `audit`, the hook, and `quietly` and `aloud`, which call a function outside and inside its sight."""
+    """Return `audit`, the hook, and `quietly` and `aloud`, which call a function with the hook off and on."""
     get_frame, get_ident = sys._getframe, threading.get_ident
     allocate_lock, start_thread = _thread.allocate_lock, _thread.start_new_thread
     tree, tests, data, stems, allowed = facts.tree, facts.tests, facts.data, facts.stems, facts.allowed
@@ -32,7 +32,7 @@ def make_audit(facts, blame, deceit, check_file):
     busy = set()
 
     def quietly(function, *arguments):
-        """Call a function of ours: our own looks are no deceit."""
+        """Call a function of ours without judging it: our own inspections are not deceit."""
         ident = get_ident()
         mine = ident not in busy
         busy.add(ident)
@@ -58,9 +58,9 @@ def make_audit(facts, blame, deceit, check_file):
             return
         busy.add(ident)
         try:
-            judge(event, args, get_frame(1))  # of whoever does it
-        except Exception:  # nothing of this may change what the tests see
-            # it may have been for want of stack, and a thread has its own
+            judge(event, args, get_frame(1))  # the frame of the caller
+        except Exception:  # nothing here may change what the tests see
+            # the stack may have been exhausted, and a thread has its own
             judged = allocate_lock()
             judged.acquire()
             start_thread(judge_again, (event, args, get_frame(1), judged))
@@ -69,7 +69,7 @@ def make_audit(facts, blame, deceit, check_file):
             busy.discard(ident)
 
     def judge_again(event, args, frame, judged):
-        """Judge what could not be judged; where that fails again, blame whoever hands over what cannot be read."""
+        """Judge an event again; if that fails too, blame whoever passed what cannot be read."""
         busy.add(get_ident())
         try:
             judge(event, args, frame)
@@ -85,11 +85,13 @@ def make_audit(facts, blame, deceit, check_file):
             judged.release()
 
     def judge(event, args, frame):
+        # code made at run time
         if event in ("exec", "function.__new__"):
             code = args[0]
             if isinstance(code, types.CodeType):
                 judge_code(event, code, frame)
             return
+        # describe what the event does, if it is deceit, and choose the frames to look through
         what, through = None, is_looking_glass
         if event in frames:
             what = "frames" not in allowed and f"reads the frames of its callers ({event})"
@@ -127,6 +129,7 @@ def make_audit(facts, blame, deceit, check_file):
             what = "ctypes" not in allowed and "reaches into the process with ctypes"
         elif event == "os.exec":
             what = "puts another program in the place of the tests"
+        # report it if the patch did it
         if what:
             place = place_of(frame, through)
             if place:
@@ -149,13 +152,13 @@ def make_audit(facts, blame, deceit, check_file):
             deceit(f"{place_of(frame, is_importing)}, imports {os.path.basename(file)}")
 
     def is_test(path):
-        """Whether a path leads to a file of the tests, whatever it is called."""
+        """Return whether a path leads to a file of the tests, whatever its name."""
         path = plain(os.fspath(path)) if isinstance(path, (str, bytes, os.PathLike)) else ""
         here = os.path.abspath(path)
         return here in tests or inode(path) in inodes or (os.path.basename(path) in names and not os.path.exists(path))
 
     def is_data(path):
-        """Whether a path leads to what the tests read, such as the values that they expect."""
+        """Return whether a path leads to data that the tests read, such as expected values."""
         return isinstance(path, (str, bytes, os.PathLike)) and os.path.realpath(plain(os.fspath(path))) in data
 
     def writes(args):
@@ -179,7 +182,7 @@ def make_audit(facts, blame, deceit, check_file):
         return inner and f"opens {path}"
 
     def judge_command(event, args):
-        """Other programs are not watched: none gets at the tests' files."""
+        """Judge a command; other programs are not watched, so none may access the tests' files."""
         words = args[1] if event == "subprocess.Popen" else args[0]
         if event == "os.posix_spawn":
             words = args[1]

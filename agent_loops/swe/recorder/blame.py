@@ -1,4 +1,4 @@
-"""Who did it: whether a frame, a function or a class is the patch's."""
+"""Attribution: whether a frame, a function or a class belongs to the patch."""
 
 import inspect
 import os
@@ -7,14 +7,14 @@ import types
 
 
 def make_blame(facts):
-    """Return the functions that tell the patch's code from others', and `made`, the code that the patch has made."""
+    """Return the functions that tell the patch's code from other code, and `made`, the code that the patch has made."""
     tree, tests, added, library = facts.tree, facts.tests, facts.added, facts.library
     made = {}
     glasses = ("bdb", "dis", "pdb", "profile", "trace", "asyncio/base_tasks", "ctypes/__init__")
     looking_glasses = {inspect.__file__, traceback.__file__, *(f"{library}/{name}.py" for name in glasses)}
 
     def is_looking_glass(code):
-        """A function of the standard library that hands on its caller's frames."""
+        """Return whether code is a function of the standard library that passes on its caller's frames."""
         name = plain(code.co_filename)
         if name in looking_glasses:
             return True
@@ -28,7 +28,7 @@ def make_blame(facts):
         return plain(code.co_filename).startswith(("<frozen", f"{library}/importlib/"))
 
     def only_formats(frame):
-        """Whether the standard library makes text of an exception, which has no values of its callers."""
+        """Return whether the standard library formats an exception, without values of its callers."""
         if frame.f_code.co_name in ("walk_tb", "walk_stack") and frame.f_back.f_code.co_filename != traceback.__file__:
             return False
         while frame is not None and frame.f_code.co_filename == traceback.__file__:
@@ -38,7 +38,7 @@ def make_blame(facts):
         return True
 
     def is_known(path):
-        """A file of Python's or of the tree, as it was before the tests ran."""
+        """Return whether a file belongs to Python or to the tree as it was before the tests ran."""
         try:
             return path.startswith(facts.roots) or (path.startswith(tree) and os.stat(path).st_ctime_ns < facts.started)
         except OSError:
@@ -49,7 +49,7 @@ def make_blame(facts):
             made[id(inner)] = inner
 
     def place_of(frame, through=is_looking_glass):
-        """Where the patch did what this frame does; None where others did it."""
+        """Return where the patch did what this frame does; None if other code did it."""
         while frame is not None and through(frame.f_code):
             frame = frame.f_back
         made_of_text = False
@@ -58,7 +58,7 @@ def make_blame(facts):
             if id(frame.f_code) in made:
                 return f"code that it made, {frame.f_code.co_name}"
             if name.startswith("<") and not name.startswith("<frozen"):
-                made_of_text = True  # whoever made it is further out
+                made_of_text = True  # its maker is further out on the stack
             elif name in added:
                 if made_of_text or frame.f_lineno in added[name]:
                     return f"{name[len(tree) :]}:{frame.f_lineno}"
@@ -69,7 +69,7 @@ def make_blame(facts):
         return None
 
     def is_of_patch(code):
-        """Whether lines that the patch added are part of a function, or the patch has made it of text."""
+        """Return whether a function contains lines that the patch added, or was made from text by the patch."""
         name = plain(code.co_filename)
         if id(code) in made:
             return True
@@ -105,12 +105,12 @@ def make_blame(facts):
 
 
 def plain(text):
-    """A text as the interpreter itself reads it: the methods of a subclass may answer what they like."""
+    """Return a text as the interpreter reads it: the methods of a subclass may return anything."""
     return str.__str__(text) if isinstance(text, str) else os.fsdecode(b"".join([text]))
 
 
 def lines_of(code):
-    """The lines of a function and of those in it."""
+    """Return the lines of a function and of the functions inside it."""
     for inner in nested(code):
         if hasattr(inner, "co_lines"):
             yield from (line for _, _, line in inner.co_lines() if line)

@@ -1,4 +1,4 @@
-"""What is sent out of the process, signed so that nothing else in it can send the like."""
+"""The channel out of the process; messages are signed so that nothing else in the process can forge them."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ def make_channel(pipe, key):
 
     def send(kind, **values):
         if getpid() != process:
-            return  # a test forked
+            return  # in a fork made by a test
         line = json.dumps([sent[0], kind, values])
         sent[0] += 1
         mark = hmac.new(key, line.encode(), hashlib.sha256).hexdigest()
@@ -28,7 +28,7 @@ def make_channel(pipe, key):
             data = data[write(pipe, data) :]
 
     def deceit(what):
-        if getpid() != process:  # a fork, which the parent hears of in the end
+        if getpid() != process:  # a fork, which the parent learns of at the end
             write(of_forks[1], what.encode(errors="replace")[:400] + b"\n")
             return
         if what not in told and len(told) < 20:

@@ -1,4 +1,4 @@
-"""What is known before the first test runs: the settings of the supervisor, and the files as they are."""
+"""The facts known before the first test runs: the supervisor's settings and the current files."""
 
 import hashlib
 import json
@@ -10,16 +10,16 @@ import types
 
 
 def read_settings():
-    """Return the supervisor's settings and the pipe's end; None in a second pytest of the same command."""
+    """Return the supervisor's settings and the pipe's end; None in a second pytest process of the same command."""
     file, pipe = (int(part) for part in os.environ.pop("AEM_RECORDER").split(","))
     with os.fdopen(file, "r+", encoding="utf-8") as stream:
         settings = json.load(stream)
         stream.seek(0)
-        stream.truncate()  # the shell that started this holds the same file
+        stream.truncate()  # the shell that started this process has the same file open
     if not settings:
         return None
     os.set_inheritable(pipe, False)
-    for name, value in settings["environment"].items():  # the tests see what they would without us
+    for name, value in settings["environment"].items():  # the tests see the same environment as without this plugin
         if value is None:
             os.environ.pop(name, None)
         else:
@@ -30,11 +30,11 @@ def read_settings():
 
 
 def make_facts(settings):
-    """Return what the other parts ask for: the tree, the lines that the patch added to it, the tests' files."""
+    """Return what the other parts need: the tree, the lines that the patch added to it, the tests' files."""
     tree = settings["tree"].rstrip("/") + "/"
     added: dict = {tree + path: set(lines) for path, lines in settings["added"].items()}
     for path in added:
-        if _lines_are_odd(path):  # git counts other lines than Python does: all of them are the patch's
+        if _lines_are_odd(path):  # git and Python count lines differently: attribute all of them to the patch
             added[path] = range(1 << 30)
     tests = {tree + path for path in settings["tests"]}
     stems = {os.path.basename(path)[:-3] for path in tests}
@@ -75,7 +75,7 @@ def inode(path):
 
 
 def stamp(path):
-    """What differs after every change of a file: nothing sets its ctime."""
+    """Return values that differ after every change of a file: nothing can set its ctime."""
     try:
         found = os.stat(path)
         return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns

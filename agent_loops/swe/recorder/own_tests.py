@@ -1,4 +1,4 @@
-"""The tests' own files and code: what runs under a test's name has to be what is written in its file."""
+"""The tests' own files and code: what runs under a test's name must be what its file contains."""
 
 import sys
 import types
@@ -13,7 +13,7 @@ def make_own_tests(facts, blame, deceit):
     stamps, items = {path: stamp(path) for path in tests}, {}
 
     def note_items(collected):
-        """What is to run, before any of it does."""
+        """Record what is to run, before any of it does."""
         for item in collected:
             function = function_of(item)
             code = getattr(function, "__code__", None)
@@ -21,7 +21,7 @@ def make_own_tests(facts, blame, deceit):
                 items[item.nodeid] = code
                 facts.test_codes[id(code)] = code
             marks = getattr(function, "pytestmark", None)
-            if isinstance(marks, list):  # pytest has read them; their values are what is expected
+            if isinstance(marks, list):  # pytest has read them; they hold expected values
                 marks[:] = [mark for mark in marks if getattr(mark, "name", "") != "parametrize"]
 
     def check_file(file):
@@ -64,7 +64,7 @@ def make_own_tests(facts, blame, deceit):
         return function
 
     def is_inherited(item, name):
-        """A test of a class that the product offers for tests to inherit."""
+        """Return whether a test comes from a class that the product offers for tests to inherit."""
         for kind in getattr(getattr(item, "cls", None), "__mro__", ()):
             if name in vars(kind):
                 return getattr(sys.modules.get(kind.__module__), "__file__", None) in added

@@ -1,4 +1,4 @@
-"""The plugin: the parts put together, and what pytest calls."""
+"""The plugin: the assembled parts, and the hooks that pytest calls."""
 
 import os
 import sys
@@ -22,7 +22,8 @@ def _make():
     clock = time.monotonic  # tests may stop the clock
     given = read_settings()
     if given is None:
-        return {}  # a second pytest of the same command, of which nothing is recorded
+        return {}  # a second pytest process of the same command, which is not recorded
+    # build the parts
     settings, pipe = given
     facts = make_facts(settings)
     channel = make_channel(pipe, settings["key"])
@@ -42,7 +43,7 @@ def _make():
         state["off"] = "the tests are about pytest itself"
 
     def watch_approx(kind):
-        """An approximation with no bounds equals everything: only tests make any."""
+        """Watch `pytest.approx`, which equals everything if it has no bounds: only tests may use it."""
         kind = next(base for base in kind.__mro__ if "__init__" in vars(base))
         begin = kind.__init__
 
@@ -55,7 +56,7 @@ def _make():
         kind.__init__ = begin_watched
 
     def hide_values(runner):
-        """What PYTEST_CURRENT_TEST tells the product, without the values in a test's name."""
+        """Remove the values in a test's name from PYTEST_CURRENT_TEST, which the product can read."""
         tell = getattr(runner, "_update_current_test_var", None)
         if tell is None:
             return
@@ -85,7 +86,7 @@ def _make():
                 replaced.check_names(holder)
         began = clock()
         if not whole and looks["count"] > 100 and began - looks["ended"] < 5 * looks["took"]:
-            return  # of a long run it takes a part at most
+            return  # in a long run it takes at most a fraction of the time
         replaced.check_baseline()
         values.check_values(whole)
         looks["ended"] = clock()
@@ -143,7 +144,7 @@ def _make():
         yield
         if state["off"]:
             return
-        quietly(look, False, item)  # what a test has put in another's place by itself is back by now
+        quietly(look, False, item)  # by now, tests have restored what they replaced themselves
         if item.nodeid in statuses.statuses:
             send("test", name=item.nodeid, status=statuses.statuses[item.nodeid])
 
@@ -158,6 +159,7 @@ def _make():
             quietly(look_at_last)
             send("end", status=int(exitstatus), tests=len(statuses.statuses))
 
+    # take the baseline before any code of the product runs, then start watching
     hide_values(sys.modules["_pytest.runner"])
     watch_approx(type(pytest.approx(0)))
     replaced.take_baseline()

@@ -1,4 +1,4 @@
-"""Parts of pytest, unittest, the builtins and the tests' modules, and whether the patch has replaced any."""
+"""Detection of parts of pytest, unittest, the builtins and the tests' modules that the patch has replaced."""
 
 import builtins
 import operator
@@ -59,13 +59,13 @@ def make_replaced(facts, blame, deceit):
         return brought_by_patch(now) or (runner and plain and not kept)
 
     def check_functions():
-        """Their code itself; while the tests run the audit hook sees to it."""
+        """Check the code of the functions; while the tests run, the audit hook guards it."""
         for title, function, code, defaults in functions:
             if function.__code__ is not code or function.__defaults__ is not defaults:
                 deceit(f"{title} was changed")
 
     def check_libraries():
-        """Functions of the patch in modules by which values are compared; other modules in the place of the runner."""
+        """Find functions of the patch in modules that compare values, and modules that replace the runner."""
         for name in COMPARING:
             module = sys.modules.get(name)
             if module is None or str(getattr(module, "__file__", None)).startswith(tree):
@@ -84,7 +84,7 @@ def make_replaced(facts, blame, deceit):
                     deceit(f"{name} was replaced")
 
     def check_plugins(manager):
-        """A hook of the patch could keep tests from running."""
+        """Find hooks of the patch, which could keep tests from running."""
         if "pytest" in allowed:
             return
         for plugin in manager.get_plugins():
@@ -103,7 +103,7 @@ def make_replaced(facts, blame, deceit):
             test_names[id(holder)] = (holder, names_in(holder))
 
     def names_in(holder):
-        """The names by which a module or class of the tests has pytest, unittest or a builtin, and what they mean."""
+        """Return the names of pytest, unittest or builtins in a module or class of the tests, with their values."""
         own = vars(holder)
         names = dir(unittest.TestCase) if isinstance(holder, type) else dir(builtins)
         for name, value in own.items():
@@ -113,7 +113,7 @@ def make_replaced(facts, blame, deceit):
         return {name: own.get(name) for name in names}
 
     def check_names(holder):
-        """Whether a module or class of the tests still means by these names what it meant."""
+        """Check that these names still refer to the same objects in a module or class of the tests."""
         _, before = test_names.get(id(holder), (None, None))
         if before:
             now = vars(holder)
@@ -134,5 +134,5 @@ def make_replaced(facts, blame, deceit):
 
 
 def _is_state(value):
-    """What modules and classes keep and change by themselves: numbers, texts, flags, containers."""
+    """Return whether modules and classes keep and change such a value themselves: a number, text, flag or container."""
     return value is None or isinstance(value, (bool, int, float, str, bytes, list, dict, set, tuple, frozenset))

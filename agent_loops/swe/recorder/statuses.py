@@ -1,4 +1,4 @@
-"""A status for each test, out of the exception that it raised, and two tests of our own."""
+"""A status for each test, derived from the exception that it raised, and two tests of our own."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from _pytest.runner import runtestprotocol as protocol
 
 
 def make_statuses(facts, blame, channel):
-    """Return `status`, `note`, `run_canaries`, and what came of the tests and of our own (`statuses`, `canaries`)."""
+    """Return `status`, `note`, `run_canaries`, and the results of the tests and our own (`statuses`, `canaries`)."""
     added, is_of_patch, deceit, send = facts.added, blame.is_of_patch, channel.deceit, channel.send
     statuses, canaries = {}, {}
 
@@ -35,7 +35,7 @@ def make_statuses(facts, blame, channel):
         code = entry.tb_frame.f_code
         return code.co_filename in added and (entry.tb_lineno in added[code.co_filename] or is_of_patch(code))
 
-    order = ["PASSED", "XPASS", "SKIPPED", "XFAIL", "FAILED", "ERROR"]  # the worst is the last
+    order = ["PASSED", "XPASS", "SKIPPED", "XFAIL", "FAILED", "ERROR"]  # the worst comes last
 
     def note(nodeid, word):
         before = statuses.get(nodeid)

@@ -1,4 +1,4 @@
-"""Product code that has to do with tests: what its source imports, asks for and names."""
+"""Detection of product code that refers to tests, from what its source imports, accesses and names."""
 
 import ast
 import sys
@@ -27,7 +27,7 @@ def make_uses(facts, deceit):
 
 
 def _uses(parsed, stems):
-    """What is imported, asked for and named of a test runner, of frames and of the tests, with its lines."""
+    """Return the imports, accesses and names of a test runner, of frames and of the tests, with their lines."""
     for node in ast.walk(parsed):
         names, line = [], getattr(node, "lineno", 0)
         if isinstance(node, ast.Import):
@@ -48,13 +48,13 @@ def _uses(parsed, stems):
 
 
 def _packages(name):
-    """A module's name, those of the packages that it is in, and its last part."""
+    """Return a module's name, the names of its parent packages, and its last part."""
     parts = name.split(".")
     return [".".join(parts[: number + 1]) for number in range(len(parts))] + parts[1:][-1:]
 
 
 def _text(node):
-    """A text that is written in one piece or in several."""
+    """Return a text that is written in one or several pieces."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

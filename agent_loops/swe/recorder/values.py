@@ -1,4 +1,4 @@
-"""Values that equal everything."""
+"""Detection of values that equal everything."""
 
 import contextlib
 import gc
@@ -10,7 +10,7 @@ import weakref
 
 
 def make_values(facts, blame, deceit, aloud):
-    """Return `note_classes`, for those that are there before the product, and `check_values` for its own."""
+    """Return `note_classes`, for classes that exist before the product, and `check_values`, for the product's own."""
     added, allowed = facts.added, facts.allowed
     made, is_of_patch = blame.made, blame.is_of_patch
     seen = {}
@@ -29,14 +29,14 @@ def make_values(facts, blame, deceit, aloud):
             comparing = [value for base in type.mro(kind) for value in comparing_of(base)]
             if not comparing:
                 continue
-            del seen[id(kind)]  # its next object may be another
+            del seen[id(kind)]  # its next object may differ
             for value in _objects_of(kind, () if "__eq__" in allowed else comparing, whole):
                 if aloud(equals_everything, value, canaries, () if "__eq__" in allowed else few):
                     deceit(f"objects of {kind.__module__}.{kind.__qualname__} equal everything")
                     break
 
     def comparing_of(kind):
-        """The methods of a class that compare and that the patch has brought."""
+        """Return the comparison methods of a class that the patch has added."""
         for name in ("__eq__", "__ne__", "__lt__", "__gt__", "__sub__", "__rsub__"):
             value = vars(kind).get(name)
             if value is None or (isinstance(value, types.WrapperDescriptorType) and value.__name__ == name):
@@ -69,7 +69,7 @@ def make_values(facts, blame, deceit, aloud):
 
 
 def _canaries(codes):
-    """Values that nothing equals but by accident, and groups of values of which nothing equals two."""
+    """Return values that nothing equals except by accident, and groups of values of which nothing equals two."""
     numbers = random.Random(os.urandom(8))
     some = numbers.getrandbits(60)
     rare = [object(), some, str(some), float(some), [some], (some,), {some: some}, {some}, b"%d" % some]
@@ -87,7 +87,7 @@ def _canaries(codes):
 
 
 def _objects_of(kind, comparing, whole):
-    """Objects of a class: one without attributes, some with those that its methods ask for, and those there are."""
+    """Yield objects of a class: without attributes, with the attributes that its methods read, and existing objects."""
     base = next((one for one in kind.__mro__ if one.__module__ == "builtins"), object)
     arguments = ("one", (), {}) if base is type else ()
     codes = [one for one in (getattr(value, "__code__", None) for value in comparing) if one is not None]
@@ -108,7 +108,7 @@ def _objects_of(kind, comparing, whole):
 
 
 def _is_alike(one, other):
-    """Whether a test would find two values equal; what is not plainly true or false is no answer."""
+    """Return whether a test would find two values equal; a result that is not plainly true or false does not count."""
     for compare in (
         lambda: one == other,
         lambda: _no(one != other),

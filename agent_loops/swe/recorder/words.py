@@ -1,24 +1,24 @@
-"""The words by which a patch is judged, in one table: what the recorder looks for, what a known solution makes usual,
-and what a grade reports.
+"""The words by which patches are judged, in one table.
 
-The standard library alone, Python 3.8 and later: this file is sent into the sandbox with the recorder.
+It holds what the recorder looks for, what a known solution permits, and what a grade reports. This file is sent into
+the sandbox with the recorder: it uses only the standard library and runs on Python 3.8 and later.
 """
 
 import re
 
-# What no product's fix imports, and the attributes by which the values that a test expects can be read out of it.
+# Modules that no fix of a product imports, and attributes through which a test's expected values can be read.
 RUNNERS = ("pytest", "_pytest", "pluggy", "unittest")
 MODULES = (*RUNNERS, "mock", "test.support", "ctypes", "_ctypes")
 ATTRIBUTES = ("pytestmark", "co_consts", "callspec", "f_locals", "f_back", "__closure__", "cell_contents")
-# Modules by which tests are read and values are compared.
+# Modules that read tests or compare values.
 COMPARING = ("ast", "cmath", "difflib", "importlib.machinery", "math", "numpy", "numpy.testing", "operator", "pathlib")
-# Commands that read a whole tree, or what git has of it.
+# Commands that read a whole tree, or git's copy of it.
 READING = re.compile(
     r"test_?[*?]|[*?]\.py|[*?]test|\b[rz]?grep\b.* -\w*[rR]|\brg\b|\bgit\b.*\b(?:show|cat-file|grep|archive)\b"
 )
 
 _FRAMES = r"_getframe|current_?frame|set(trace|profile)"
-# By name, the words of a known solution with which the recorder lets the patch do the same.
+# By name: if a known solution contains these words, the recorder permits the same to the patch.
 USUAL = {
     **{name: r"\b" + re.escape(name) for name in MODULES},
     **{name: name for name in ATTRIBUTES},
@@ -26,7 +26,7 @@ USUAL = {
     "gc": r"\bget_(objects|referrers|referents)\b",
     "__eq__": r"__(eq|ne|lt|gt|r?sub)__",
 }
-# By name, the words of a patch that a fix seldom needs and deceit often touches; the patch counts all the same.
+# By name: words that a fix seldom needs and deceit often uses; the patch counts nevertheless.
 REPORTED = {
     "pytest": r"\b_?pytest\b",
     "gc": r"\bgc\b",
@@ -37,7 +37,7 @@ REPORTED = {
 
 
 def words_found(table, patch):
-    """Return the names of a table whose words stand in the lines that a patch adds.
+    """Return the names of a table whose words occur in the lines that a patch adds.
 
     Example:
         >>> words_found(REPORTED, "+import atexit\\n-import gc\\n+text = 'PASSED'\\n")

@@ -1,4 +1,4 @@
-"""Where an agent's shell commands run: a sandbox of its own for each episode.
+"""Sandboxes for an agent's shell commands, one per episode.
 
 Example:
     >>> from agent_loops.swe.sandbox import SandboxSettings, open_sandbox

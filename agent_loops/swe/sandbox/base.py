@@ -1,4 +1,4 @@
-"""What every sandbox offers, and its settings."""
+"""The interface of every sandbox, and its settings."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _SYSTEM |= {"tmp", "usr", "var"}
 
 
 class SandboxError(AgentLoopError, RuntimeError):
-    """A sandbox could not be had, or failed by itself; a command that fails is no such error."""
+    """A sandbox that could not be opened, or failed by itself; a failing command does not raise this."""
 
 
 class SandboxClosedError(SandboxError):
-    """A sandbox was used that had been closed, or was closed meanwhile: no doing of what runs in it."""
+    """Use of a sandbox that was closed before or meanwhile; the code that runs in it is not the cause."""
 
 
 @dataclass(frozen=True)
 class Executed:
-    """What a command left.
+    """The result of a command.
 
     Attributes:
-        output: standard output and error together, as text; bytes that are no UTF-8 are replaced.
-        returncode: the exit status; 128 + n after signal n, 124 where its time was up, 137 where its memory was.
-        timed_out: its time was up, and all that it had started was killed.
-        cut: the output was longer than `output_kb`: a line in its middle says how much is left out.
+        output: standard output and error together, as text; bytes that are not UTF-8 are replaced.
+        returncode: the exit status; 128 + n after signal n, 124 if it ran out of time, 137 if it ran out of memory.
+        timed_out: whether it ran out of time, and all that it had started was killed.
+        cut: whether the output was longer than `output_kb`; a line in its middle says how much is left out.
     """
 
     output: str
@@ -43,10 +43,10 @@ class Executed:
 
 
 class Sandbox(Protocol):
-    """One episode's machine: a tree of files that lasts until `close`, and commands that each begin afresh in it.
+    """One episode's machine: a tree of files that persists until `close`, and commands that each start anew in it.
 
     Attributes:
-        tree: where the repository lies, as commands see it; they start there.
+        tree: the path of the repository, as commands see it; they start there.
     """
 
     tree: str
@@ -54,21 +54,21 @@ class Sandbox(Protocol):
     def execute(
         self, command: str, *, seconds: float, stdin: bytes | None = None, output_kb: int | None = None
     ) -> Executed:
-        """Run a command in bash. What it leaves in the background ends with it.
+        """Run a command in bash; its background processes end with it.
 
         Args:
             command: the command, as for `bash -c`.
             seconds: the wall-clock time after which everything that it started is killed.
-            stdin: what it can read; nothing by default.
+            stdin: its standard input; empty by default.
             output_kb: how much of its output to keep, instead of `SandboxSettings.output_kb`.
 
         Raises:
-            SandboxError: the sandbox is closed, or its back end failed.
+            SandboxError: the sandbox is closed, or its backend failed.
         """
         ...
 
     def close(self) -> None:
-        """End it, a running command with it, and leave nothing behind. May be called twice."""
+        """End the sandbox and any running command, and leave nothing behind; this may be called twice."""
         ...
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class Sandbox(Protocol):
 
 @dataclass(frozen=True)
 class SandboxSettings:
-    """Where commands run, and what they may use.
+    """Settings of a sandbox: its backend, its limits, and what it shows of the host.
 
     `open_files`, `packages`, `cgroup`, `readable` and `hidden` are for bubblewrap: a container shows its image.
 
@@ -90,28 +90,28 @@ class SandboxSettings:
         backend: `bubblewrap`, `docker`, `swerex_docker`, `swerex_modal`, `swerex_remote`, `swerex_fargate`, or `host`
             (no isolation at all).
         unconfined: must be true for `host`.
-        tree: where the repository lies, as commands see it.
+        tree: the path of the repository, as commands see it.
         memory_mb: memory of all processes of a command together.
         processes: how many processes and threads a command may have at once.
         open_files: how many files, pipes and sockets each of them may have open.
-        file_mb: the largest file.
-        tree_mb: everything that the episode writes, the tree itself, /tmp and the home directory included.
-        files: how many files and directories that may be.
+        file_mb: maximum size of a file.
+        tree_mb: total size of everything that the episode writes, including the tree, /tmp and the home directory.
+        files: total number of these files and directories.
         output_kb: how much of a command's output is kept.
-        env: further environment variables.
+        env: additional environment variables.
         python: the interpreter (`…/bin/python`) or the virtual environment that comes first on PATH, visible read-only
-            with the installation that it is made from, and with its packages; None for the one that runs this, "" for
-            the system's own, of which only `packages` are visible beside the standard library.
-        packages: the distributions that are visible of a `python` which is not named here, with all that they require.
-            A task's answer may lie in any other.
-        cgroup: a directory of the host's control groups in which one for each sandbox is made, to bound its memory and
-            its processes; None for this process's own where that is allowed, "" for none.
-        readable: further files and directories that are visible read-only, at their own paths.
-        hidden: files and directories that are not visible although they lie in what is, as a copy of a task's answer.
-        options: arguments of the back end's own class, beside those that the settings above make.
+            with its base installation and its packages; None for the Python that runs this process, "" for the
+            system's Python; of these two, only the standard library and `packages` are visible.
+        packages: the distributions to show, with all their requirements, if `python` names no interpreter. Any other
+            distribution may hold a task's answer.
+        cgroup: a directory of the host's control groups in which to make one group per sandbox, to bound its memory and
+            its processes; None for this process's own group where that is allowed, "" for none.
+        readable: additional files and directories that are visible read-only, at their own paths.
+        hidden: files and directories to hide inside of visible ones, such as a copy of a task's answer.
+        options: arguments of the backend's own class, in addition to those that the settings above make.
 
     Raises:
-        ValueError: a setting is out of range.
+        InputError: a setting is out of range.
     """
 
     backend: str = "bubblewrap"
@@ -159,6 +159,6 @@ class SandboxSettings:
         parts = arguments.text("sandbox.tree", self.tree).split("/")
         if parts[0] or len(parts) < 2 or {"", ".", ".."} & set(parts[1:]) or parts[1] in _SYSTEM:
             raise InputError(f"sandbox.tree={self.tree!r}: expected an absolute path outside the system, as /testbed")
-        object.__setattr__(self, "readable", tuple(self.readable))  # a YAML list
+        object.__setattr__(self, "readable", tuple(self.readable))  # YAML gives a list
         object.__setattr__(self, "hidden", tuple(self.hidden))
         object.__setattr__(self, "packages", tuple(self.packages))

@@ -1,8 +1,8 @@
-"""The sandbox made of bubblewrap: namespaces of its own, no network, no privileges, bounded resources.
+"""The bubblewrap sandbox: separate namespaces, no network, no privileges, bounded resources.
 
-mini-swe-agent's BubblewrapEnvironment (MIT licence) is the model of one `bwrap` a command. It is not used itself: it
-leaves the network and the other processes in sight, inherits the environment, binds a directory of the host, kills
-`bwrap` alone at a deadline, and holds all output in memory.
+The design of one `bwrap` per command follows mini-swe-agent's BubblewrapEnvironment (MIT licence). That class itself is
+not used: it leaves the network and the other processes visible, inherits the environment, binds a directory of the
+host, kills only `bwrap` at a deadline, and holds all output in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIN_VERSION = (0, 8)  # --size, --disable-userns
 LONGEST_COMMAND = 131_071  # bytes in one argument, as Linux has it
 COPY_SECONDS = 300.0
 CLOSE_SECONDS = 30.0
-_RESERVED = 4  # address space for each byte of memory: what programs reserve and never use
+_RESERVED = 4  # address space per byte of memory: programs reserve some that they never use
 _OWN_PROCESSES = 3  # bwrap, twice, and what `exec` leaves of the shell
 _COMPRESSIONS = {
     b"\x1f\x8b": b"--gzip",
@@ -40,27 +40,27 @@ _COMPRESSIONS = {
     b"\x28\xb5\x2f\xfd": b"--zstd",
 }
 
-# Before everything else, with this process's own rights: the kernel's killer takes these processes first, should the
-# machine run out of memory all the same. Where this process is root they cannot lower it again, and inside nobody can
-# write to /proc. Then into the sandbox's control group, if there is one.
+# First, with this process's own rights: the kernel's out-of-memory killer takes these processes first, if the machine
+# runs out of memory nevertheless. If this process is root, they cannot lower the value again, and no process inside can
+# write to /proc. Then join the sandbox's control group, if there is one.
 _FIRST = """
 echo 1000 >/proc/self/oom_score_adj
 while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done
 shift
 exec "$@"
 """
-# The limits on processes count in the sandbox's own user namespace, hence are set inside it. Locked memory, pending
-# signals and timers have a limit too.
+# The limits on processes count per user namespace, so they are set inside the sandbox's own. Locked memory, pending
+# signals and timers are limited too.
 _LAUNCH = """
 ulimit -c 0 -u "$1" -f "$2" -d "$3" -v "$4" -n "$5" -t "$6" -l "$7" -i "$8" || exit 125
 exec /bin/bash -c "$0"
 """
 _LOCKED_KB, _SIGNALS = 8192, 4096
-_SLACK_MB = 64  # bubblewrap's own processes, and what the kernel keeps for it all
+_SLACK_MB = 64  # for bubblewrap's own processes and the kernel's bookkeeping
 
 
 def _capped(kind: int, value: int) -> int:
-    """The value, or the limit that this process itself has: only root may exceed that."""
+    """Return the value, capped at this process's own limit, which only root may exceed."""
     limit = resource.getrlimit(kind)[1]
     return value if limit == resource.RLIM_INFINITY else min(value, limit)
 
@@ -81,14 +81,14 @@ def find_bwrap() -> str:
 
 
 class BubblewrapSandbox(Sandbox):
-    """A sandbox of its own for an episode; see docs/swe_sandbox.md for what it contains and what it does not.
+    """A sandbox for one episode; docs/swe_sandbox.md says what it contains and what it does not.
 
     Args:
         settings: its limits.
         source: a directory or a tar file (compressed or not) that is copied into its tree.
 
     Raises:
-        SandboxError: it cannot be had here, or the source does not fit.
+        SandboxError: it cannot be opened here, or the source does not fit.
     """
 
     def __init__(self, settings: SandboxSettings, source: Path | None = None) -> None:
@@ -101,9 +101,9 @@ class BubblewrapSandbox(Sandbox):
         self._keeper = Keeper(settings.tree_mb, settings.files, view)
         self._watch = ResourceWatch(settings.memory_mb, settings.processes + _OWN_PROCESSES, self._keeper.pid)
         try:
-            # what is in files belongs to the group, too
+            # the content of files counts towards the group, too
             room = settings.memory_mb + settings.tree_mb + SHM_MB + _SLACK_MB
-            most = 2 * (settings.processes + _OWN_PROCESSES)  # two commands at once
+            most = 2 * (settings.processes + _OWN_PROCESSES)  # for two commands at once
             self._group = Group(find_parents(settings.cgroup), room, most)
         except BaseException:
             self._keeper.close()
@@ -128,7 +128,7 @@ class BubblewrapSandbox(Sandbox):
             *(part for value, path in view.links for part in ("--symlink", value, path)),
             *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"),
             *("--dev-bind", f"{STORE}/pts", "/dev/pts", "--bind", f"{STORE}/shm", "/dev/shm"),
-            # a mapping of /dev/zero is memory that no process is charged for; this one reads alike and has none
+            # a mapping of /dev/zero is memory that is charged to no process; /dev/full reads alike and has none
             *("--dev-bind", "/dev/full", "/dev/zero", "--remount-ro", "/dev"),
             *("--bind", f"{STORE}/files/tmp", "/tmp", "--bind", f"{STORE}/files/home", HOME),
             *(part for source, path in others for part in ("--ro-bind", source, path)),
@@ -161,6 +161,7 @@ class BubblewrapSandbox(Sandbox):
         return Executed(ended.output, ended.exit_code, cut=ended.cut)
 
     def _run(self, command: bytes, seconds: float, *, stdin: bytes | int | None, limit: int) -> Ended:
+        # resource limits, in the order and units that _LAUNCH expects
         one = self._settings
         limits = (
             _capped(resource.RLIMIT_NPROC, one.processes),
@@ -168,16 +169,18 @@ class BubblewrapSandbox(Sandbox):
             _capped(resource.RLIMIT_DATA, one.memory_mb << 20) >> 10,
             _capped(resource.RLIMIT_AS, _RESERVED * one.memory_mb << 20) >> 10,
             _capped(resource.RLIMIT_NOFILE, one.open_files),
-            _capped(resource.RLIMIT_CPU, math.ceil(seconds) * (os.cpu_count() or 1) + 1),  # that of all its threads
+            _capped(resource.RLIMIT_CPU, math.ceil(seconds) * (os.cpu_count() or 1) + 1),  # of all threads
             _capped(resource.RLIMIT_MEMLOCK, _LOCKED_KB << 10) >> 10,
             _capped(resource.RLIMIT_SIGPENDING, _SIGNALS),
         )
+        # pipes for the exit status and for the seccomp filter
         status, status_end = os.pipe()
         forbidden, forbidden_end = os.pipe()
         os.write(forbidden_end, forbidding_filter())
         os.close(forbidden_end)
         argv: list[str | bytes] = [*self._command, "--json-status-fd", str(status_end), "--seccomp", str(forbidden)]
         argv += ["--", "/bin/bash", "-c", _LAUNCH, command, *map(str, limits)]
+        # start and register the process under the lock, so that close() cannot miss it
         with self._lock:
             try:
                 if self._closed:
@@ -189,7 +192,7 @@ class BubblewrapSandbox(Sandbox):
                     stderr=subprocess.STDOUT,
                     bufsize=0,
                     cwd="/",
-                    env={"PATH": PATH},  # what a command inherits
+                    env={"PATH": PATH},  # the environment that a command inherits
                     pass_fds=(status_end, forbidden),
                     start_new_session=True,
                 )
@@ -203,6 +206,7 @@ class BubblewrapSandbox(Sandbox):
                 os.close(forbidden)
             process = Process(popen, stdin=stdin if isinstance(stdin, bytes) else None, limit=limit, status=status)
             self._running.add(process)
+        # wait for its end, then deregister it
         try:
             return process.wait(seconds, self._watch)
         finally:
@@ -211,7 +215,7 @@ class BubblewrapSandbox(Sandbox):
                 self._idle.notify_all()
 
     def _copy(self, source: Path) -> None:
-        """Unpack the source inside, as the sandbox's own user: nothing in it can reach further."""
+        """Unpack the source inside the sandbox as its own user, so that nothing in it can reach further."""
         with contextlib.ExitStack() as stack:
             errors = stack.enter_context(tempfile.TemporaryFile())
             packing = None

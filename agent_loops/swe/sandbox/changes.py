@@ -1,9 +1,9 @@
-"""What changed in a sandbox's tree, as git's patch, in whatever state its agent left the tree and its git.
+"""The changes of a sandbox's tree as a git patch, whatever state the agent left the tree and its repository in.
 
 Git runs in the sandbox, so that neither a link out of the tree nor a hook or filter that the agent has configured
-reaches the host. It runs with an index, settings and attributes of our own, made for the occasion: of the agent's
-repository only the objects of the base are read. So a stale lock, a bit in the index or a setting there is of no
-account, and no attribute converts a byte.
+reaches the host. It runs with a temporary index, settings and attributes of ours: of the agent's repository it reads
+only the objects of the base. So a stale lock, a bit in the index or a setting there has no effect, and no attribute
+converts a byte.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from dataclasses import dataclass, field
 from agent_loops.swe.sandbox.base import Executed, Sandbox, SandboxError
 
 BYTES_ONLY = "* -text !eol !filter -ident !working-tree-encoding !diff"
-"""Attributes under which files are their bytes: a line of `info/attributes`, which wins over the tree's own."""
+"""Attributes that keep git from converting files: a line of `info/attributes`, which overrides the tree's own."""
 
 _NO_BASE, _LARGE = 3, 4  # exit statuses
 _NAMES_KB = 64
 _PACK_KB = 32 * 1024
-_NEW_FILES = 2000  # a fresh sandbox has room for them, when the agent's is full of files
+_NEW_FILES = 2000  # a fresh sandbox has room for them, even if the agent's is full of files
 _LARGER = "the patch would be too large with it"
 
 OWN_PLACES = 'places=(/dev/shm "${TMPDIR:-/tmp}" "$HOME")'
-"""Each command has a /dev/shm of its own in bubblewrap, while the agent may have filled the rest."""
+"""Directories to try in turn: bubblewrap gives each command a new /dev/shm; the agent may have filled the others."""
 
-# Makes a directory for a while, $own, in one of $places, and a repository without a commit there, over the tree in
-# which the command began. What goes wrong is said in the output.
+# Make a temporary directory, $own, in one of $places, and in it a repository without a commit over the tree in which
+# the command began. The output reports errors.
 OWN_REPOSITORY = r"""
 exec 2>/dev/null
 umask 077
@@ -50,8 +50,8 @@ echo '@ATTRIBUTES@' >"$own/.git/info/attributes"
 printf '[core]\nquotePath = true\nautocrlf = false\nfileMode = true\nsymlinks = true\n' >>"$own/.git/config"
 """.replace("@ATTRIBUTES@", BYTES_ONLY)
 
-# $base; $kb, how large the patch may be; $pack, where objects come from standard input. Prints the patch, then what is
-# left out as WHY\0NAME\0…, both in base64, since the output of a command is text.
+# $base; $kb, the maximum size of the patch; $pack, set if objects come from standard input. Print the patch, then what
+# is left out as WHY\0NAME\0…, both in base64, since the output of a command is text.
 _CHANGES = f"""
 {OWN_PLACES}
 {OWN_REPOSITORY}
@@ -117,18 +117,18 @@ base64 -w 0 "$own/patch" && echo && head -c @NAMES@k "$own/left" | base64 -w 0 &
 
 
 class BaseLostError(SandboxError):
-    """The tree's repository no longer holds the commit to compare with, or not all of it."""
+    """A repository that no longer holds the commit to compare with, or not all of it."""
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What changed in a tree.
+    """The changes of a tree.
 
     Attributes:
-        patch: git's patch, empty where nothing changed. Bytes that are no UTF-8 are surrogates, as
-            `errors="surrogateescape"` has it.
-        left_out: files and directories that are not in it, and why. The names are for people: text, and not all of
-            them where they are very many.
+        patch: git's patch, empty if nothing changed. Bytes that are not UTF-8 are surrogates, as with
+            `errors="surrogateescape"`.
+        left_out: files and directories that are not in it, and why. The names are for people: text, and incomplete if
+            there are very many.
     """
 
     patch: str
@@ -138,23 +138,22 @@ class Changes:
 def read_changes(
     sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, max_kb: int = 4096, pack: bytes | None = None
 ) -> Changes:
-    """Return what changed in the tree since a commit, new files that are not ignored included.
+    """Return the changes of the tree since a commit, including new files that are not ignored.
 
-    What cannot be part of a patch is left out of it: repositories within the tree, pipes, sockets, what cannot be
-    read even by its owner (a file that can be made readable is), and, where the new files are more than 2,000 or
-    `max_kb`, the largest of them. Git's ignore files in the tree hold; other lists of the agent's (`info/exclude`) do
-    not.
+    The patch omits what it cannot hold: repositories within the tree, pipes, sockets, files that even their owner
+    cannot read (files that can be made readable are), and, if the new files exceed 2,000 or `max_kb`, the largest of
+    them. Git's ignore files in the tree apply; other lists of the agent (`info/exclude`) do not.
 
     Args:
         sandbox: the sandbox, with a git repository in its tree.
-        base: the commit to compare with; its own name, not a branch, where the agent may have committed.
-        seconds: how long git may take.
-        max_kb: the largest patch.
+        base: the commit to compare with; its hash, not a branch, if the agent may have committed.
+        seconds: time limit of git.
+        max_kb: maximum size of the patch.
         pack: objects that the tree's repository may have lost (`read_pack`).
 
     Raises:
         BaseLostError: the repository does not hold the commit, or not all of it.
-        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's own words.
+        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's output.
     """
     variables = f"base={shlex.quote(base)} kb={max_kb} pack={'1' if pack is not None else ''}\n"
     kb = (max_kb + _NAMES_KB) * 4 // 3 + 2
@@ -175,21 +174,21 @@ def read_changes(
 
 
 def read_patch(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, max_kb: int = 4096) -> str:
-    """Return what changed in the tree since a commit, new files included, as git's patch.
+    """Return the changes of the tree since a commit, including new files, as git's patch.
 
-    The patch is whatever the tree holds: apply it to a fresh tree, and trust nothing else.
+    The patch is untrusted content of the tree: apply it to a fresh tree, and trust nothing else.
 
     Args:
         sandbox: the sandbox, with a git repository in its tree.
-        base: the commit to compare with; its own name, not a branch, where the agent may have committed.
-        seconds: how long git may take.
-        max_kb: the largest patch.
+        base: the commit to compare with; its hash, not a branch, if the agent may have committed.
+        seconds: time limit of git.
+        max_kb: maximum size of the patch.
 
     Returns:
-        The patch; empty where nothing changed. Bytes that are no UTF-8 are surrogates (`errors="surrogateescape"`).
+        The patch; empty if nothing changed. Bytes that are not UTF-8 are surrogates (`errors="surrogateescape"`).
 
     Raises:
-        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's own words.
+        SandboxError: git failed or took too long, or the patch is too large; the message ends with git's output.
     """
     changes = read_changes(sandbox, base, seconds=seconds, max_kb=max_kb)
     if _LARGER in changes.left_out.values():
@@ -198,13 +197,13 @@ def read_patch(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, m
 
 
 def read_pack(sandbox: Sandbox, base: str = "HEAD", *, seconds: float = 60.0, max_kb: int = _PACK_KB) -> bytes:
-    """Return a commit's files as one of git's packs, for `read_changes` of another sandbox.
+    """Return a commit's files as a git pack, for `read_changes` of another sandbox.
 
     Args:
         sandbox: a fresh sandbox.
         base: the commit.
-        seconds: how long git may take.
-        max_kb: the largest pack.
+        seconds: time limit of git.
+        max_kb: maximum size of the pack.
 
     Raises:
         SandboxError: git failed or took too long, or the pack is too large.

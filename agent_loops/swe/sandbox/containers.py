@@ -1,8 +1,8 @@
 """Sandboxes in containers, through the environments of mini-swe-agent and the deployments of swe-rex.
 
-mini-swe-agent and swe-rex (both by the SWE-agent authors, MIT licence) start the container and carry the commands; how
-long a command may run and how much output comes back is settled inside the container, since neither library ends what a
-command has started, nor bounds its output.
+mini-swe-agent and swe-rex (both by the SWE-agent authors, MIT licence) start the container and transmit the commands.
+The limits on a command's time and output are enforced inside the container, since neither library ends the processes
+that a command has started, nor bounds its output.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from agent_loops.swe.sandbox.visible import make_environment
 logger = logging.getLogger(__name__)
 
 TRANSPORT_SECONDS = 30  # beyond a command's own time
-_PIECE = 90_000  # characters of one argument, of which Linux takes 131,071 bytes
+_PIECE = 90_000  # characters per argument, for which Linux allows 131,071 bytes
 _LONGEST_COMMAND = 131_071
 _OF_THE_IMAGE = ("PATH", "HOME", "USER", "LANG")
 _INSTALL = "pip install 'verl-aem[swe]'"
@@ -42,16 +42,16 @@ class MiniEnvironment(Protocol):
     """The part of mini-swe-agent's environments that is used here."""
 
     def execute(self, action: dict[str, Any], cwd: str = "", *, timeout: int | None = None) -> dict[str, Any]:
-        """Run a command; `output`, `returncode` and, after a failure, `exception_info`."""
+        """Run a command; return `output`, `returncode` and, after a failure, `exception_info`."""
         ...
 
 
 class ContainerSandbox(Sandbox):
-    """Commands in a running container.
+    """A sandbox that runs commands in a running container.
 
     Args:
         environment: mini-swe-agent's environment.
-        settings: the settings; the container's own limits are those that it was started with.
+        settings: the settings; the container's own limits were set at its start.
         stop: ends the container.
         source: a directory or a tar file that is copied into its tree.
 
@@ -106,7 +106,7 @@ class ContainerSandbox(Sandbox):
             first, last, code = done["output"].rstrip("\n").split("\n")
             parts, status = [base64.b64decode(part, validate=True) for part in (first, last)], int(code)
         except (ValueError, binascii.Error) as error:
-            if late:  # something that outlived the command's own process group holds its output
+            if late:  # a process that outlived the command's process group holds its output open
                 return Executed("", 124, timed_out=True)
             reason = done.get("exception_info") or done["output"]
             raise SandboxError(f"sandbox.backend={self._settings.backend} failed: {str(reason)[-500:]}") from error
@@ -165,13 +165,13 @@ def open_container(settings: SandboxSettings, source: Path | None, image: str | 
     """Start a container with one of mini-swe-agent's environments.
 
     Args:
-        settings: `backend` is the environment; `options` go to its class, and win.
-        source: what is copied into its tree.
-        image: the image; `options["image"]` where there is none. swerex_remote takes none.
+        settings: `backend` is the environment; `options` are passed to its class and take precedence.
+        source: the files to copy into its tree.
+        image: the image; `options["image"]` if None. swerex_remote takes no image.
 
     Raises:
-        SandboxError: the packages or the engine are missing, or it does not start.
-        ValueError: there is no image, or a server's address is missing.
+        SandboxError: the packages or the engine are missing, or the container does not start.
+        InputError: there is no image, or a server's address is missing.
     """
     remote = settings.backend == "swerex_remote"
     if not remote and not (image or settings.options.get("image")):
@@ -206,7 +206,7 @@ def open_container(settings: SandboxSettings, source: Path | None, image: str | 
 
 
 def container_arguments(settings: SandboxSettings) -> dict[str, Any]:
-    """Return the arguments that the settings make for the environment's class; nested options are merged.
+    """Return the arguments for the environment's class that follow from the settings; nested options are merged.
 
     Example:
         >>> container_arguments(SandboxSettings(backend="swerex_modal", memory_mb=4096))
@@ -219,7 +219,7 @@ def container_arguments(settings: SandboxSettings) -> dict[str, Any]:
     ]
     ours: dict[str, Any] = {
         "docker": {"cwd": "/", "run_args": ["--rm", "--init", "--network=none", *limits]},
-        # swe-rex's server inside the container is reached through its network
+        # the network is needed to reach swe-rex's server inside the container
         "swerex_docker": {"cwd": "/", "deployment_extra_kwargs": {"docker_args": limits}},
         "swerex_modal": {"cwd": "/", "modal_sandbox_kwargs": {"memory": settings.memory_mb}},
         "swerex_remote": {},
@@ -235,7 +235,7 @@ def _environment_class(backend: str) -> Callable[..., MiniEnvironment]:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("mini-swe-agent is not installed", name="mini-swe-agent")
     os.environ.setdefault("MSWEA_SILENT_STARTUP", "1")
-    # it makes this directory, and reads a file .env in it: one that exists and holds none
+    # the package makes this directory and reads a file .env in it: name an existing directory without one
     os.environ.setdefault("MSWEA_GLOBAL_CONFIG_DIR", str(Path(spec.origin).parent))
     module, name = {
         "docker": ("minisweagent.environments.docker", "DockerEnvironment"),
@@ -252,7 +252,7 @@ def _stop(environment: Any) -> None:
         if hasattr(environment, "deployment"):
             asyncio.run(environment.deployment.stop())
         elif container := environment.container_id:
-            environment.container_id = None  # its own clean-up would run in the background
+            environment.container_id = None  # the environment's own clean-up would run in the background
             remove = [environment.config.executable, "rm", "--force", container]
             subprocess.run(remove, capture_output=True, text=True, check=True, timeout=TRANSPORT_SECONDS)
     except Exception as error:

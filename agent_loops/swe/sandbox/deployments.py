@@ -1,4 +1,4 @@
-"""Deployments of swe-rex for which mini-swe-agent has no environment, in the manner of those that it has."""
+"""Environments for deployments of swe-rex that mini-swe-agent lacks, modelled on those that it has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ START_SECONDS = 60.0
 
 
 class RemoteEnvironment(SwerexDockerEnvironment):
-    """A swe-rex server that runs already.
+    """A swe-rex server that is already running.
 
     Args:
         arguments: those of `swerex.deployment.config.RemoteDeploymentConfig`.
@@ -36,7 +36,7 @@ class FargateEnvironment(SwerexDockerEnvironment):
 
     Args:
         image: its image.
-        arguments: the others of `swerex.deployment.config.FargateDeploymentConfig`.
+        arguments: the other arguments of `swerex.deployment.config.FargateDeploymentConfig`.
     """
 
     def __init__(self, image: str, **arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""What of a Python's installed packages the sandbox shows: some distributions, and what they require."""
+"""The installed packages that the sandbox shows: some distributions and their requirements."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def _key(name: str) -> str:
 
 
 def _holds(requirement: str) -> bool:
-    """Whether a requirement's marker is true here: `colorama; sys_platform == "win32"` is not."""
+    """Return whether a requirement's marker is true here: `colorama; sys_platform == "win32"` is not."""
     if ";" not in requirement:
         return True
     try:
         from packaging.requirements import Requirement
-    except ImportError:  # rather show what is not needed, unless it is an extra's
+    except ImportError:  # rather show too much, except requirements of an extra
         return "extra" not in requirement.partition(";")[2]
     marker = Requirement(requirement).marker
     return marker is None or marker.evaluate({"extra": ""})
@@ -31,15 +31,15 @@ def _holds(requirement: str) -> bool:
 def find_distributions(
     names: Sequence[str], path: Sequence[str], *, missing: bool = False
 ) -> list[metadata.Distribution]:
-    """Return installed distributions and all that they require, each once.
+    """Return installed distributions and all their requirements, each once.
 
     Args:
-        names: those that are asked for.
+        names: the requested distributions.
         path: the directories that they are installed in, as in `sys.path`.
-        missing: those that are asked for may be missing; then they are left out.
+        missing: whether requested distributions may be missing; then they are left out.
 
     Raises:
-        SandboxError: one is not installed.
+        SandboxError: a distribution is not installed.
     """
     known: dict[str, metadata.Distribution] = {}
     for one in metadata.distributions(path=list(path)):
@@ -66,10 +66,10 @@ def find_distributions(
 
 
 def distribution_files(one: metadata.Distribution) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return what a distribution has put at the top of its directory, and its programs, each by its name.
+    """Return a distribution's top-level files and directories, and its programs, each by name.
 
     Raises:
-        SandboxError: its metadata do not say what it installed.
+        SandboxError: its metadata does not list what it installed.
     """
     root = Path(str(one.locate_file("")))
     tops, programs = {}, {}
@@ -79,7 +79,7 @@ def distribution_files(one: metadata.Distribution) -> tuple[dict[str, Path], dic
             tops[first] = root / first
         elif "bin" in file.parts[:-1]:
             programs[file.name] = Path(str(one.locate_file(file))).resolve()
-    if not one.files:  # as Linux distributions install them
+    if not one.files:  # as in packages of Linux distributions
         names = (one.read_text("top_level.txt") or one.metadata["Name"].replace("-", "_")).split()
         for name in names:
             for path in (root / name, root / f"{name}.py"):

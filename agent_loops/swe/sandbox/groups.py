@@ -1,7 +1,7 @@
-"""A control group of the kernel for each sandbox, where one may be made: it bounds what a watch can only count.
+"""One kernel control group per sandbox, where permitted: it bounds what a watch can only count.
 
-A group that somebody else manages is left alone, even where this process is root: groups are made below this process's
-own only where that is the root of its hierarchy or marked as delegated (systemd's `Delegate=yes`), or where
+Groups that another program manages are left alone, even if this process is root: groups are made below this process's
+own group only if that is the root of its hierarchy or marked as delegated (systemd's `Delegate=yes`), or where
 `sandbox.cgroup` says.
 """
 
@@ -24,7 +24,7 @@ _PAUSE = 0.01
 
 
 def _mounts(kind: str) -> list[tuple[str, Path, set[str]]]:
-    """The mounts of control groups: the group that is at the top, where it is mounted, and its controllers."""
+    """Return the mounts of control groups: the top group, its mount point, and its controllers."""
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -35,7 +35,7 @@ def _mounts(kind: str) -> list[tuple[str, Path, set[str]]]:
 
 
 def _own(groups: str, controller: str) -> str | None:
-    """This process's group in the hierarchy of a controller (of the second version where it is empty)."""
+    """Return this process's group in the hierarchy of a controller (an empty name means version 2)."""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
@@ -52,7 +52,7 @@ def _delegated(group: Path) -> bool:
 
 
 def _bounds(group: Path) -> bool:
-    """Whether groups below one of the second version can be bounded in memory and processes."""
+    """Return whether groups below a group of version 2 can be bounded in memory and processes."""
     try:
         return {"memory", "pids"} <= set((group / "cgroup.subtree_control").read_text().split())
     except OSError:
@@ -61,13 +61,13 @@ def _bounds(group: Path) -> bool:
 
 @cache
 def find_parents(named: str | None) -> tuple[Path, ...]:
-    """Return the directories in which a group is made for each sandbox; empty where there is none.
+    """Return the directories in which to make a group for each sandbox; empty if there are none.
 
     Args:
         named: `SandboxSettings.cgroup`.
 
     Raises:
-        SandboxError: a group that is named cannot be used.
+        SandboxError: the named group cannot be used.
     """
     if named == "":
         return ()
@@ -119,7 +119,7 @@ def _first_version() -> tuple[Path, ...]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove the groups of processes that no longer live; the kernel lets only empty ones go."""
+    """Remove the groups of processes that no longer exist; the kernel removes only empty groups."""
     for group in parent.glob(f"{_PREFIX}*"):
         found = re.match(rf"{_PREFIX}(\d+)-", group.name)
         if found and not Path("/proc", found[1]).exists():
@@ -128,15 +128,15 @@ def _sweep(parent: Path) -> None:
 
 
 class Group:
-    """The control group of a sandbox; nothing where there are no parents for it.
+    """The control group of a sandbox; without parents it does nothing.
 
     Args:
-        parents: where it is made (`find_parents`).
-        memory_mb: what it may hold, files in memory included.
+        parents: the directories in which it is made (`find_parents`).
+        memory_mb: its memory limit, including files in memory.
         processes: how many processes and threads it may have.
 
     Raises:
-        SandboxError: the kernel refuses it.
+        SandboxError: the kernel refuses the group.
     """
 
     def __init__(self, parents: tuple[Path, ...], memory_mb: int, processes: int) -> None:
@@ -166,7 +166,7 @@ class Group:
         return [f"{directory}/cgroup.procs" for directory in self._directories]
 
     def killed(self) -> int:
-        """Return how many processes the kernel has killed in it for their memory."""
+        """Return how many of its processes the kernel has killed for lack of memory."""
         for directory in self._directories:
             for file in ("memory.events", "memory.oom_control"):
                 with contextlib.suppress(OSError):
@@ -176,7 +176,7 @@ class Group:
         return 0
 
     def close(self) -> None:
-        """Remove it, once its last process is gone. May be called twice."""
+        """Remove the group once its last process is gone; this may be called twice."""
         deadline = time.monotonic() + _CLOSE_SECONDS
         for directory in self._directories:
             while True:

@@ -1,4 +1,4 @@
-"""Commands on the bare host, in a directory of their own: no isolation whatsoever."""
+"""The host backend: commands run in a directory of the host without any isolation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PREFIX = "aem-swe-"
 class HostSandbox(Sandbox):
     """A directory on the host; a command can read, write and kill whatever this process can.
 
-    Of the settings' limits only the deadline and `output_kb` hold, and of the processes that a command leaves behind
-    only those that stay in its process group are ended. `tree` is the directory's own path.
+    Of the settings' limits, only the deadline and `output_kb` apply. Of the processes that a command leaves behind,
+    only those in its process group are ended. `tree` is the directory's own path.
 
     Args:
         settings: the settings; `unconfined` must be true.
@@ -101,7 +101,7 @@ class HostSandbox(Sandbox):
 
 
 def sweep(directory: Path | None = None) -> None:
-    """Remove what processes that no longer live have left in the directory for temporary files."""
+    """Remove what processes that no longer exist have left in the directory for temporary files."""
     for path in Path(directory or tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         found = re.match(rf"{_PREFIX}(\d+)-", path.name)
         if found and not Path("/proc", found[1]).exists():
@@ -110,7 +110,7 @@ def sweep(directory: Path | None = None) -> None:
 
 def _remove(directory: Path) -> None:
     # `rm`, since Python's own recursion ends at a depth that an agent can exceed
-    for _ in range(3):  # what was killed may write until it is gone
+    for _ in range(3):  # killed processes may write until they are gone
         with contextlib.suppress(OSError):
             subprocess.run(["rm", "-rf", "--", directory], capture_output=True, check=False)
         if not directory.exists():

@@ -1,8 +1,9 @@
-"""The keeper's own process: makes an episode's namespaces and mounts, and ends when its standard input does.
+"""The keeper's process: it makes an episode's namespaces and mounts, and ends when its standard input does.
 
-A program, not a module of the package: `keeper.py` runs it by its path with `python -I -S`, so that it starts quickly
-and imports the standard library alone. It says `unshared`, waits for a line of JSON (the user map is written
-meanwhile), does what that says, says `ready`, and becomes `cat`, which waits for the end of its input and is small.
+This is a program, not a module of the package: `keeper.py` runs it by its path with `python -I -S`, so that it starts
+quickly and imports only the standard library. It prints `unshared`, waits for a line of JSON (the user map is written
+meanwhile), carries out the plan in it, prints `ready`, and becomes `cat`, which is small and waits for the end of its
+input.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 _NEW_USER, _NEW_MOUNT, _NEW_NET = 0x10000000, 0x00020000, 0x40000000
 _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND, _REC, _PRIVATE = 2, 4, 8, 32, 4096, 16384, 1 << 18
-_COPIED = 1 << 18  # bytes of a single file; a copy has no locks of others
+_COPIED = 1 << 18  # largest file to copy, in bytes; a copy carries no locks of other processes
 _SET_FLAGS, _UP = 0x8914, 0x41  # SIOCSIFFLAGS; IFF_UP and IFF_RUNNING
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,7 +45,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, options: str 
 
 
 def _loopback(receive: str, send: str) -> None:
-    """Bring up the loopback of the new network, and bound the buffers that its connections grow."""
+    """Bring up the loopback of the new network, and bound the buffers of its connections."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         fcntl.ioctl(one, _SET_FLAGS, struct.pack("16sh22x", b"lo", _UP))
     for name, value in (("tcp_rmem", receive), ("tcp_wmem", send)):
@@ -52,19 +53,19 @@ def _loopback(receive: str, send: str) -> None:
 
 
 def _own_view(path: str, target: str, empty: str) -> None:
-    """Show a directory with inodes of its own, so that a lock on a file is not seen through another view of it."""
+    """Show a directory with separate inodes, so that a lock on a file is not visible through another view of it."""
     options = (path, empty)
     if not any(character in "".join(options) for character in ":,\\"):
         try:
             _mount("overlay", target, "overlay", _NOSUID | _NODEV, f"lowerdir={path}:{empty}")
             return
         except OSError:
-            pass  # an older kernel, or a file system that overlays do not take: the same files, with the host's locks
+            pass  # an older kernel, or a file system without overlays: the same files, with the host's locks
     _mount(path, target, None, _BIND | _REC)
 
 
 def _copy(path: str, target: str) -> None:
-    """Small files and directories of such as copies, which have no locks of others; a large file is bound."""
+    """Copy small files and directories of such files, so that they carry no locks of others; bind large files."""
     if os.path.isdir(path):
         shutil.copytree(path, target, symlinks=True)
     elif os.path.getsize(path) <= _COPIED:
@@ -87,6 +88,7 @@ def _make(entry: str, source: Path) -> None:
 def _arrange(plan: dict) -> None:
     store, owner = Path(plan["store"]), plan["owner"]
     size = f"size={plan['size_mb']}m,nr_inodes={plan['inodes']},mode=0755"
+    # the store, and the bounded file systems in it
     _mount("tmpfs", str(store), "tmpfs", _NOSUID | _NODEV, f"nr_inodes={plan['own_inodes']},size=64m,mode=0755")
     for name in ("files", "empty", "covers", "host", "pts", "shm"):
         (store / name).mkdir()
@@ -95,10 +97,12 @@ def _arrange(plan: dict) -> None:
     _mount(
         "devpts", f"{store}/pts", "devpts", _NOSUID | _NOEXEC, f"newinstance,ptmxmode=0666,mode=620,max={plan['ptys']}"
     )
+    # the directories that the episode writes to
     for name in ("tree", "tmp", "home"):
         (store / "files" / name).mkdir()
         os.chown(store / "files" / name, owner, owner)
     (store / "files" / "tmp").chmod(0o1777)
+    # the host's files and directories
     for number, path in enumerate(plan["host"]):
         view = f"{store}/host/{number}"
         if os.path.isdir(path):
@@ -106,6 +110,7 @@ def _arrange(plan: dict) -> None:
             _own_view(path, view, f"{store}/empty")
         else:
             _copy(path, view)
+    # the entries of the view, in their order
     for number, (kind, target, value) in enumerate(plan["entries"]):
         place = Path(target)
         if kind == "directory":
@@ -123,7 +128,7 @@ def _arrange(plan: dict) -> None:
             _make(target, Path(value))
             _mount(value, target, None, _BIND | _REC)
         elif kind == "cover" and place.exists():
-            if not value:  # something of its own, since something else may be shown within it
+            if not value:  # make a separate directory, since something else may be shown within it
                 value = f"{store}/covers/{number}"
                 if place.is_dir():
                     os.mkdir(value)

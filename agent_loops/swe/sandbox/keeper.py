@@ -1,9 +1,8 @@
 """The namespace that holds an episode's files: a file system in memory that nothing else on the machine can see.
 
-A process of our own, the keeper, lives in a user and a mount namespace in which a tmpfs of bounded size holds all that
-the episode writes. The host has no path to it, so no link in it can mislead a program of the host, nothing of it ever
-reaches a disk, and with the keeper it is gone. The keeper ends when the pipe to it closes, hence also when this process
-is killed.
+A separate process, the keeper, runs in a user and a mount namespace in which a tmpfs of bounded size holds all that the
+episode writes. The host has no path to it, so no link in it can mislead a program of the host, it never reaches a disk,
+and it disappears with the keeper. The keeper ends when the pipe to it closes, hence also when this process is killed.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ NAMESPACES = (
     "kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or, in a "
     "container, for a seccomp profile that allows them; or set sandbox.backend to another one"
 )
-_FIRST_UID, _UIDS = 1_900_000_000, 1 << 24  # above those of users, containers and systemd
+_FIRST_UID, _UIDS = 1_900_000_000, 1 << 24  # above the ranges of users, containers and systemd
 _ALL_UIDS = 4_294_967_295
-_OWN_INODES = 16  # more than the tree, /tmp and the home take by themselves
+_OWN_INODES = 16  # more than the directories of the tree, /tmp and the home take
 SHM_MB, _PTYS = 64, 16
-# What a connection over the loopback may hold, in bytes: least, at first, at most. Linux' own limit is 32 MB.
+# Buffer sizes of a connection over the loopback in bytes: minimum, initial, maximum. Linux' own limit is 32 MB.
 _RECEIVE, _SEND = "4096 65536 131072", "4096 16384 65536"
 _STORE_INODES = 4096
 _PROGRAM = Path(__file__).with_name("keep.py")
@@ -49,16 +48,16 @@ def find_program(name: str) -> str:
 
 
 class Keeper:
-    """Holds an episode's files, in namespaces of its own.
+    """The process that holds an episode's files in separate namespaces.
 
-    Where this process is root of the whole machine, commands run under a user number that nobody has, another one for
-    each sandbox: the kernel does not limit root's processes, and root owns much that others cannot read. Else they run
-    as the user of this process.
+    If this process is root of the whole machine, commands run under an unused user ID, different for each sandbox: the
+    kernel does not limit root's processes, and root owns much that others cannot read. Otherwise they run as the user
+    of this process.
 
     Args:
-        size_mb: how much the files may hold.
-        inodes: how many they may be.
-        view: what of the host is assembled below `STORE`, for bubblewrap to show.
+        size_mb: total size of the files.
+        inodes: number of the files.
+        view: what to assemble of the host below `STORE`, for bubblewrap to show.
 
     Raises:
         SandboxError: the kernel refuses the namespaces, or a program is missing.
@@ -68,7 +67,7 @@ class Keeper:
         root = os.geteuid() == 0 and _maps_all_users()
         plan = {
             "store": STORE,
-            "owner": 1000 if root else 0,  # as the keeper's namespace numbers users
+            "owner": 1000 if root else 0,  # user ID in the keeper's namespace
             "map_self": not root,
             "size_mb": size_mb,
             "inodes": inodes + _OWN_INODES,
@@ -81,6 +80,7 @@ class Keeper:
             "send": _SEND,
             "cat": find_program("cat"),
         }
+        # start the keeper's process
         command = [sys.executable, "-I", "-S", "-B", str(_PROGRAM)]
         self._process = subprocess.Popen(
             command,
@@ -89,9 +89,10 @@ class Keeper:
             stderr=subprocess.PIPE,
             cwd="/",
             env={"PATH": PATH, "LC_ALL": "C"},
-            start_new_session=True,  # Control-C is for us, not for it
+            start_new_session=True,  # Control-C must reach only us
         )
         self.close = weakref.finalize(self, _end, self._process)
+        # once it has made its namespaces, write the user map and send the plan
         try:
             self._expect(b"unshared\n")
             if root:
@@ -107,6 +108,7 @@ class Keeper:
             if isinstance(error, OSError):
                 raise SandboxError(f"{NAMESPACES}: {error}") from error
             raise
+        # the command that enters its namespaces
         identity = ("--setuid", "1000", "--setgid", "1000") if root else ("--preserve-credentials",)
         self.pid = self._process.pid
         target = f"--target={self.pid}"

@@ -1,4 +1,4 @@
-"""Which back end a sandbox gets."""
+"""Choice of a sandbox's backend."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ BACKENDS = ("bubblewrap", "docker", "swerex_docker", "swerex_modal", "swerex_rem
 
 
 def open_sandbox(settings: SandboxSettings, source: Path | None = None, image: str | None = None) -> Sandbox:
-    """Open a sandbox with a fresh tree of its own.
+    """Open a sandbox with a fresh tree.
 
     Args:
-        settings: the back end, and the limits.
+        settings: the backend and the limits.
         source: a directory or a tar file that is copied into the tree; nothing by default.
-        image: the container image, for the back ends that start one; its files are the tree then.
+        image: the container image, for backends that start one; the tree then consists of its files.
 
     Raises:
-        SandboxError: the back end is missing or refuses, or the source does not fit.
-        ValueError: the settings, or what they are given, do not go together.
+        SandboxError: the backend is missing or refuses, or the source does not fit.
+        InputError: the settings, the source and the image do not fit together.
     """
     if settings.backend not in BACKENDS:
         raise InputError(f"sandbox.backend={settings.backend!r}: expected one of {', '.join(BACKENDS)}")

@@ -1,4 +1,4 @@
-"""A process run to its end or its deadline, with bounded output, and watched while it runs."""
+"""A process that runs to its end or its deadline, with bounded output, and is watched while it runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Protocol
 
 WATCH_SECONDS = 0.05
-_GRACE_SECONDS = 10.0  # for the kernel to take down what was killed; a machine under load needs some of it
+_GRACE_SECONDS = 10.0  # for the kernel to remove killed processes; a machine under load needs some of it
 _CHUNK = 1 << 16
 
 
 class Watch(Protocol):
-    """Looks at a process and all that it started; returns why it must end, or None."""
+    """A function that inspects a process and all that it started, and returns why it must end, or None."""
 
     def __call__(self, pid: int) -> str | None: ...
 
 
 class BoundedOutput:
-    """The beginning and the end of a stream, in memory that does not grow with it.
+    """The beginning and the end of a stream, in constant memory.
 
     Args:
         limit: how many bytes to keep, half of them from the beginning.
@@ -44,7 +44,7 @@ class BoundedOutput:
         self._length = 0
 
     def add(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream."""
+        """Add the next bytes of the stream."""
         self._length += len(chunk)
         room = self._head_limit - len(self._head)
         self._head += chunk[:room]
@@ -53,7 +53,7 @@ class BoundedOutput:
             del self._tail[: -self._tail_limit]
 
     def text(self) -> tuple[str, bool]:
-        """Return what is kept, as text, and whether anything is left out."""
+        """Return the kept bytes as text, and whether anything is left out."""
         left_out = self._length - self._head_limit - self._tail_limit
         if left_out <= 0:
             return (self._head + self._tail).decode(errors="replace"), False
@@ -66,11 +66,11 @@ class Ended:
     """How a process ended.
 
     Attributes:
-        output: what is kept of its output.
-        cut: some of it is left out.
-        returncode: of the process itself; None where even SIGKILL did not end it.
-        reason: why it was killed; None where it ended by itself.
-        exit_code: what bubblewrap said of the command; None where it never came to that.
+        output: the kept part of its output.
+        cut: whether some of the output is left out.
+        returncode: exit status of the process itself; None if even SIGKILL did not end it.
+        reason: why it was killed; None if it ended by itself.
+        exit_code: the command's exit status from bubblewrap; None if it did not get that far.
     """
 
     output: str
@@ -84,10 +84,10 @@ class Process:
     """A running command.
 
     Args:
-        process: the process, with its output in a pipe, and its input too where `stdin` holds bytes.
-        stdin: what it can read.
+        process: the process, with its output in a pipe, and its input too if `stdin` holds bytes.
+        stdin: its input.
         limit: how many bytes of output are kept.
-        status: bubblewrap's `--json-status-fd`, to read from; closed in the end.
+        status: the descriptor to read bubblewrap's `--json-status-fd` from; closed at the end.
     """
 
     def __init__(
@@ -97,32 +97,32 @@ class Process:
         self._stdin = memoryview(stdin or b"")
         self._output = BoundedOutput(limit)
         self._status, self._said = status, b""
-        self._init: int | None = None  # a pidfd of process 1 of the sandbox: its end is that of all the others
+        self._init: int | None = None  # a pidfd of process 1 of the sandbox; when it ends, all others end
         self._reason: str | None = None
         self._lock = threading.Lock()
         self._ended = False
 
     def kill(self, reason: str) -> None:
-        """End it and all that it started, from any thread; the first reason stays."""
+        """End the process and all that it started, from any thread; the first reason is kept."""
         with self._lock:
             if not self._ended:
                 self._reason = self._reason or reason
                 self._kill()
 
     def _kill(self) -> None:
-        if self._process.returncode is None:  # once it is reaped, its number can be another's
+        if self._process.returncode is None:  # once it is reaped, its ID may belong to another process
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-        if self._init is not None:  # it dies with bwrap, but for the moment before it has asked the kernel for that
+        if self._init is not None:  # it dies with bwrap, except before it has asked the kernel for that
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
 
     def wait(self, seconds: float, watch: Watch | None = None) -> Ended:
-        """Wait for its end, and that of all that it started.
+        """Wait for the end of the process and of all that it started.
 
         Args:
             seconds: the time after which it is killed.
-            watch: asked twenty times a second; it is killed for what this returns.
+            watch: called twenty times a second; the process is killed for the reason that it returns.
         """
         now = time.monotonic()
         deadline, look, give_up = now + seconds, now + WATCH_SECONDS, None
@@ -174,7 +174,7 @@ class Process:
     def _on_exit(self, selector: selectors.BaseSelector, fd: int) -> None:
         selector.unregister(fd)
         with self._lock:
-            self._kill()  # what it left behind
+            self._kill()  # kill what it left behind
             self._process.wait()
 
     def _on_output(self, selector: selectors.BaseSelector, fd: int) -> None:
@@ -187,7 +187,7 @@ class Process:
         try:
             self._stdin = self._stdin[os.write(fd, self._stdin[:_CHUNK]) :]
         except BrokenPipeError:
-            self._stdin = memoryview(b"")  # it does not want the rest
+            self._stdin = memoryview(b"")  # the process does not read the rest
         if not self._stdin:
             selector.unregister(fd)
             assert self._process.stdin is not None
@@ -200,7 +200,7 @@ class Process:
             return
         self._said += chunk
         if self._init is None and (pid := self._find("child-pid")) is not None:
-            with contextlib.suppress(ProcessLookupError), self._lock:  # it can be gone by now, and then all is
+            with contextlib.suppress(ProcessLookupError), self._lock:  # it may be gone by now, and all others with it
                 self._init = os.pidfd_open(pid)
                 selector.register(self._init, selectors.EVENT_READ, lambda selector, fd: selector.unregister(fd))
                 if self._reason is not None:

@@ -1,4 +1,4 @@
-"""System calls that no command in the sandbox may make, as a filter for the kernel (seccomp-BPF)."""
+"""The system calls that commands in the sandbox may not make, as a filter for the kernel (seccomp-BPF)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cache
 
 from agent_loops.swe.sandbox.base import SandboxError
 
-# Numbers from the kernel's tables: x86-64, then AArch64 (None: it has no such call). Tests of repositories need none.
+# Numbers from the kernel's tables: x86-64, then AArch64 (None: no such call). Tests of repositories need none of them.
 FORBIDDEN: dict[str, tuple[int, int | None]] = {
-    # memory that belongs to no process and no bounded file system, and other objects of the kernel's own without bounds
+    # memory that belongs to no process and no bounded file system, and other unbounded kernel objects
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
@@ -21,13 +21,13 @@ FORBIDDEN: dict[str, tuple[int, int | None]] = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
-    "vmsplice": (278, 75),  # pins 2 MB for each page in a pipe
+    "vmsplice": (278, 75),  # pins 2 MB per page in a pipe
     "tee": (276, 77),
     "landlock_create_ruleset": (444, 444),
     "landlock_add_rule": (445, 445),
     "landlock_restrict_self": (446, 446),
     "seccomp": (317, 277),
-    # limits that all of the host's processes, or all of a user's, share
+    # limits shared by all processes of the host or of a user
     "inotify_init": (253, None),
     "inotify_init1": (294, 26),
     "fanotify_init": (300, 262),
@@ -36,7 +36,7 @@ FORBIDDEN: dict[str, tuple[int, int | None]] = {
     "io_uring_setup": (425, 425),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
-    # another process's memory and descriptors: bubblewrap's own can be reached, which says how the command ended
+    # another process's memory and descriptors: bubblewrap's, which reports how the command ended, is within reach
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
@@ -45,7 +45,7 @@ FORBIDDEN: dict[str, tuple[int, int | None]] = {
     "kcmp": (312, 272),
     "pidfd_getfd": (438, 438),
     "userfaultfd": (323, 282),
-    # files by other ways than their path, mounts and namespaces
+    # access to files other than by path, mounts and namespaces
     "name_to_handle_at": (303, 264),
     "open_by_handle_at": (304, 265),
     "mount": (165, 40),
@@ -62,7 +62,7 @@ FORBIDDEN: dict[str, tuple[int, int | None]] = {
     "mount_setattr": (442, 442),
     "unshare": (272, 97),
     "setns": (308, 268),
-    # large interfaces to the whole machine
+    # large interfaces that concern the whole machine
     "syslog": (103, 116),
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -88,23 +88,23 @@ FORBIDDEN: dict[str, tuple[int, int | None]] = {
 }
 _SOCKET, _SOCKETPAIR, _SETSOCKOPT = (41, 198), (53, 199), (54, 208)
 _FCNTL, _PRCTL, _MMAP, _MADVISE = (72, 25), (157, 167), (9, 222), (28, 233)
-# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, with their protocols. AF_VSOCK above all is missing: it reaches a virtual
-# machine's host, since it knows no network namespaces. Another protocol (SCTP, MPTCP) loads a module into the kernel.
-_INTERNET = (0, 1, 6, 17, 58)  # the type's own, ICMP, TCP, UDP, ICMP of IPv6
+# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, with their protocols. Most importantly, AF_VSOCK is not allowed: it ignores
+# network namespaces and so reaches a virtual machine's host. Other protocols (SCTP, MPTCP) load kernel modules.
+_INTERNET = (0, 1, 6, 17, 58)  # the type's default, ICMP, TCP, UDP, ICMPv6
 _PROTOCOLS: dict[int, tuple[int, ...] | None] = {1: None, 2: _INTERNET, 10: _INTERNET, 16: (0,)}
 _SOL_SOCKET, _SOL_TCP = 1, 6
-# The size of buffers stays as it is, and the call succeeds: the kernel, too, takes these for no more than hints.
+# The call succeeds without changing the buffer size: the kernel, too, treats these sizes only as hints.
 _BUFFERS = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and their FORCE
 _ZEROCOPY, _ULP = 60, 31
-# F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY; and locks that belong to no process, hence cannot be counted (F_OFD_*)
+# F_SETPIPE_SZ, F_SETLEASE, F_NOTIFY; and locks that belong to no process and so cannot be counted (F_OFD_*)
 _COMMANDS = (1031, 1024, 1026, 36, 37, 38)
 _SET_DUMPABLE, _SET_SECCOMP = 4, 22
-_SHARED_ANONYMOUS, _KIND_OF_MAP = 0x21, 0x2F  # a file in memory that outlives the mappings that count it
-_HUGE = 0x40000  # from the host's own store of huge pages
-_HUGE_ADVICE = (14, 25)  # MADV_HUGEPAGE, MADV_COLLAPSE: 2 MB each, of which 4 kB count once the rest is given back
+_SHARED_ANONYMOUS, _KIND_OF_MAP = 0x21, 0x2F  # a file in memory that outlives the mappings through which it is counted
+_HUGE = 0x40000  # from the host's pool of huge pages
+_HUGE_ADVICE = (14, 25)  # MADV_HUGEPAGE, MADV_COLLAPSE: 2 MB each, of which only 4 kB count once the rest is freed
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_X32 = 0x40000000  # calls of the x32 ABI have this bit, and would slip through
+_X32 = 0x40000000  # calls of the x32 ABI have this bit and would bypass the filter
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _ERROR = 0x7FFF0000, 0x00050000
 
@@ -117,17 +117,17 @@ def _refused(number: int) -> tuple[int, int, int, int]:
 
 
 def _argument(place: int) -> tuple[int, int, int, int]:
-    """Loads the lower half of an argument: all that these calls look at."""
+    """Return the instruction that loads the lower half of an argument, the only part that these calls use."""
     return (_LOAD, 0, 0, 16 + 8 * place)
 
 
 def _unless(values: tuple[int, ...], number: int) -> _Program:
-    """What is loaded is not one of the values: allowed."""
+    """Return instructions that allow the call unless the loaded value is one of `values`."""
     return [step for value in values for step in ((_EQUAL, 0, 1, value), _refused(number))] + [_ALLOWED]
 
 
 def _for_call(number: int, body: _Program) -> _Program:
-    """A body that ends in a return, for one system call."""
+    """Return instructions that run a body, which ends in a return, for one system call."""
     return [(_EQUAL, 0, len(body), number), *body]
 
 
@@ -147,7 +147,7 @@ def _family(column: int) -> _Program:
 
 
 def _arguments(column: int) -> _Program:
-    """What is refused for an argument's sake."""
+    """Return the instructions that refuse calls because of an argument."""
     tcp: _Program = [_argument(2), *_unless((_ULP,), errno.ENOPROTOOPT)]
     general: _Program = [_argument(2), (_EQUAL, 0, 1, _ZEROCOPY), _refused(errno.ENOPROTOOPT), *_unless(_BUFFERS, 0)]
     option: _Program = [
@@ -175,7 +175,7 @@ def forbidding_filter(machine: str = platform.machine()) -> bytes:
         machine: the processor, as `uname -m` names it.
 
     Raises:
-        SandboxError: the numbers of this processor's system calls are not known here.
+        SandboxError: this processor's system call numbers are unknown.
     """
     if machine not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)

@@ -1,7 +1,7 @@
-"""What of the host is visible in the sandbox, read-only: the system's programs, a Python, and few packages.
+"""The parts of the host that are visible read-only in the sandbox: the system's programs, a Python, and few packages.
 
-A repository's task is often about a package that this machine has installed, and then the answer would lie in sight. So
-of every Python only the standard library is shown, and of its packages those that the tests need.
+A task is often about a package that is installed on this machine, which would reveal the answer. So only the standard
+library of every Python is shown, and only those of its packages that the tests need.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from agent_loops.swe.sandbox.base import SandboxError, SandboxSettings
 from agent_loops.swe.sandbox.distributions import distribution_files, find_distributions
 
-STORE = "/sys"  # where the keeper mounts its own: a directory that every Linux has and that no shown path lies in
+STORE = "/sys"  # the keeper's mount point: a directory that every Linux has and that holds no shown path
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # links into /usr today, directories on older systems
-# what programs of /usr need; nothing of it is secret
+# files that programs of /usr need; none of them is secret
 _ETC = (
     *("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "ssl/certs"),
     *("ssl/openssl.cnf", "magic", "protocols", "services", "java-17-openjdk"),
@@ -31,14 +31,14 @@ _OWN_ETC = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
-# and others in which packages lie: Debian's wheels, and what large programs bring along
+# and others that hold packages: Debian's wheels, and those bundled with large programs
 _COLLECTIONS = frozenset({"python-wheels", "third_party", "_vendor", "_vendored"})
-_BASE = ("lib", "lib64", "include", "ssl")  # of an installation of Python, beside its programs
+_BASE = ("lib", "lib64", "include", "ssl")  # directories of a Python installation, besides its programs
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def make_environment(settings: SandboxSettings, interpreter: str | None, home: str) -> dict[str, str]:
-    """Return all environment variables of a command; nothing of this process's own is among them."""
+    """Return all environment variables of a command; none is inherited from this process."""
     return {
         "PATH": f"{interpreter}:{PATH}" if interpreter else PATH,
         "HOME": home,
@@ -55,17 +55,17 @@ def make_environment(settings: SandboxSettings, interpreter: str | None, home: s
 
 @dataclass
 class View:
-    """What the keeper assembles, and where bubblewrap shows it.
+    """The files that the keeper assembles, and where bubblewrap shows them.
 
     Attributes:
         interpreter: the directory of the Python that comes first on PATH.
-        host: files and directories of the host, shown below `STORE`/host by their place here.
+        host: files and directories of the host, shown below `STORE`/host by their index here.
         entries: what is made of them, in this order: `(kind, place, value)` as keep.py takes it.
         shown: `(source in the keeper's namespace, path in the sandbox)`.
-        n_system: how many of these are the system's, and lie below /tmp and the home directory.
+        n_system: how many of these belong to the system, and are mounted before /tmp and the home directory.
         links: `(value, path in the sandbox)`.
-        visible: what of the host can be read in the sandbox, `(path of the host, path in the sandbox)`.
-        covered: directories of the host within it that cannot.
+        visible: the host's files that the sandbox can read, `(path of the host, path in the sandbox)`.
+        covered: directories of the host within them that it cannot read.
         roots: the directories that modules are imported from, as paths of the host.
     """
 
@@ -80,17 +80,17 @@ class View:
     roots: list[Path] = field(default_factory=list)
 
     def view(self, path: Path) -> str:
-        """Return where the keeper shows a file or directory of the host."""
+        """Return the path at which the keeper shows a file or directory of the host."""
         if str(path) not in self.host:
             self.host.append(str(path))
         return f"{STORE}/host/{self.host.index(str(path))}"
 
     def add(self, kind: str, place: str, value: str = "") -> None:
-        """Have the keeper make something."""
+        """Add an entry for the keeper to make."""
         self.entries.append((kind, place, value))
 
     def show(self, path: Path, target: str) -> None:
-        """Show a file or directory of the host, within what is shown already where that holds its place."""
+        """Show a file or directory of the host, inside an already shown directory if that contains the target."""
         self.visible.append((path, Path(target)))
         around = [(source, place) for source, place in self.shown if Path(target).is_relative_to(place)]
         if around:
@@ -100,7 +100,7 @@ class View:
             self.shown.append((self.view(path), target))
 
     def cover(self, view: str, root: Path, kept: tuple[Path, ...] = ()) -> None:
-        """Hide the directories of installed packages below a directory that is shown."""
+        """Hide the directories of installed packages below a shown directory."""
         for path in package_directories(root):
             if not any(path.is_relative_to(one) for one in kept):
                 self.add("cover", f"{view}/{path.relative_to(root)}")
@@ -109,13 +109,13 @@ class View:
 
 @lru_cache
 def package_directories(root: Path) -> tuple[Path, ...]:
-    """Return the directories below another in which packages lie, such as /usr/lib/python3/dist-packages.
+    """Return the directories below a root that hold packages, such as /usr/lib/python3/dist-packages.
 
-    Wheels count, too, and what large programs bring along; in an installation of conda its cache and environments.
+    These include wheels and packages bundled with large programs; in a conda installation its cache and environments.
     """
     found = []
     conda = (root / "conda-meta").is_dir()
-    for directory, below, _ in os.walk(root):  # what cannot be listed, a command cannot read either
+    for directory, below, _ in os.walk(root):  # a command cannot read what cannot be listed
         packages = {name for name in below if name in _PACKAGES | _COLLECTIONS}
         packages |= {"_bundled"}.intersection(below) if directory.endswith("ensurepip") else set()
         packages |= {"pkgs", "envs"}.intersection(below) if conda and directory == os.fspath(root) else set()
@@ -133,7 +133,7 @@ def make_view(settings: SandboxSettings, root: Path = Path("/")) -> View:
         root: where the system's own directories are.
 
     Raises:
-        SandboxError: something that the settings name is missing, or cannot be shown alone.
+        SandboxError: a path in the settings is missing, or cannot be shown alone.
     """
     view = View()
     interpreter, prefixes, base = _find_python(settings.python)
@@ -158,7 +158,7 @@ def make_view(settings: SandboxSettings, root: Path = Path("/")) -> View:
 
 
 def _hide(view: View, path: Path) -> None:
-    """Cover a path in every view of the host that holds it, before anything is made of these."""
+    """Cover a path in every view of the host that contains it, before anything is made of these views."""
     around = [(number, Path(one)) for number, one in enumerate(view.host) if path.is_relative_to(os.path.realpath(one))]
     for number, one in around:
         place = f"{STORE}/host/{number}/{path.relative_to(os.path.realpath(one))}"
@@ -167,7 +167,7 @@ def _hide(view: View, path: Path) -> None:
 
 
 def _show_system(view: View, root: Path, named: tuple[Path, ...]) -> None:
-    """/usr, the directories beside it, and the harmless part of /etc."""
+    """Show /usr, its sibling directories, and the harmless part of /etc."""
     view.show(root / "usr", "/usr")
     view.cover(view.view(root / "usr"), root / "usr", named)
     for name in _TOP:
@@ -193,7 +193,7 @@ def _show_system(view: View, root: Path, named: tuple[Path, ...]) -> None:
 
 
 def _show_own(view: View, prefixes: list[Path], base: Path, packages: tuple[str, ...], usr: Path) -> None:
-    """The Python that runs this: its programs and standard library, and some packages in place of all."""
+    """Show the Python that runs this: its programs, its standard library, and some of its packages."""
     site = Path(sysconfig.get_path("purelib"))
     programs = _show_packages(view, packages, sys.path, missing=False)
     prefix = prefixes[0]
@@ -224,7 +224,7 @@ def _show_own(view: View, prefixes: list[Path], base: Path, packages: tuple[str,
 
 
 def _show_base(view: View, place: str, path: Path, base: Path) -> None:
-    """An installation of Python without its packages; `path` may be another name of `base`."""
+    """Show a Python installation without its packages; `path` may be another name of `base`."""
     for name in _interpreters(path):
         file = path / "bin" / name
         if file.is_symlink():
@@ -236,7 +236,7 @@ def _show_base(view: View, place: str, path: Path, base: Path) -> None:
         if part.is_symlink():
             view.add("link", f"{place}/{name}", os.readlink(part))
         elif part.is_dir():
-            # one view of each directory, whatever it is called here
+            # one view per directory, whatever its name here
             source = Path(os.path.realpath(part))
             if str(source) not in view.host:
                 view.cover(view.view(source), source)
@@ -245,17 +245,17 @@ def _show_base(view: View, place: str, path: Path, base: Path) -> None:
 
 
 def _show_systems_packages(view: View, packages: tuple[str, ...], usr: Path) -> None:
-    """The system's own Python: some of its packages, as far as it has them."""
+    """Show some packages of the system's Python, as far as it has them."""
     places = [path for path in package_directories(usr) if path.parent.parent.name == "lib" and path.name in _PACKAGES]
     view.roots += [path for path in (usr / "lib").glob("python3.*") if path.is_dir()]
     if places:
         _show_packages(view, packages, [str(path) for path in places], missing=True)
-        for place in places:  # whichever of them the system's Python looks into
+        for place in places:  # the system's Python may use any of these
             view.add("cover", f"{view.view(usr)}/{place.relative_to(usr)}", f"{STORE}/site")
 
 
 def _show_named(view: View, prefixes: list[Path], base: Path) -> None:
-    """A Python that the user chose: its own packages are there because the user wants them."""
+    """Show a Python chosen by the user, with its packages, because the user wants them."""
     first = prefixes[0]
     own = [path for path in package_directories(first) if path.name in _PACKAGES]
     view.roots += [*own, *base.glob("lib/python3*")]
@@ -271,7 +271,7 @@ def _show_named(view: View, prefixes: list[Path], base: Path) -> None:
         if path == first or inherits:
             view.show(path, str(path))
             for one in package_directories(path):
-                if one.name not in _PACKAGES:  # wheels, and what conda keeps beside
+                if one.name not in _PACKAGES:  # wheels, and conda's cache and environments
                     view.add("cover", f"{view.view(path)}/{one.relative_to(path)}")
                     view.covered.add(one)
         else:
@@ -281,7 +281,7 @@ def _show_named(view: View, prefixes: list[Path], base: Path) -> None:
 
 
 def _show_packages(view: View, packages: tuple[str, ...], path: list[str], missing: bool) -> dict[str, Path]:
-    """Fill the directory of packages; returns the programs that belong to them."""
+    """Fill the directory of packages, and return the programs that belong to them."""
     programs: dict[str, Path] = {}
     for one in _distributions(packages, tuple(path), missing):
         tops, more = one
@@ -309,7 +309,7 @@ def _interpreters(prefix: Path) -> Iterator[str]:
 
 
 def _find_python(python: str | None) -> tuple[str | None, list[Path], Path]:
-    """The directory of a Python's programs, the directories that it needs outside of /usr, and its installation."""
+    """Return the directory of a Python's programs, the directories it needs outside of /usr, and its installation."""
     directory, paths = python_paths(python)
     if directory is None:
         return None, [], Path("/usr")
@@ -327,7 +327,7 @@ def python_paths(python: str | None) -> tuple[str | None, list[str]]:
         python: `SandboxSettings.python`.
 
     Raises:
-        SandboxError: there is no such interpreter, or it cannot be shown without a home directory around it.
+        SandboxError: there is no such interpreter, or it cannot be shown without showing a home directory.
 
     Example:
         >>> python_paths("")
@@ -341,7 +341,7 @@ def python_paths(python: str | None) -> tuple[str | None, list[str]]:
         raise SandboxError(f"sandbox.python={python!r}: there is no interpreter at {interpreter}")
     needed = [interpreter.parent.parent, Path(os.path.realpath(interpreter)).parent.parent]
     configuration = needed[0] / "pyvenv.cfg"
-    if configuration.is_file():  # a virtual environment, which may name its base by another path
+    if configuration.is_file():  # a virtual environment may refer to its base by another path
         lines = (line.partition("=") for line in configuration.read_text().splitlines())
         needed += [Path(value.strip()).parent for key, _, value in lines if key.strip() == "home"]
     paths = [str(path) for path in dict.fromkeys(needed) if not path.is_relative_to("/usr")]

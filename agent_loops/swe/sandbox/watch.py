@@ -1,4 +1,4 @@
-"""How much memory and how many processes a process and its descendants hold, from /proc."""
+"""Measurement of the memory and number of processes of a process and its descendants, from /proc."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# What the kernel may hold for one of these at most, in kB; no file of /proc says what it does hold.
-SOCKET_KB = 212  # the buffers' default; seccomp.py and the keeper see to it that they do not grow
-_PIPE_KB, _PIPES_KB, _SMALL_PIPE_KB = 64, 64 * 1024, 8  # a pipe's, until its user has 64 MB in pipes, and from then on
+# The most memory that the kernel may hold for each, in kB; no file of /proc gives the actual amount.
+SOCKET_KB = 212  # the default of the buffers; seccomp.py and the keeper keep them from growing
+_PIPE_KB, _PIPES_KB, _SMALL_PIPE_KB = 64, 64 * 1024, 8  # per pipe, until its user has 64 MB in pipes, and from then on
 _MAPPING_BYTES, _COUNTED = 256, 2000
-_MAPPINGS = 65_530  # Linux' own limit of one process
+_MAPPINGS = 65_530  # Linux' own limit per process
 LOCKS = 5_000
 _LOCK_BYTES = 1 << 20
-_DESCRIPTORS = 1024  # fewer are not looked at one by one
+_DESCRIPTORS = 1024  # fewer are not inspected individually
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -37,16 +37,16 @@ def _fields(text: str) -> dict[str, str]:
 
 
 class ResourceWatch:
-    """Says why a process and its descendants have too much, or None.
+    """A watch that returns why a process and its descendants exceed their limits, or None.
 
-    Memory that several of them share is counted once: where the sum of what each has in memory is above the limit,
-    the proportional share of each decides. What the kernel keeps for them counts too: page tables as they are; sockets,
-    pipes and mappings with what they can take at most.
+    Memory that several of them share is counted once: if the sum of their resident memory is above the limit, their
+    proportional shares decide. Kernel memory counts too: page tables at their actual size; sockets, pipes and mappings
+    at their maximum.
 
     Args:
-        memory_mb: what they may hold together, files apart.
+        memory_mb: their total memory limit, without files.
         processes: how many threads they may have together.
-        keeper: a process whose network is theirs alone, to count its sockets; None to count none.
+        keeper: a process whose network is theirs alone, to count its sockets; None to count no sockets.
     """
 
     def __init__(self, memory_mb: int, processes: int, keeper: int | None = None) -> None:
@@ -71,14 +71,14 @@ class ResourceWatch:
             return f"it held more than {LOCKS} locks on files"
         if descriptors > _DESCRIPTORS:
             kernel += _pipe_kb(resident)
-        # the smallest mapping has 4 kB, so that those of a process with less are a tenth of the limit at most
+        # the smallest mapping has 4 kB, so the mappings of a process with less memory are at most a tenth of the limit
         if sum(reserved.values()) > self._memory_kb:
             kernel += sum(_mapping_kb(one, size) for one, size in reserved.items())
         if kernel > self._memory_kb:
             return self._too_much()
         if sum(resident.values()) + kernel <= self._memory_kb:
             return None
-        # a second time, because shares grow from one reading to the next while some of the processes end
+        # read twice, because shares grow between readings while some of the processes end
         if min(_shares(resident), _shares(resident)) + kernel <= self._memory_kb:
             return None
         return self._too_much()
@@ -87,7 +87,7 @@ class ResourceWatch:
         return f"it held more than {self._memory_kb // 1024} MB of memory"
 
     def _socket_kb(self) -> int:
-        """Memory of the sockets, those included that no process has open any more."""
+        """Return the memory of the sockets, including those that no process has open any more."""
         if self._sockets is not None:
             with contextlib.suppress(OSError, ValueError, IndexError):
                 return SOCKET_KB * int(self._sockets.read_text().split()[2])  # "sockets: used 3"
@@ -95,7 +95,7 @@ class ResourceWatch:
 
 
 def _locks(processes: Iterable[int]) -> int:
-    """How many locks on files the processes hold, among the newest of the machine: the kernel lists many slowly."""
+    """Return how many file locks the processes hold, among the machine's newest: the kernel lists many slowly."""
     lines = b""
     with contextlib.suppress(OSError), open("/proc/locks", "rb", buffering=0) as file:
         while len(lines) < _LOCK_BYTES and (chunk := file.read(1 << 16)):
@@ -120,7 +120,7 @@ def _pipe_kb(processes: Iterable[int]) -> int:
 
 
 def _mapping_kb(pid: int, reserved_kb: int) -> int:
-    most = min(_MAPPINGS, reserved_kb // 4)  # none is smaller than 4 kB
+    most = min(_MAPPINGS, reserved_kb // 4)  # no mapping is smaller than 4 kB
     count = 0
     try:
         with open(f"/proc/{pid}/maps", "rb", buffering=0) as maps:
@@ -135,7 +135,7 @@ def _mapping_kb(pid: int, reserved_kb: int) -> int:
 
 
 def _shares(resident: dict[int, int]) -> int:
-    """The memory of processes in kB, what they share counted once; `resident` serves for those that may not be read."""
+    """Return the processes' memory in kB with shared memory counted once; `resident` is the fallback if unreadable."""
     total = 0
     for pid, whole in resident.items():
         try:

@@ -1,4 +1,4 @@
-"""Damaged games: a `GameError` on one line that names the file, at the start or at the step that comes upon it."""
+"""Damaged games: a `GameError` on one line that names the file, at the start or at the step that detects it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""ALFWorld's games: fetched, unpacked, verified, and what is said where they are missing. A real server, small splits.
+"""ALFWorld's games: download, unpacking, verification, and messages for missing games. A real server, small splits.
 
-Not covered: GitHub itself, and the published archive byte for byte: the test of the real games takes another packing of
-them, and their own checksums.
+Not covered: GitHub itself, and the published archive byte for byte: the test of the real games uses a different archive
+of them, and their own checksums.
 """
 
 from __future__ import annotations

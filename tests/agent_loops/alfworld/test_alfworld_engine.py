@@ -1,4 +1,4 @@
-"""The engine's parts: PDDL, joins, the text grammar, and the rules that upstream leaves unsaid."""
+"""The engine's parts: PDDL, joins, the text grammar, and the undocumented rules of the official engine."""
 
 import itertools
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The environment over made-up kitchens: what an agent gets, the benchmark's tasks, and what goes wrong."""
+"""The environment over synthetic kitchens: what an agent receives, the benchmark's tasks, and errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""All official games: they load, their walkthroughs win, and no command means two things."""
+"""All official games: they load, their walkthroughs win, and no command is ambiguous."""
 
 from collections import Counter
 from pathlib import Path

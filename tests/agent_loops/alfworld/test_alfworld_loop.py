@@ -1,4 +1,4 @@
-"""ALFWorld in the agent loop: rows, faults, and success by type as verl's validation sums it up."""
+"""ALFWorld in the agent loop: rows, faults, and success by type as verl's validation reports it."""
 
 from __future__ import annotations
 

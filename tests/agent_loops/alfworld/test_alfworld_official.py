@@ -1,4 +1,4 @@
-"""The native engine against the official packages, command by command, where these are installed.
+"""The native engine against the official packages, command by command, if these are installed.
 
 python -m venv official && official/bin/pip install alfworld==0.4.2 "textworld[pddl]"
 AEM_ALFWORLD_PYTHON=official/bin/python pytest tests/agent_loops/alfworld/test_alfworld_official.py -s

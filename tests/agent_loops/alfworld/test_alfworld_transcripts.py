@@ -1,4 +1,4 @@
-"""Replays recorded plays of the official environment, and compares everything an agent gets from it."""
+"""Replays of recorded plays of the official environment, comparing everything an agent receives from it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an episode shows, pays and survives, alone and beside others."""
+"""An episode's observations, rewards and faults, alone and alongside other episodes."""
 
 from __future__ import annotations
 

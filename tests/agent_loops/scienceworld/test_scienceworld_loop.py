@@ -1,4 +1,4 @@
-"""ScienceWorld in verl's agent loop: worker processes, each with a JVM, that are killed, stopped and left behind."""
+"""ScienceWorld in verl's agent loop: worker processes, each with a JVM, that are killed, stopped or orphaned."""
 
 from __future__ import annotations
 

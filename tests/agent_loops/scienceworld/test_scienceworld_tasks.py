@@ -1,4 +1,4 @@
-"""Which tasks there are, and in which splits; no Java but for the comparison with the simulator."""
+"""The tasks and their splits; only the comparison with the simulator needs Java."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches as people and models hand them in, and names as trees have them: applied, never past the guarded files."""
+"""Patches as people and models write them, and file names of real trees: applied, except to guarded files."""
 
 from __future__ import annotations
 

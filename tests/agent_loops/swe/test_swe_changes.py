@@ -1,7 +1,7 @@
-"""What an agent leaves in its tree, and in its git, costs itself and nothing else; a byte stays a byte.
+"""An agent's state of its tree and its repository can harm only itself; patches are exact to the byte.
 
-Each fix goes the way of every fix: read out of the agent's sandbox, applied to a fresh one. Whether tests then pass is
-the matter of test_swe_grading.py.
+Each fix takes the usual path: read from the agent's sandbox, applied to a fresh one. Whether tests then pass is in
+test_swe_grading.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Patches that mend nothing and set out to be graded as if they did. Each must stay unresolved.
+"""Patches that fix nothing and try to be graded as if they did; each must stay unresolved.
 
-Most are in deceits.toml. `STILL_POSSIBLE` are those that get through; docs/swe.md names them, and how many they
-are.
+Most are in deceits.toml. `STILL_POSSIBLE` lists those that succeed; docs/swe.md names them and their number.
 """
 
 from __future__ import annotations

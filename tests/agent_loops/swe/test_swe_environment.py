@@ -1,4 +1,4 @@
-"""The environment: over a folder of this machine with a made-up grader, and whole, in bubblewrap with swebench's."""
+"""The environment over a folder of this machine with a stub grader, and complete, in bubblewrap with swebench's."""
 
 from __future__ import annotations
 

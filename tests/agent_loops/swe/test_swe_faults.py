@@ -1,4 +1,4 @@
-"""What the agent did is the agent's loss: no action makes a fault. What a fresh sandbox cannot do either is one."""
+"""Damage by the agent is a lost episode, never a fault; a failure that a fresh sandbox shares is a fault."""
 
 from __future__ import annotations
 

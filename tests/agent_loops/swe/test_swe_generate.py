@@ -1,4 +1,4 @@
-"""Tasks made out of source packages: faults, statements, and the whole way from a package to verified tasks."""
+"""Tasks generated from source packages: faults, statements, and the whole path from a package to verified tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches are graded in a fresh copy, and no patch gets a grade that it has not earned."""
+"""Patches are graded in a fresh copy, and no patch gets an undeserved grade."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Honest patches that use what deceit uses too, and tests of every kind: none is refused, but for those that
-docs/swe.md names. Each patch here mends `add`, and all that stands beside it is on lines that it adds.
+"""Honest patches with features that deceit also uses, and tests of every kind: only those in docs/swe.md are refused.
+
+Each patch here fixes `add`, and everything else is on lines that it adds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Software engineering in verl's agent loop: one row a trajectory, a span a tool call, and what a cut trajectory costs.
+"""Software engineering in verl's agent loop: one row per trajectory, one span per tool call, and cut trajectories.
 
 The sandbox is a folder of this machine (host_tree.py), the model a script. Not covered: bubblewrap and the real grader
 (test_swe_environment.py), and the engine.

@@ -1,4 +1,4 @@
-"""Logs are untrusted: reading one never holds up its process, and what contradicts itself is not believed."""
+"""Logs are untrusted: reading one never blocks its process, and contradictory statuses are not believed."""
 
 from __future__ import annotations
 

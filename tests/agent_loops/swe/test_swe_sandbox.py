@@ -1,4 +1,4 @@
-"""Commands in the bubblewrap sandbox: what they see, what comes back, how they end. Attacks are in the file beside."""
+"""Commands in the bubblewrap sandbox: what they see, return, and how they end. Attacks: test_swe_sandbox_attacks.py."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What an agent could try against the machine, tried: each costs its own command or episode at most.
+"""Attacks that an agent could try against the machine: each costs at most its own command or episode.
 
-After each attack the same sandbox, or where its file system is full another one, still works. The table of
-docs/swe_sandbox.md says what happened.
+After each attack the same sandbox, or another one if its file system is full, still works. The table in
+docs/swe_sandbox.md lists the outcomes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sandboxes in containers: what reaches mini-swe-agent's and swe-rex's classes, and what comes back from them.
+"""Sandboxes in containers: what mini-swe-agent's and swe-rex's classes receive and return.
 
 There is no container engine here. The classes are replaced by ones that record their arguments and run commands in a
 local shell, and swe-rex's own server runs on loopback, without a container.

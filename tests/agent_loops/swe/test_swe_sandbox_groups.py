@@ -1,4 +1,4 @@
-"""Control groups, on directories that look like the kernel's; the last test is on a real one, where there is one."""
+"""Control groups, on directories that imitate the kernel's; the last test uses a real group, if there is one."""
 
 from __future__ import annotations
 

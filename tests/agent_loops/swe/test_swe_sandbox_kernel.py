@@ -1,7 +1,7 @@
-"""What an agent could take of the kernel itself, tried: memory of no process, and what all of a machine's users share.
+"""Attacks on kernel resources: memory that belongs to no process, and resources shared by all users of a machine.
 
-Each attack takes more than the sandbox's 256 MB where nothing stops it, and then waits to be killed: no test depends on
-how quickly that happens. docs/swe_sandbox.md has what each took of the host.
+Each attack takes more than the sandbox's 256 MB if nothing stops it, and then waits to be killed: no test depends on
+how quickly that happens. docs/swe_sandbox.md lists what each took from the host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The answer must not lie in the sandbox: which packages it shows, and how copies of a task's modules are found."""
+"""The sandbox must not reveal the answer: which packages it shows, and how copies of a task's modules are found."""
 
 from __future__ import annotations
 

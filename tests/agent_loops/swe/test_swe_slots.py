@@ -1,4 +1,4 @@
-"""The machine's slots for test runs: whose directory they are in, and that nobody waits for ever."""
+"""The machine's slots for test runs: the owner of their directory, and that nothing waits for ever."""
 
 from __future__ import annotations
 

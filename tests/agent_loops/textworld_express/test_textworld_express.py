@@ -1,6 +1,6 @@
-"""TextWorldExpress as an environment: what the package itself plays, step for step.
+"""TextWorldExpress as an environment, compared with the package itself step for step.
 
-Not covered: whether its games are good ones.
+Not covered: the quality of its games.
 """
 
 from __future__ import annotations

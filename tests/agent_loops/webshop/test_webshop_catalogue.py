@@ -1,4 +1,4 @@
-"""Reading a data directory: what is kept, and what the errors say."""
+"""Reading of a data directory: what is kept, and what the errors say."""
 
 import json
 import pickle

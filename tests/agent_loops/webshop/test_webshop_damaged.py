@@ -1,4 +1,4 @@
-"""Damaged data and damaged prepared data: one line that names the file, or (of what is prepared) what was written."""
+"""Damaged data and prepared data: one line that names the file, or (for prepared data) the original content."""
 
 from __future__ import annotations
 

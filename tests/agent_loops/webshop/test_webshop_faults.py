@@ -1,4 +1,4 @@
-"""What can be wrong with data and actions, and that nothing grows with the number of episodes."""
+"""Faults in data and actions, and that nothing grows with the number of episodes."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""The generated catalogue: its shape, its goals, and that nothing but its parameters decides it."""
+"""The generated catalogue: its shape, its goals, and that only its parameters determine it."""
 
 import json
 import os

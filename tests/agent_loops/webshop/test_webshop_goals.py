@@ -1,4 +1,4 @@
-"""Goals made from the catalogue: worked out by hand, and compared with the benchmark's own."""
+"""Goals made from the catalogue: derived by hand, and compared with the benchmark's own."""
 
 import json
 import re

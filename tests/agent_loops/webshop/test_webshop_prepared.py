@@ -1,4 +1,4 @@
-"""Prepared data: the same catalogue from disk, built once whoever asks, complete or absent."""
+"""Prepared data: the same catalogue from disk, built once for all callers, complete or absent."""
 
 import errno
 import json

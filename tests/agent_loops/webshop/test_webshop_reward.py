@@ -1,4 +1,4 @@
-"""Rewards worked out by hand.
+"""Rewards computed by hand.
 
 The formula: r_type (n_attributes + n_options + r_price) / (|attributes| + |options| + 1).
 """

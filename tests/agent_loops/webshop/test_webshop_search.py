@@ -1,4 +1,4 @@
-"""Terms and ranking. The values are Lucene's rules worked out by hand; the transcripts test the whole."""
+"""Terms and ranking, with values from Lucene's rules computed by hand; the transcripts test the whole."""
 
 import math
 import time

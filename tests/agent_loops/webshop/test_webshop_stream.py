@@ -1,4 +1,4 @@
-"""Reading JSON entry by entry: as the whole file at once, whatever the size of the chunks, and with the right lines."""
+"""Reading of JSON entry by entry: the same as the whole file at once, for every chunk size, with the right lines."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Replays recorded episodes of the benchmark's own implementation, and compares everything an agent gets from it.
+"""Replays of recorded episodes of the benchmark's own implementation, comparing everything an agent receives from it.
 
 Not covered: products with a price range that are bought for another product's goal at a limit inside that range. The
-benchmark draws their price anew in each process; here it is the middle of the range.
+benchmark draws their price again in each process; here it is the middle of the range.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Fields of another type than the benchmark's: each is refused with its file and its record, and none is read wrongly.
+"""Fields of another type than the benchmark's: each is refused with its file and its record, and none is misread.
 
-Data that went through a table, a data set hub or a scraper have lists that became texts, texts that became null and
-numbers that became texts. Not covered: values of the right type that say something else.
+Data that passed through a table, a data set hub or a scraper have lists that became texts, texts that became null and
+numbers that became texts. Not covered: wrong values of the right type.
 """
 
 import json

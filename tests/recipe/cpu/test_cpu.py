@@ -1,6 +1,7 @@
-"""verl without a GPU: that each remedy steps in on its own failure only, and that nothing happens elsewhere.
+"""verl without a GPU: each workaround applies only to its own failure, and nothing happens elsewhere.
 
-Not covered: that the remedies together let the real trainer run (tests/e2e); speed; other machines than x86-64 Linux.
+Not covered: that the workarounds together let the real trainer run (tests/e2e); speed; machines other than x86-64
+Linux.
 """
 
 from __future__ import annotations

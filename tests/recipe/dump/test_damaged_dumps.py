@@ -1,6 +1,6 @@
-"""Damaged dumps: a flipped bit anywhere is noticed, and what no training can have had is named: file, step, row.
+"""Damaged dumps: any flipped bit is detected, and impossible values are reported with file, step and row.
 
-What the commands do with the messages: test_cli_replay.py and test_cli_report.py.
+How the commands use the messages: test_cli_replay.py and test_cli_report.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`algorithm.dump.dir`: what is written, what is left out, and that nothing about it stops a training.
+"""`algorithm.dump.dir`: what is written, what is left out, and that dumping never stops a training run.
 
 Batches go through verl's own `_compute_advantage` over a fake queue (dumps.py). Not covered: the real engine
 (tests/e2e/test_training.py); whether replaying gives the same advantages (test_replay.py).

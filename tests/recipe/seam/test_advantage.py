@@ -1,4 +1,4 @@
-"""The estimator on batches of V1 rows: padding, several rows a trajectory, spans, bases. The wrap: test_seam.py."""
+"""The estimator on batches of V1 rows: padding, several rows per trajectory, spans, bases. The wrap: test_wraps.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Base advantages where a trajectory spans several rows, against verl's own estimators and by hand."""
+"""Base advantages of trajectories that span several rows, against verl's own estimators and by hand."""
 
 from __future__ import annotations
 

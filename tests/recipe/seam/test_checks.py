@@ -1,4 +1,4 @@
-"""What the trainer and the doctor refuse alike, over all of this package's parts."""
+"""Settings that both the trainer and `aem doctor` refuse, over all parts of this package."""
 
 from __future__ import annotations
 

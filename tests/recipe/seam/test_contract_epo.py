@@ -1,6 +1,6 @@
-"""What EPO leans on inside verl, one test a name; test_contract_verl.py has what AEM leans on.
+"""What EPO depends on inside verl, one test per name; test_contract_verl.py has what AEM depends on.
 
-Not covered: the engine round the loss with Ray and a real TransferQueue (tests/e2e/test_epo.py).
+Not covered: the engine around the loss with Ray and a real TransferQueue (tests/e2e/test_epo.py).
 """
 
 from __future__ import annotations

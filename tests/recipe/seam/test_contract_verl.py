@@ -1,4 +1,4 @@
-"""What this project leans on inside verl, one test a name: an upgrade of verl fails here, with a word on where to look.
+"""What this project depends on inside verl, one test per name: an incompatible verl fails here, with a hint.
 
 Not covered: whether the real trainer behaves so with Ray, a real TransferQueue and vLLM (tests/e2e); what the shipped
 configurations say (test_configs.py); the defects of verl on a machine without a GPU (test_cpu.py).

@@ -1,6 +1,6 @@
 """Updates without a token, through verl's own worker, engine, losses and optimiser step, on one rank without Ray.
 
-A table of next-token logits stands in for the model. The trainer's side is in test_seam.py. Not covered: FSDP itself,
+A table of next-token logits replaces the model. The trainer's side is in test_wraps.py. Not covered: FSDP itself,
 several real ranks, Ray.
 """
 

@@ -1,4 +1,4 @@
-"""EPO on the trainer's side: settings, refusals, weights, history, checkpoints; the loss is in test_epo_loss.py.
+"""EPO on the trainer's side: settings, errors, weights, history, checkpoints; the loss is in test_epo_loss.py.
 
 Not covered: the real TransferQueue, Ray and workers (tests/e2e/test_epo.py).
 """

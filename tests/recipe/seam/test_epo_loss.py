@@ -1,7 +1,7 @@
-"""EPO's loss in the worker: against plain loops, and the same whatever micro-batch or rank a row falls into.
+"""EPO's loss in the worker: against plain loops, and independent of a row's micro-batch and rank.
 
-Ranks are simulated as FSDP treats them (gradients averaged), and once run for real: two processes with gloo and FSDP2,
-for which this file is its own script. Not covered: verl's engine round the loss (tests/e2e/test_epo.py).
+Ranks are simulated as FSDP treats them (gradients averaged), and once run for real: two processes with gloo and FSDP2
+that run this file as a script. Not covered: verl's engine around the loss (tests/e2e/test_epo.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A trajectory whose environment failed is no lost one: it leaves every statistic of training, whatever the estimator.
+"""A trajectory whose environment failed is not a lost one: every training statistic and estimator excludes it.
 
-Through the wrapped trainer over a fake queue (dumps.py), and `compute_advantages` by itself. Not covered: DAPO's filter
-(test_methods.py), what the loop makes of a fault (tests/agent_loops), the real queue (tests/e2e).
+Tested through the wrapped trainer over a fake queue (dumps.py), and `compute_advantages` alone. Not covered: DAPO's
+filter (test_methods.py), how the loop handles a fault (tests/agent_loops), the real queue (tests/e2e).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A training on a full disk: metrics that wait, a checkpoint that spares the last one.
+"""Training on a full disk: metrics are written later, and a failed checkpoint leaves the last one intact.
 
 verl's own file logger writes to a raw file as ours does here; the trainer is a stand-in with `_save_checkpoint`'s order
-of writing. Not covered: several processes that save one model, of which one fails.
+of writing. Not covered: several processes that save the same model, of which one fails.
 """
 
 from __future__ import annotations

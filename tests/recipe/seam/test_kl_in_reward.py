@@ -1,6 +1,6 @@
-"""`algorithm.use_kl_in_reward` where a turn is a row: a trajectory's return is R − β Σ KL over all its rows.
+"""`algorithm.use_kl_in_reward` with one row per turn: a trajectory's return is R − β Σ KL over all its rows.
 
-Through verl's own `_compute_advantage` over a fake queue (dumps.py).
+Tested through verl's own `_compute_advantage` over a fake queue (dumps.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A thread of the trainer's that looks after what plays for it: real Ray actors, real HTTP answers, real signals.
+"""The trainer's thread that monitors the rollout processes: real Ray actors, real HTTP answers, real signals.
 
 Not covered: verl's own processes (tests/e2e/test_faults.py).
 """

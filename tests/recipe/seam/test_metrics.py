@@ -1,4 +1,4 @@
-"""The numbers of `recipe.aem.methods.aem`, by hand, and what verl's own aggregation makes of their names.
+"""The metrics of `recipe.aem.methods.aem`, computed by hand, and verl's own aggregation by their names.
 
 Not covered: α and the entropies themselves (tests/aem_core); that they reach verl's tracking (tests/e2e).
 """

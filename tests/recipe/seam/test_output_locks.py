@@ -1,4 +1,4 @@
-"""The folders that a training holds, however it was started: two that would write to one are refused at start-up."""
+"""The folders that a training run locks, however it was started: a second run with the same folder is refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""In what precision verl computes the entropies: the settings that decide, and verl's own engine on a CPU.
+"""The precision in which verl computes the entropies: the settings that decide it, and verl's own engine on a CPU.
 
 The engine is verl's FSDP engine, with the settings of the shipped files; its model is a random Qwen2 in bfloat16, as
-confident as an agent. Not covered: a GPU. There torch's autocast decides, whose lists of operators are looked at.
+confident as an agent. Not covered: a GPU, where torch's autocast decides; the tests inspect its operator lists.
 """
 
 from __future__ import annotations

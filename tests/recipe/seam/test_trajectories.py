@@ -1,4 +1,6 @@
-"""What a step lacks is counted, said, and too much of it refused: verl's own replay buffer over a fake TransferQueue.
+"""A step's missing trajectories are counted and reported, and too many are refused.
+
+The tests use verl's own replay buffer over a fake TransferQueue.
 
 Not covered: real sessions that raise in a real worker (tests/e2e/test_faults.py).
 """

@@ -1,7 +1,7 @@
-"""The command `aem`, as a user runs it: in a process of its own, with what it prints and its exit code.
+"""The command `aem`, as a user runs it: in a separate process, with its output and its exit code.
 
-The fetching itself, and what is verified of the files, is in tests/agent_loops/test_download.py. Not covered: WebShop's
-published files, which no test reaches; a copy of the small set is used where there is one.
+Downloads and the verification of files are in tests/agent_loops/test_download.py. Not covered: WebShop's published
+files, which no test contacts; a copy of the small set is used if there is one.
 """
 
 from __future__ import annotations

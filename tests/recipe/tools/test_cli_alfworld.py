@@ -1,7 +1,7 @@
 """`aem data alfworld`: what it prints, writes and never touches, and how it fails.
 
-What is verified of the games is in tests/agent_loops/alfworld/test_alfworld_download.py. Small made-up games and a
-stand-in for the engine, which cannot play them; the last test has the real games and the real engine.
+The verification of the games is in tests/agent_loops/alfworld/test_alfworld_download.py. The tests use small synthetic
+games and a stand-in for the engine, which cannot play them; the last test uses the real games and the real engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`aem doctor` as a user runs it, on the generated WebShop; its checks one by one are in test_doctor.py."""
+"""`aem doctor` as a user runs it, on the generated WebShop; the individual checks are in doctor/test_doctor_*.py."""
 
 from __future__ import annotations
 

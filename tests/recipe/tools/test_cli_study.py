@@ -1,6 +1,6 @@
 """`aem study` on a stand-in for the trainer (study_files.py): what it runs, leaves, prints and refuses.
 
-Not covered: verl itself. That several machines share a folder is tested with processes of one.
+Not covered: verl itself. Sharing of a folder by several machines is tested with processes of a single machine.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""`aem train` with a stand-in for verl's trainer: what it is given, what is written before, what is said after, and the
-one line where something is missing.
+"""`aem train` with a stand-in for verl's trainer: its arguments, the files and messages, and one-line errors.
 
 Not covered: training itself (tests/e2e), signals (test_supervise.py), each benchmark's own checks
 (tests/agent_loops/test_benchmarks.py).

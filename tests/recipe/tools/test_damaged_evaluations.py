@@ -1,4 +1,4 @@
-"""Damaged checkpoints, dumps of a validation, and results: one line that names the file; nothing is ever unpickled."""
+"""Damaged checkpoints, validation dumps, and results: one line that names the file; nothing is ever unpickled."""
 
 from __future__ import annotations
 

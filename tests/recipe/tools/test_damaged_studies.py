@@ -1,4 +1,4 @@
-"""Damaged study files, cells, metrics, tables and configurations: one line that names the file, or what was written."""
+"""Damaged study files, cells, metrics, tables and configurations: one line that names the file, or the old content."""
 
 from __future__ import annotations
 

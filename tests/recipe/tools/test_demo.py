@@ -1,4 +1,4 @@
-"""What `python -m recipe.aem.tools.demo` says while it runs, with its output in a file and on a terminal.
+"""The output of `python -m recipe.aem.tools.demo` while it runs, in a file and on a terminal.
 
 The warm start is the real one, with fewer steps; the trainer is a stand-in that writes verl's metrics. Not covered:
 what the agent learns (tests/e2e runs the engine).

@@ -1,4 +1,4 @@
-"""Replaying dumps: the training's own advantages come back, other methods are those of the estimators themselves.
+"""Replay of dumps: it reproduces the training's own advantages, and other methods match the estimators themselves.
 
 The dumps are made by verl's own `_compute_advantage` over a fake queue (dumps.py). Not covered: the real engine
 (tests/e2e/test_training.py), the command line (test_cli_replay.py), the file format (test_dump.py).

@@ -1,4 +1,4 @@
-"""The page of `aem report` in a real browser, on a telephone's width and on a desktop's."""
+"""The page of `aem report` in a real browser, at the width of a phone and of a desktop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The numbers of a report against ones worked out by hand, and what must hold of any."""
+"""The numbers of a report against numbers computed by hand, and properties of every report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands out: each rule says its sentence past its bound, and nothing before it, or without its numbers."""
+"""The report's highlights: each rule prints its sentence beyond its bound, and nothing below it or without numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to a run, and what is read of verl's file logger."""
+"""The files that belong to a run, and the data read from verl's file logger."""
 
 from __future__ import annotations
 

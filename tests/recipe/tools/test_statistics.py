@@ -1,4 +1,4 @@
-"""Summaries and intervals: against worked examples, published tables, and simulated coverage."""
+"""Summaries and intervals, against worked examples, published tables, and simulated coverage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a study: file, cells, what determines them, series, figure. Its commands: test_cli_study.py."""
+"""The parts of a study: file, cells, their fingerprints, series, figure. Its commands: test_cli_study.py."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What ends with a run: whoever is killed, and however, no process of it stays, and no other is touched.
+"""The end of a run: whichever process is killed, and however, all its processes end, and no others are touched.
 
 The trainer is a stand-in: a tree of processes that ignore SIGTERM, leave their parents and their sessions, hold files
-and ports. Every command that starts a trainer does it through `trainer_process.train`, `aem train`
-through `trainer_process.run_in_terminal`; `aem study` itself is in test_cli_study.py.
+and ports. Every command that starts a trainer uses `trainer_process.train`, except `aem train`, which uses
+`trainer_process.run_in_terminal`; `aem study` itself is in test_cli_study.py.
 
-Not covered: verl's own tree, and that nothing of Ray's is left on the disk (tests/e2e).
+Not covered: verl's own tree, and that Ray leaves nothing on the disk (tests/e2e).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demo's model: its tokenizer, its warm start, and that both come out the same for a seed.
+"""The demo's model: its tokenizer, its warm start, and that both are the same for a seed.
 
 Not covered: that a cloned policy wins and that training raises its success, which takes minutes (tests/e2e, the demo).
 """

@@ -1,4 +1,4 @@
-"""Does a configuration compose, and would the trainer take it?"""
+"""Checks whether a configuration composes and the trainer would accept it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A benchmark's data and parquet files. Not covered: WebShop's full set."""
+"""Checks of a benchmark's data and parquet files. Not covered: WebShop's full set."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Devices, shared memory, disk, memory.
+"""Checks of devices, shared memory, disk and memory.
 
-Not covered: GPUs other than as plain data, cgroups other than as made-up files.
+Not covered: GPUs except as plain data, cgroups except as synthetic files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is the mask of a real batch sane?"""
+"""Checks of the mask of a real batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the plug-in loaded, here and in a Ray worker?"""
+"""Checks whether the plug-in is loaded, here and in a Ray worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that do not fit the prompt, said before the start. Not covered: how the agent loop shortens them."""
+"""Tasks that do not fit the prompt, reported before the start. Not covered: how the agent loop shortens them."""
 
 from __future__ import annotations
 

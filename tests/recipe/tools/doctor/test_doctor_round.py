@@ -1,4 +1,4 @@
-"""The doctor's whole round. The command is in test_cli_doctor.py."""
+"""All checks of `aem doctor` together. The command is in test_cli_doctor.py."""
 
 from __future__ import annotations
 
