@@ -42,7 +42,7 @@ def prepare(titles: Iterable[str], model: str = "en_core_web_sm") -> dict[str, A
 
 def main() -> None:
     """The command line: prepares the tags of one data directory."""
-    parser = argparse.ArgumentParser(prog="python -m agent_loops.webshop.nouns", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m agent_loops.webshop.tag_titles", description=__doc__)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", default="en_core_web_sm", help="the spaCy model's package")

@@ -22,7 +22,6 @@ from recipe.aem.tools.cli.shared import (
     stop,
     use_working_folder,
 )
-from recipe.aem.tools.hydra_config import CUSTOM, training_command
 
 
 class BenchmarkCommand(TyperCommand):
@@ -116,6 +115,8 @@ def _write_tasks(name: str, entry: BenchmarkEntry | None, settings: Sequence[str
         summary = f"{benchmark.name}: {', '.join(f'{count:,} {split}' for split, count in counts.items())}"
         _show("", PreparedData(home, summary, benchmark, parquet or home / "tasks"))
     if entry:  # the settings that choose tasks for the environments must choose the tasks that verl draws
+        from recipe.aem.tools.hydra_config import CUSTOM  # it loads torch, which --help does not need
+
         overrides = [f"{CUSTOM}.benchmark.{word}" for word in settings]
         _say_next(entry, None, overrides, time.monotonic() - began)
 
@@ -142,6 +143,8 @@ def _show(title: str, prepared: PreparedData) -> None:
 
 def _say_next(entry: BenchmarkEntry, directory: Path | None, overrides: Sequence[str], seconds: float) -> None:
     """Print the command that trains on the prepared data."""
+    from recipe.aem.tools.hydra_config import training_command
+
     data = [f"{entry.variable}={shlex.quote(str(directory.resolve()))}"] if directory and entry.variable else []
     out.print(f"Ready in {seconds:.0f} s. Next, on a node with GPUs:\n")
     out.print(
