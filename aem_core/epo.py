@@ -164,7 +164,7 @@ def epo_smoothing(
     its edges.
 
     Source: arXiv 2509.22576, eq. 3; κ_l = 0, κ_r = 2 are the paper's, α = 0.1 is its value for ALFWorld (0.05 for
-    ScienceWorld). The paper's public code uses a constant indicator here, which has no gradient (docs/epo.md). The
+    ScienceWorld). The paper's public code uses a constant indicator here, which has no gradient (docs/methods.md). The
     gradient 0 on an edge is our choice: with κ_l = 0 it leaves tokens of entropy 0 alone.
 
     Args:

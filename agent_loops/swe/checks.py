@@ -34,6 +34,6 @@ def check_data(path: Path) -> Iterator[Finding]:
     try:
         tasks = read_tasks(path)
     except (OSError, ValueError) as error:
-        yield Finding("failure", title, reason(error), "docs/swe_tasks.md says which files hold tasks")
+        yield Finding("failure", title, reason(error), "docs/swe.md says which files hold tasks")
         return
     yield Finding("ok", title, f"{len(tasks):,} of {len({task.repo for task in tasks}):,} repositories in {path}")

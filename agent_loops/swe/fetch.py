@@ -45,7 +45,7 @@ def fetch(
         aem data swe --package inflection==0.5.1 --per-package 3
 
     Interrupted? Run the same command again: it goes on where it stopped. The tasks of SWE-bench and R2E-Gym need no
-    such step: SWE_TASKS names their files (docs/swe_tasks.md).
+    such step: SWE_TASKS names their files (docs/swe.md).
     """
     sandbox = SandboxSettings(backend=backend, unconfined=unconfined)
     packages = [Package.parse(text) for text in package] if package else bundled_recipe()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,16 @@ def test_scripts_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
     for script in re.findall(r"\bbash (scripts/[^\s`\\)]+)", text) + re.findall(r"scripts/[\w.]+\.sh", text):
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
+
+
+def test_pages_that_the_code_names_exist():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    files = [ROOT / name for name in listed if name.endswith((".py", ".sh", ".yaml", ".toml"))]
+    if not files:
+        pytest.skip("not a git checkout")
+    for file in files:
+        for page in re.findall(r"\bdocs/[\w/]+\.md\b", file.read_text(encoding="utf-8")):
+            assert (ROOT / page).is_file(), f"{file.relative_to(ROOT)} names {page}"
 
 
 def test_the_readmes_python_runs():

@@ -446,7 +446,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert "aem: package 'tinysums': expected name==version" in data("--package", "tinysums", code=1)
     assert "--per-package" in data("--per-package", "0", code=2)
     (tmp_path / "fails").touch()
-    assert "no task came of tinysums==1.0 (no fault was kept)" in data("--package", "tinysums==1.0", code=1)
+    assert "no task came of tinysums-1.0 (no fault was kept)" in data("--package", "tinysums==1.0", code=1)
     with pytest.raises(RuntimeError, match=f"no task came of .* SWE_TASKS={tmp_path} trains on those that there are"):
         fetch.generate_tasks(tmp_path)
 

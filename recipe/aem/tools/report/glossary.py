@@ -1,4 +1,4 @@
-"""Meanings of the names on the page; docs/metrics/ and docs/dump.md say more."""
+"""Meanings of the names on the page; docs/metrics.md and docs/dump.md say more."""
 
 from __future__ import annotations
 
