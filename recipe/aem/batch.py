@@ -144,8 +144,8 @@ class Batch:
     # --- parts of the batch
 
     def select(self, rows: Sequence[int]) -> Batch:
-        """Return a batch of some of the rows; for all rows, the batch itself."""
-        if len(rows) == len(self.keys):
+        """Return a batch of some of the rows, in the given order; for all rows in their order, the batch itself."""
+        if list(rows) == list(range(len(self.keys))):
             return self
         return Batch(
             keys=[self.keys[row] for row in rows],

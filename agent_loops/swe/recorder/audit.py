@@ -73,10 +73,10 @@ def make_audit(facts, blame, deceit, check_file):
         busy.add(get_ident())
         try:
             judge(event, args, frame)
-        except Exception:
+        except Exception:  # an object of the patch may raise anything when it is read
             try:
                 place = place_of(frame, is_outside)
-            except Exception:
+            except Exception:  # nor may its frames keep the blame away
                 place = "code that cannot be read"
             if place:
                 deceit(f"{place}, hides what it does ({event})")
