@@ -26,8 +26,8 @@ class AemEffect:
     Attributes:
         shift_N: the mean of α A less the mean of A: how far AEM moves the set's mean advantage.
         net_N: Σ A over the set's responses, of the base's advantages.
-        reliability_N: the share of the variance of H̄ in the set that the tokens' own variance does not explain, from 0
-            to 1; NaN where that cannot be told: one response, equal entropies, or no response of two tokens.
+        reliability_N: the share of the variance of H̄ in the set that the halves of the responses agree on, from 0 to 1;
+            NaN where that cannot be told: equal entropies, or fewer than two responses of two tokens.
     """
 
     shift_N: Float[Tensor, " N"]
@@ -46,13 +46,15 @@ def aem_effect(
     """Compute what AEM does to each set of responses, and how reliable the entropies are from which it does so.
 
         shift       = mean (α A) − mean A = Cov(α, A)          (where mean α = 1)
-        reliability = 1 − mean_i (s_i² / n_i) / Var H̄, from 0 to 1
+        reliability = 1 − noise / Var H̄, from 0 to 1
+        noise       = mean_i of  n₁ n₂ / n² · (d_i − d̄)² · M / (M − 1)
 
-    with s_i² the unbiased variance of the entropies of the n_i tokens of response i, and the unbiased variance of H̄
-    over the set. s_i²/n_i is by how much H̄_i varies if its tokens were drawn again, independently, so a reliability
-    near 0 means that the responses' entropies differ by no more than such a draw: α is noise. Tokens that resemble
-    their neighbours vary by more than that, so the reliability is rather too high. A response of one token, which has
-    no variance, counts with that of the set's other tokens.
+    d_i is the mean entropy of the first ⌊n/2⌋ tokens of response i less that of the others (n₁ + n₂ = n tokens), d̄ the
+    mean of d over the M responses of the set that have two tokens or more, and Var H̄ the unbiased variance of H̄ over the
+    set. If a response's tokens were drawn from one distribution, independently or in runs much shorter than half of it,
+    the noise is the variance of H̄ between draws: a reliability near 0 means that α is noise. What all responses have in
+    common, such as a sure beginning, does not count. Responses that rise where others fall do, so with kinds of turn
+    that differ in this the reliability is rather too low. A response of one token counts with the others' noise of one.
 
     Source: ours (docs/theory.md).
 
@@ -70,15 +72,15 @@ def aem_effect(
         AEMValueError: shapes, dtypes or devices do not fit; values that are not finite.
 
     Examples:
-        Two responses with H̄ = 0.2 and 0.8, which tokens of variance 0.02 in pairs tell apart:
+        Two responses with H̄ = 0.2 and 0.8, and d = −0.2 and 0.2: the noise is 0.02, and Var H̄ is 0.18.
 
         >>> from aem_core import aem, find_responses
         >>> responses = find_responses(torch.tensor([[1, 1, 0, 1, 1]]))
-        >>> entropy_BT = torch.tensor([[0.1, 0.3, 0.0, 0.7, 0.9]])
+        >>> entropy_BT = torch.tensor([[0.1, 0.3, 0.0, 0.9, 0.7]])
         >>> _, stats = aem(torch.ones(1, 5), entropy_BT, responses, torch.tensor([0]))
         >>> effect = aem_effect(torch.tensor([1.0, -1.0]), stats, entropy_BT, responses)
         >>> [round(float(value_N[0]), 4) for value_N in (effect.shift_N, effect.net_N, effect.reliability_N)]
-        [0.4621, 0.0, 0.9444]
+        [0.4621, 0.0, 0.8889]
     """
     require_tokens("entropy_BT", entropy_BT, responses)
     require_per_response("advantage_N", advantage_N, responses)
@@ -92,18 +94,23 @@ def aem_effect(
     shift_G = segment_mean((stats.alpha_N.double() - 1) * advantage_N, set_N, slots)
     net_G = segment_sum(advantage_N, set_N, slots)
 
-    # In one pass over the tokens: Σ (h − H̄)² = Σ h² − n H̄². Where that cancels, the variance is small beside H̄², and
-    # the reliability is 1 up to rounding either way.
-    value_M = value_M.to(working_dtype(value_M.dtype))
-    length_N, mean_N = responses.length_N.double(), stats.entropy_N.double()
-    squares_N = run_sum(value_M**2, responses.length_N).double() - length_N * mean_N**2
-    freedom_N = length_N - 1
-    pooled_G = segment_sum(squares_N, set_N, slots) / segment_sum(freedom_N, set_N, slots)  # NaN: 0/0
-    variance_N = torch.where(freedom_N > 0, squares_N / freedom_N.clamp(min=1), pooled_G[set_N])
-    noise_G = segment_mean(variance_N / length_N, set_N, slots)
+    half_N = responses.length_N // 2
+    length_N2 = torch.stack([half_N, responses.length_N - half_N], dim=1)
+    sum_N2 = run_sum(value_M.to(working_dtype(value_M.dtype)), length_N2.flatten()).double().view(-1, 2)
+    length_N2, mean_N = length_N2.double(), stats.entropy_N.double()
+    first_N, second_N = (sum_N2 / length_N2.clamp(min=1)).unbind(1)
+    split_N = (half_N > 0).double()
+    splits_G = segment_sum(split_N, set_N, slots)
+    common_G = segment_sum(split_N * (first_N - second_N), set_N, slots) / splits_G.clamp(min=1)
+    apart_N = split_N * (first_N - second_N - common_G[set_N]) ** 2
+    length_N = length_N2.sum(1)
+    # NaN for fewer than two responses that can be split: 0/0
+    noise_N = length_N2.prod(1) / length_N**2 * apart_N * (splits_G / (splits_G - 1))[set_N]
+    of_one_token_G = segment_sum(noise_N * length_N, set_N, slots) / splits_G
+    noise_G = segment_mean(torch.where(half_N > 0, noise_N, of_one_token_G[set_N]), set_N, slots)
 
     size_G = segment_sum(torch.ones_like(mean_N), set_N, slots)
-    apart_N = (mean_N - segment_mean(mean_N, set_N, slots)[set_N]) ** 2
-    spread_G = segment_sum(apart_N, set_N, slots) / (size_G - 1)
+    square_N = (mean_N - segment_mean(mean_N, set_N, slots)[set_N]) ** 2
+    spread_G = segment_sum(square_N, set_N, slots) / (size_G - 1)
     reliability_G = torch.where((size_G > 1) & (spread_G > 0), 1 - noise_G / spread_G, torch.nan).clamp(0, 1)
     return AemEffect(shift_G[set_N], net_G[set_N], reliability_G[set_N])

@@ -61,7 +61,7 @@ class Row(Setting):
         reliability: the true one.
         estimate: that of `aem_effect`.
         estimate_sd: its standard deviation between groups.
-        halves: what two halves of each response say instead (`reliability_of_halves`).
+        by_tokens: what the variance of each response's tokens says instead (`reliability_by_tokens`).
         r: correlation of α with f; −1 where α is f's mirror image.
         range: of H̄ within a group, nats; AEM leaves a group alone below 0.1.
     """
@@ -69,7 +69,7 @@ class Row(Setting):
     reliability: float
     estimate: float
     estimate_sd: float
-    halves: float
+    by_tokens: float
     r: float
     range: float
 
@@ -106,21 +106,20 @@ def simulate(setting: Setting, groups: int, seed: int) -> Row:
         reliability=true_reliability(setting),
         estimate=float(estimate_G.mean()),
         estimate_sd=float(estimate_G.std()),
-        halves=float(reliability_of_halves(entropy_BT.view(groups, setting.responses, -1)).mean()),
+        by_tokens=float(reliability_by_tokens(entropy_BT.view(groups, setting.responses, -1)).mean()),
         r=float(r_G.mean()),
         range=float((entropy_GN.amax(1) - entropy_GN.amin(1)).mean()),
     )
 
 
-def reliability_of_halves(entropy_GNT: Tensor) -> Tensor:
-    """Return for each group 1 − Var((first half − second half) / 2) / Var H̄, clipped at 0.
+def reliability_by_tokens(entropy_GNT: Tensor) -> Tensor:
+    """Return for each group 1 − mean (s²/n) / Var H̄, clipped at 0, with s² the variance of a response's n tokens.
 
-    Two halves differ by the tokens' own parts, however much neighbours resemble each other within half a response; what
-    all responses have in common, such as a sure beginning, is in no variance.
+    s²/n is the noise of H̄ if tokens are independent. It is too little where neighbours are alike.
     """
-    first_GN, second_GN = (half.mean(2) for half in entropy_GNT.double().chunk(2, dim=2))
-    noise_G, spread_G = ((first_GN - second_GN) / 2).var(1), entropy_GNT.double().mean(2).var(1)
-    return (1 - noise_G / spread_G).clamp(min=0)
+    entropy_GNT = entropy_GNT.double()
+    noise_G = entropy_GNT.var(2).mean(1) / entropy_GNT.shape[2]
+    return (1 - noise_G / entropy_GNT.mean(2).var(1)).clamp(min=0)
 
 
 def correlation(one_GN: Tensor, other_GN: Tensor) -> Tensor:
@@ -150,7 +149,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 lengths = [row.length for row in line]
                 axes.plot(lengths, [row.reliability for row in line], color=colour, lw=1, ls="--")
                 axes.plot(lengths, [row.estimate for row in line], "o", color=colour)
-                axes.plot(lengths, [row.halves for row in line], "x", color=colour)
+                axes.plot(lengths, [row.by_tokens for row in line], "x", color=colour)
                 if run == 1:
                     right.plot(lengths, [-row.r for row in line], "o-", color=colour, label=f"{spread:g}")
         titles = {

@@ -32,9 +32,11 @@ def test_by_hand():
     shift = (alpha[0] * 1 - alpha[1] * 2 + alpha[2] * 4) / 3 - 1
     assert effect.shift_N[:3].tolist() == pytest.approx([shift] * 3, abs=1e-6)
     assert effect.net_N.tolist() == [3.0, 3.0, 3.0, 3.0] and effect.shift_N[3] == 0
-    # s² = 0.02 (n = 2), 0.01 (n = 3), pooled (0.02 + 0.02)/3 for the one token; Var H̄ = (0.3² + 0.3² + 0)/2 = 0.09
-    noise = (0.02 / 2 + 0.01 / 3 + 0.04 / 3) / 3
-    assert effect.reliability_N[:3].tolist() == pytest.approx([1 - noise / 0.09] * 3, abs=1e-5)
+    # d = −0.2 and 0.7 − 0.85 = −0.15, each 0.025 from their mean; times 1·1/2², 1·2/3² and M/(M − 1) = 2;
+    # for the one token the mean of 2 noise and 3 noise; Var H̄ = (0.3² + 0.3² + 0)/2 = 0.09
+    two, three = 2 * 0.025**2 / 4, 2 * 0.025**2 * 2 / 9
+    noise = (two + three + (2 * two + 3 * three) / 2) / 3
+    assert effect.reliability_N[:3].tolist() == pytest.approx([1 - noise / 0.09] * 3, abs=1e-6)
     assert effect.reliability_N[3].isnan()
     assert all(value_N.dtype == torch.float64 for value_N in vars(effect).values())
 
@@ -44,6 +46,9 @@ def test_what_cannot_be_told_is_nan():
     single = torch.tensor([[0.1], [0.5], [0.9]])
     effect, _ = effect_of(torch.ones(3), single, responses, torch.zeros(3, dtype=torch.int64))
     assert effect.reliability_N.isnan().all()  # no response of two tokens
+    responses = find_responses(torch.tensor([[1, 1], [1, 0]]))
+    effect, _ = effect_of(torch.ones(2), torch.tensor([[0.1, 0.2], [0.9, 0.0]]), responses, torch.tensor([0, 0]))
+    assert effect.reliability_N.isnan().all()  # one response of two tokens
     equal = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
     effect, _ = effect_of(torch.ones(2), equal, find_responses(torch.ones(2, 2)), torch.tensor([0, 0]))
     assert effect.reliability_N.isnan().all()  # equal entropies
@@ -98,15 +103,23 @@ def test_the_numbers_are_those_of_the_plain_formulas(batch, scope):
         assert effect.shift_N[of_set].tolist() == pytest.approx([covariance.item()] * len(of_set), abs=1e-9)
         assert effect.net_N[of_set].tolist() == pytest.approx([base.sum().item()] * len(of_set), abs=1e-9)
         tokens = [entropy_BT[responses.index_BT == one] for one in of_set]
-        squares = [((one - one.mean()) ** 2).sum().item() for one in tokens]
-        freedom = sum(len(one) - 1 for one in tokens)
+        halves = [(one[: len(one) // 2], one[len(one) // 2 :]) for one in tokens if len(one) > 1]
+        apart = [(first.mean() - second.mean()).item() for first, second in halves]
         spread = stats.entropy_N[of_set].var().item() if len(of_set) > 1 else 0.0
-        if not freedom or spread < 1e-20:
+        if len(halves) < 2:
+            assert effect.reliability_N[of_set].isnan().all()
             continue
+        if spread < 1e-20:
+            continue
+        factor = len(apart) / (len(apart) - 1)
+        common = sum(apart) / len(apart)
         noise = [
-            (square / (len(one) - 1) if len(one) > 1 else sum(squares) / freedom) / len(one)
-            for square, one in zip(squares, tokens, strict=True)
+            len(first) * len(second) / (len(first) + len(second)) ** 2 * (one - common) ** 2 * factor
+            for (first, second), one in zip(halves, apart, strict=True)
         ]
+        sizes = [len(first) + len(second) for first, second in halves]
+        of_one = sum(value * size for value, size in zip(noise, sizes, strict=True)) / len(noise)
+        noise += [of_one] * (len(tokens) - len(halves))
         expected = min(max(1 - sum(noise) / len(noise) / spread, 0.0), 1.0)
         assert effect.reliability_N[of_set].tolist() == pytest.approx([expected] * len(of_set), abs=1e-9)
 
