@@ -9,7 +9,9 @@ the advantages (`recipe.aem.seam.advantage.compute_advantages`, which runs insid
 start of verl takes longer than a whole run here. Every setting comes from the configuration that verl would be given,
 and what this loop does not do is refused. Unlike in the engine, a seed fixes every sample.
 
-`aem_of_kind` runs here only: AEM's α averaged over each kind of turn in a group, which verl has no setting for.
+Two settings are known here only, and verl must not get them: `+algorithm.alpha_of_kind=true` (`aem_of_kind`), AEM's α
+averaged over each kind of turn in a group, and `+algorithm.entropy_curve=METHOD`, an entropy bonus that follows the
+entropy of METHOD's run.
 
 A cell is one file, `OUT/BENCHMARK/METHOD/seedN.jsonl`, which appears whole or not at all.
 """
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from replica_parts.training import Training
 
 
+ENTROPY_CURVE = "entropy_curve"
+"""A setting under `algorithm` that names the method whose run of the same seed is followed in entropy."""
 HERE_ONLY = {"aem_of_kind": ("method=aem", "+algorithm.alpha_of_kind=true")}
 
 
@@ -66,6 +70,7 @@ def training_of(cell: Cell) -> Training:
     torch.set_num_threads(1)
     disable_progress_bar()
     config = compose(cell.config, cell.asked)
+    followed = config.algorithm.get(ENTROPY_CURVE)
     benchmark: Any = OmegaConf.to_container(config.actor_rollout_ref.rollout.custom.benchmark, resolve=True)
 
     def tasks(file: str) -> list:
@@ -80,7 +85,16 @@ def training_of(cell: Cell) -> Training:
         tasks(config.data.train_files),
         tasks(config.data.val_files)[: config.data.val_max_samples],
         cell.seed,
+        None if followed is None else entropies(path_of(cell).parents[1] / followed / f"seed{cell.seed}.jsonl"),
     )
+
+
+def entropies(path: Path) -> dict[int, float]:
+    """Return a finished run's entropy at each step."""
+    if not path.exists():
+        raise SystemExit(f"{path} is not there, and its entropy is to be followed: run that cell first")
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {line["step"]: line["data"]["actor/entropy"] for line in lines if line["step"]}
 
 
 def train(cell: Cell) -> float:

@@ -58,9 +58,7 @@ def respond(walk: Walk, page: str, chance: random.Random, quickly: float = QUICK
     return f"{how} {notes} {find_format(SETTINGS.action_format).write(action)}"
 
 
-def demonstrations(
-    market: Market, tasks: Sequence[Task], seed: int, quickly: float = QUICKLY
-) -> list[Demonstration]:
+def demonstrations(market: Market, tasks: Sequence[Task], seed: int, quickly: float = QUICKLY) -> list[Demonstration]:
     """Return the turns of one episode of every task."""
     chance, turns = random.Random(seed), []
     for task in tasks:

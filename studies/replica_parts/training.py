@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any  # transformers annotates its models and tokenizers too loosely to check against
@@ -29,8 +30,7 @@ from replica_parts.update import mini_batches, update
 FIXED = {
     "algorithm.use_kl_in_reward": False,
     "algorithm.rollout_correction.bypass_mode": False,
-    "actor_rollout_ref.actor.use_kl_loss": False,
-    "actor_rollout_ref.actor.entropy_coeff": 0,
+    "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
     "actor_rollout_ref.actor.ppo_epochs": 1,
     "actor_rollout_ref.actor.loss_agg_mode": "token-mean",
     "actor_rollout_ref.actor.policy_loss.loss_mode": "vanilla",
@@ -42,6 +42,26 @@ FIXED = {
     "actor_rollout_ref.rollout.top_k": -1,
     "actor_rollout_ref.rollout.custom.episode.layout": "turns",
 }
+
+
+class EntropyBonus:
+    """An entropy bonus that makes a run's entropy follow a given one, step by step.
+
+        c ← clip(c + gain · (H* − H), −limit, limit)          at each step, from 0
+
+    H is the entropy of the step's rollout and H* the one to be followed; a negative bonus lowers the entropy.
+    """
+
+    GAIN, LIMIT = 0.02, 0.05
+
+    def __init__(self, entropies: Mapping[int, float]) -> None:
+        self._entropies = entropies
+        self._coefficient = 0.0
+
+    def coefficient(self, step: int, entropy: float) -> float:
+        moved = self._coefficient + self.GAIN * (self._entropies[step] - entropy)
+        self._coefficient = min(max(moved, -self.LIMIT), self.LIMIT)
+        return self._coefficient
 
 
 def check(config: DictConfig) -> None:
@@ -61,6 +81,7 @@ class Training:
     Attributes:
         tokenizer: of the model.
         seed: determines the order of tasks and every sample.
+        followed: the entropy at each step that an entropy bonus is to follow.
     """
 
     config: DictConfig
@@ -70,12 +91,15 @@ class Training:
     tasks: Sequence[Task]
     validation_tasks: Sequence[Task]
     seed: int
+    followed: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
         check(self.config)
         self._actor, self._rollout = self.config.actor_rollout_ref.actor, self.config.actor_rollout_ref.rollout
         self._settings = Settings.from_config(self.config.algorithm)
         self._terms = [(term, term.start()) for term in enabled_terms(self.config.algorithm)]
+        self._reference = copy.deepcopy(self.model) if self._actor.use_kl_loss else None
+        self._bonus = None if self.followed is None else EntropyBonus(self.followed)
         self._chance = random.Random(self.seed)
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=self._actor.optim.lr, betas=tuple(self._actor.optim.betas), weight_decay=0.0
@@ -134,6 +158,9 @@ class Training:
         batch = Batch.from_columns([row.key for row in rows], columns, [row.extra for row in rows])
         steps = self.config.trainer.total_training_steps
         terms = [(term, term.prepare(state, batch, step, steps)) for term, state in self._terms]
+        coefficient = self._actor.entropy_coeff
+        if self._bonus is not None:
+            metrics["entropy_coeff"] = coefficient = self._bonus.coefficient(step, metrics["actor/entropy"])
         metrics["actor/grad_norm"] = update(
             self.model,
             self._optimizer,
@@ -147,6 +174,8 @@ class Training:
             ),
             pad,
             terms,
+            None if self._reference is None else old_policy(self._reference, rows, mask_BT, pad)[0],
+            coefficient,
         )
         return metrics
 

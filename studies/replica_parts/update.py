@@ -24,6 +24,12 @@ def policy_loss(log_prob_M: Tensor, old_M: Tensor, advantage_M: Tensor, actor: M
     return torch.where(advantage_M < 0, dual_M, loss_M)
 
 
+def low_var_kl(log_prob_M: Tensor, reference_M: Tensor) -> Tensor:
+    """Compute verl's `low_var_kl` of each token: r − log r − 1 with r = π_ref / π (Schulman's k3), clipped as there."""
+    log_M = (reference_M - log_prob_M).clamp(-20.0, 20.0)
+    return (log_M.exp() - log_M - 1).clamp(-10.0, 10.0)
+
+
 def mini_batches(rows: int, size: int, shuffle: bool, chance: random.Random) -> list[list[int]]:
     """Return the row indices of each update.
 
@@ -48,8 +54,15 @@ def update(
     parts: Sequence[Sequence[int]],
     pad: int,
     terms: Sequence[tuple[LossTerm, Prepared]] = (),
+    reference_BT: Tensor | None = None,
+    entropy_coeff: float = 0.0,
 ) -> float:
-    """Take one optimizer step per part that has rows (`seam.empty_updates`); return the mean gradient norm."""
+    """Take one optimizer step per part that has rows (`seam.empty_updates`); return the mean gradient norm.
+
+    Args:
+        reference_BT: log-probs of the reference policy, for verl's KL loss with `actor.kl_loss_coef`.
+        entropy_coeff: of the mean entropy that is taken off the loss.
+    """
     norms = []
     for chosen in parts:
         if not chosen:
@@ -67,6 +80,10 @@ def update(
             for term, prepared in terms:
                 weight_1M = flat(prepared.weight_BT)[None]
                 loss = loss + term.loss(entropy_M[None], weight_1M, prepared.numbers, len(parts))[0]
+            if reference_BT is not None:
+                loss = loss + actor["kl_loss_coef"] * low_var_kl(log_prob_M, flat(reference_BT)).sum() / tokens
+            if entropy_coeff:
+                loss = loss - entropy_coeff * entropy_M.sum() / tokens
             loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm(actor))))
         optimizer.step()

@@ -37,10 +37,10 @@ def make(tokenizer, weights, tmp_path, environment):
     from replica_parts.training import Training
     from toy_task import EchoBenchmark, build, configured
 
-    def made(*overrides, steps=2, seed=0, tasks=8):
+    def made(*overrides, steps=2, seed=0, tasks=8, followed=None):
         config = configured(tmp_path / "echo.jinja", *overrides, steps=steps)
         numbers = [{"number": number} for number in range(tasks)]
         model = build(tokenizer, weights)
-        return Training(config, model, tokenizer, EchoBenchmark(), numbers, numbers[:4], seed)
+        return Training(config, model, tokenizer, EchoBenchmark(), numbers, numbers[:4], seed, followed)
 
     return made

@@ -72,6 +72,34 @@ def test_the_loss_is_verls(clips, environment):
     torch.testing.assert_close(got, expected)
 
 
+def test_the_kl_loss_is_verls():
+    from verl.trainer.ppo.core_algos import kl_penalty
+
+    generator = torch.Generator().manual_seed(0)
+    new_M, reference_M = (8 * torch.randn(200, generator=generator) for _ in range(2))
+    torch.testing.assert_close(update.low_var_kl(new_M, reference_M), kl_penalty(new_M, reference_M, "low_var_kl"))
+
+
+def test_the_kl_loss_counts_once_the_policy_has_moved(make):
+    kl = ("method=grpo", "actor_rollout_ref.actor.ppo_mini_batch_size=1", "actor_rollout_ref.actor.use_kl_loss=true")
+    plain, zero, strong = (
+        [metrics["actor/grad_norm"] for step, metrics in make(*overrides).run() if step]
+        for overrides in (kl[:2], (*kl, "actor_rollout_ref.actor.kl_loss_coef=0"), (*kl, "actor_rollout_ref.actor.kl_loss_coef=5"))
+    )  # fmt: skip
+    assert plain == zero and plain != strong
+
+
+def test_an_entropy_bonus_follows_another_run(make):
+    runs = {
+        target: [metrics for step, metrics in make("method=grpo", steps=12, followed=dict.fromkeys(range(1, 13), target)).run() if step]
+        for target in (0.0, 5.0)
+    }  # fmt: skip
+    assert runs[0.0][0]["actor/entropy"] == runs[5.0][0]["actor/entropy"], "the first step is on the same rollouts"
+    assert runs[0.0][0]["entropy_coeff"] == pytest.approx(-0.02 * runs[0.0][0]["actor/entropy"])
+    assert runs[5.0][-1]["entropy_coeff"] == training.EntropyBonus.LIMIT
+    assert runs[0.0][-1]["actor/entropy"] < runs[5.0][-1]["actor/entropy"]
+
+
 def test_an_update_does_not_depend_on_the_size_of_its_forward_passes(tokenizer, weights, monkeypatch, make):
     actor = make().config.actor_rollout_ref.actor
     rows = rows_of(tokenizer, 24)
@@ -235,7 +263,7 @@ def test_it_learns(make):
     ("override", "message"),
     [
         ("method=gspo", "knows .*loss_agg_mode=token-mean only, and the configuration has seq-mean"),
-        ("actor_rollout_ref.actor.use_kl_loss=true", "use_kl_loss=False only"),
+        ("actor_rollout_ref.actor.kl_loss_type=kl", "kl_loss_type=low_var_kl only"),
         ("actor_rollout_ref.rollout.custom.episode.layout=transcript", "layout=turns only"),
         ("method=dapo", "knows|filter"),
     ],
