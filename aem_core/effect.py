@@ -50,11 +50,12 @@ def aem_effect(
         noise       = mean_i of  n₁ n₂ / n² · (d_i − d̄)² · M / (M − 1)
 
     d_i is the mean entropy of the first ⌊n/2⌋ tokens of response i less that of the others (n₁ + n₂ = n tokens), d̄ the
-    mean of d over the M responses of the set that have two tokens or more, and Var H̄ the unbiased variance of H̄ over the
-    set. If a response's tokens were drawn from one distribution, independently or in runs much shorter than half of it,
-    the noise is the variance of H̄ between draws: a reliability near 0 means that α is noise. What all responses have in
-    common, such as a sure beginning, does not count. Responses that rise where others fall do, so with kinds of turn
-    that differ in this the reliability is rather too low. A response of one token counts with the others' noise of one.
+    mean of d over the M responses of the set that have two tokens or more, and Var H̄ the unbiased variance of H̄ over
+    the set. If a response's tokens were drawn from one distribution, independently or in runs much shorter than half of
+    it, the noise is the variance of H̄ between draws: a reliability near 0 means that α is noise. What all responses
+    have in common, such as a sure beginning, does not count. Responses that rise where others fall do, so with kinds of
+    turn that differ in this the reliability is rather too low. A response of one token counts with the others' noise of
+    one.
 
     Source: ours (docs/theory.md).
 

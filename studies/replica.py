@@ -45,9 +45,10 @@ HERE_ONLY = {"aem_of_kind": ("method=aem", "+algorithm.alpha_of_kind=true")}
 
 
 def study_of(path: Path, seeds: Sequence[int] | None = None) -> Study:
-    """Return a study with these seeds instead of its own, and with the methods that only the replica has."""
+    """Return a study with these seeds instead of its own, and if AEM is in it with AEM's variants of the replica."""
     study = read_study(path)
-    return dataclasses.replace(study, seeds=tuple(seeds or study.seeds), methods={**study.methods, **HERE_ONLY})
+    more = {name: of for name, of in HERE_ONLY.items() if "aem" in study.methods and name not in study.methods}
+    return dataclasses.replace(study, seeds=tuple(seeds or study.seeds), methods={**study.methods, **more})
 
 
 def path_of(cell: Cell) -> Path:

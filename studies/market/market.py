@@ -5,8 +5,8 @@ writes down what it reads, then buys at the stall that is cheapest, without bein
 if it was so at every market. In fog some of the prices and goods cannot be read (`fog`); it stays from one market to
 the next, until the agent waits once. There is one turn to spare for that.
 
-The goods change nothing but how much there is to write, so the same decisions take 11 tokens (`goods=0`), 35
-(`goods=4`) or 101 (`goods=15`).
+The goods change nothing but how much there is to write, so the same decisions take 12 tokens (`goods=0`), 36
+(`goods=4`) or 102 (`goods=15`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from agent_loops.errors import InputError
 STALLS = ("a", "b", "c")
 WAIT = "wait"
 HIDDEN = "fog"
-GOODS = tuple("acorn bean cake dish egg fig glass honey iron jam kettle lamp milk nuts oil pear".split())
+GOODS = (
+    *("acorn", "bean", "cake", "dish", "egg", "fig", "glass", "honey"),
+    *("iron", "jam", "kettle", "lamp", "milk", "nuts", "oil", "pear"),
+)
 SHELVES = range(10, 100)
 """Numbers with two digits, as prices have one."""
 

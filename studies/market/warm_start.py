@@ -1,6 +1,6 @@
 """The study's task with long responses: a model that has watched somebody careless, and the parquet files for verl.
 
-    python studies/market/warm_start.py outputs/market/100/seed1 --goods 15 --seed 1
+    python studies/market/warm_start.py outputs/market_start/long/seed1 --goods 15 --seed 1
 
 Whoever is imitated writes down the prices and goods of a page, and buys where the price that was *written* is lowest.
 A response begins with how they read: who reads slowly gets 3 % of the items wrong, who reads quickly 40 %, and mostly
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from market import GOODS, HIDDEN, SHELVES, STALLS, WAIT, Market, Page, Walk
 
 from agent_loops.actions import find_format
 from agent_loops.dataset import write_parquet
@@ -25,6 +24,7 @@ from agent_loops.episode import Episode, EpisodeSettings
 from recipe.aem.tools.demo.cloning import Demonstration, clone
 from recipe.aem.tools.demo.play import play
 from recipe.aem.tools.demo.tiny_model import build_model, build_tokenizer, save
+from studies.market.market import GOODS, HIDDEN, SHELVES, STALLS, WAIT, Market, Page, Walk
 
 SETTINGS = EpisodeSettings(
     prompt=str(Path(__file__).with_name("market.jinja")), max_turns=4, history_length=0, require_think=False
@@ -76,7 +76,7 @@ def demonstrations(market: Market, tasks: Sequence[Task], seed: int, quickly: fl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--goods", type=int, required=True, help="0, 4 or 15 for responses of 11, 35 or 101 tokens")
+    parser.add_argument("--goods", type=int, required=True, help="0, 4 or 15 for responses of 12, 36 or 102 tokens")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

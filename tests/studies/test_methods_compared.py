@@ -77,7 +77,7 @@ def test_every_cell_starts_with_an_equal_budget(method, surroundings):
     actor = config.actor_rollout_ref.actor
     budget = (config.data.train_batch_size, config.actor_rollout_ref.rollout.n, config.trainer.total_training_steps)
     optimiser = (actor.optim.lr, actor.optim.lr_scheduler_type, actor.ppo_mini_batch_size, actor.ppo_epochs)
-    assert (*budget, *optimiser) == (8, 8, 20, 5e-4, "constant", 16, 1)
+    assert (*budget, *optimiser) == (8, 8, 8, 5e-4, "constant", 16, 1)
 
 
 def made(method, seed, more=0.0):

@@ -81,19 +81,21 @@ def test_the_kl_loss_is_verls():
 
 
 def test_the_kl_loss_counts_once_the_policy_has_moved(make):
-    kl = ("method=grpo", "actor_rollout_ref.actor.ppo_mini_batch_size=1", "actor_rollout_ref.actor.use_kl_loss=true")
-    plain, zero, strong = (
-        [metrics["actor/grad_norm"] for step, metrics in make(*overrides).run() if step]
-        for overrides in (kl[:2], (*kl, "actor_rollout_ref.actor.kl_loss_coef=0"), (*kl, "actor_rollout_ref.actor.kl_loss_coef=5"))
-    )  # fmt: skip
+    def norms(*overrides):
+        run = make("method=grpo", "actor_rollout_ref.actor.ppo_mini_batch_size=1", *overrides).run()
+        return [metrics["actor/grad_norm"] for step, metrics in run if step]
+
+    switched_on = "actor_rollout_ref.actor.use_kl_loss=true"
+    plain = norms()
+    zero, strong = (norms(switched_on, f"actor_rollout_ref.actor.kl_loss_coef={coef}") for coef in (0, 5))
     assert plain == zero and plain != strong
 
 
 def test_an_entropy_bonus_follows_another_run(make):
-    runs = {
-        target: [metrics for step, metrics in make("method=grpo", steps=12, followed=dict.fromkeys(range(1, 13), target)).run() if step]
-        for target in (0.0, 5.0)
-    }  # fmt: skip
+    runs = {}
+    for target in (0.0, 5.0):
+        run = make("method=grpo", steps=12, followed=dict.fromkeys(range(1, 13), target)).run()
+        runs[target] = [metrics for step, metrics in run if step]
     assert runs[0.0][0]["actor/entropy"] == runs[5.0][0]["actor/entropy"], "the first step is on the same rollouts"
     assert runs[0.0][0]["entropy_coeff"] == pytest.approx(-0.02 * runs[0.0][0]["actor/entropy"])
     assert runs[5.0][-1]["entropy_coeff"] == training.EntropyBonus.LIMIT

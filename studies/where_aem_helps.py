@@ -1,0 +1,194 @@
+"""The tables and the map of docs/where_aem_helps.md, made from the committed CSVs of the second study alone.
+
+    for name in market market_rates; do
+        python studies/replica.py studies/$name.yaml --out outputs/$name --csv studies/results/$name.csv
+    done
+    python studies/where_aem_helps.py
+
+Each table stands in the page between `<!-- NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from evidence_parts.runs import PRIMARY, Run, difference, interval, mean_of, runs, values
+from palette import reduce_colours
+
+from recipe.aem.tools.report.style import COLOURS, drawing
+from recipe.aem.tools.statistics import Estimate, mean_interval
+from recipe.aem.tools.study.results import read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, RATES = (ROOT / "studies" / "results" / f"{name}.csv" for name in ("market", "market_rates"))
+PAGE = ROOT / "docs" / "where_aem_helps.md"
+FIGURE = ROOT / "docs" / "evidence" / "where_aem_helps.png"
+LENGTHS = {"short": 12, "middle": 36, "long": 102}
+"""Tokens of a response; waiting takes one more."""
+COMPARISONS = {
+    "AEM − GRPO": ("aem", "grpo"),
+    "AEM − shuffled α": ("aem", "aem_shuffled"),
+    "reversed α − GRPO": ("aem_reversed", "grpo"),
+    "α of the kind of turn − GRPO": ("aem_of_kind", "grpo"),
+    "AEM's entropy by a bonus − GRPO": ("entropy_of_aem", "grpo"),
+    "AEM − GRPO over trajectories": ("aem_trajectories", "grpo_trajectories"),
+    "AEM − GRPO with KL": ("aem_kl", "grpo_kl"),
+    "AEM − GRPO in groups of 16": ("aem_16", "grpo_16"),
+}
+"""What is compared with what, each at every length; the first at `long` is the primary comparison."""
+RATE_NAMES = {"low": "2.5e-4", "middle": "5e-4", "high": "1e-3"}
+NOTHING = "No run of the study has been made yet."
+
+
+def differences(found: Sequence[Run], length: str) -> dict[str, Estimate]:
+    """Return the differences of mean level at a length, of the comparisons for which there is a pair."""
+    of = {
+        name: difference(*(values(found, length, method, PRIMARY) for method in pair))
+        for name, pair in COMPARISONS.items()
+    }
+    return {name: one.estimate for name, one in of.items() if one is not None}
+
+
+def comparisons(found: Sequence[Run]) -> str:
+    """Tabulate the differences of mean level, in points, with intervals and numbers of pairs."""
+    if not found:
+        return NOTHING
+    of = {length: differences(found, length) for length in LENGTHS}
+    lines = [_row(["", *(f"{tokens} tokens" for tokens in LENGTHS.values())]), _row(["---"] + ["---:"] * len(LENGTHS))]
+    for name in COMPARISONS:
+        if any(name in one for one in of.values()):
+            lines.append(_row([name, *(_points(one.get(name)) for one in of.values())]))
+    lacking = [name for name in COMPARISONS if not any(name in one for one in of.values())]
+    return "\n".join([*lines, "", f"Not run yet: {'; '.join(lacking)}." if lacking else "All comparisons have runs."])
+
+
+def levels(found: Sequence[Run]) -> str:
+    """Tabulate for each method and length the mean level, and what AEM saw."""
+    if not found:
+        return NOTHING
+    head = ("method", "tokens", "runs", "before, %", "mean level, %", "after, %", "entropy, nats", "reliability of α")
+    lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+    for method in dict.fromkeys(run.method for run in found):
+        for length, tokens in LENGTHS.items():
+            level = interval(found, length, method, PRIMARY)
+            if level is None:
+                continue
+            of = [run for run in found if (run.benchmark, run.method) == (length, method)]
+            before, after = (interval(found, length, method, name) for name in ("before", "after"))
+            cells = [f"`{method}`", str(tokens), str(level.n), _percent(before), _percent(level), _percent(after)]
+            lines.append(_row([*cells, *(_mean(of, name) for name in ("entropy", "aem/reliability/mean"))]))
+    return "\n".join(lines)
+
+
+def chosen(found: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """Return the learning rate of each length and method by the protocol's rule: the highest mean of mean levels."""
+    best = {}
+    for length in LENGTHS:
+        for method in ("grpo", "aem"):
+            of = {
+                rate: level.mean
+                for name, rate in RATE_NAMES.items()
+                if (level := interval(found, length, f"{method}_{name}", PRIMARY)) is not None
+            }
+            if len(of) == len(RATE_NAMES):
+                best[length, method] = max(of, key=lambda rate: of[rate])
+    return best
+
+
+def rates(found: Sequence[Run]) -> str:
+    """Tabulate the mean levels by learning rate, the chosen one bold."""
+    if not found:
+        return NOTHING
+    best = chosen(found)
+    lines = [_row(["method", "tokens", "seeds", *RATE_NAMES.values()]), _row(["---", *["---:"] * 5])]
+    for length, tokens in LENGTHS.items():
+        for method in ("grpo", "aem"):
+            of = [interval(found, length, f"{method}_{name}", PRIMARY) for name in RATE_NAMES]
+            if not any(of):
+                continue
+            said = [
+                f"**{_percent(one)}**" if best.get((length, method)) == rate else _percent(one)
+                for one, rate in zip(of, RATE_NAMES.values(), strict=True)
+            ]
+            lines.append(_row([f"`{method}`", str(tokens), str(min(one.n if one else 0 for one in of)), *said]))
+    return "\n".join(lines)
+
+
+TABLES: Mapping[str, Callable[[Sequence[Run], Sequence[Run]], str]] = {
+    "comparisons": lambda found, tuned: comparisons(found),
+    "levels": lambda found, tuned: levels(found),
+    "rates": lambda found, tuned: rates(tuned),
+}
+
+
+def fill(page: str, found: Sequence[Run], tuned: Sequence[Run]) -> str:
+    """Return the page with its tables filled in from the runs of the study, and of its learning rates."""
+    for name, table in TABLES.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = block.sub(lambda block, table=table: f"{block[1]}{table(found, tuned)}\n{block[2]}", page)
+    return page
+
+
+def draw(found: Sequence[Run], path: Path) -> None:
+    """Draw the differences of mean level with their intervals: a line a comparison, a panel a length."""
+    names = [name for name in COMPARISONS if any(name in differences(found, length) for length in LENGTHS)]
+    with drawing() as plt:
+        figure, panels = plt.subplots(
+            1, len(LENGTHS), figsize=(10.5, 1.2 + 0.34 * len(names)), sharey=True, sharex=True
+        )
+        for panel, (length, tokens) in zip(panels, LENGTHS.items(), strict=True):
+            panel.axvline(0, color="0.6", linewidth=0.8)
+            for name, of in differences(found, length).items():
+                colour = COLOURS[0] if name == names[0] else "0.45"
+                if of.low is not None and of.high is not None:
+                    panel.plot([100 * of.low, 100 * of.high], [names.index(name)] * 2, color=colour, linewidth=1.6)
+                panel.plot([100 * of.mean], [names.index(name)], "o", color=colour, markersize=5)
+            panel.set_title(f"{tokens} tokens", fontsize=10, loc="left")
+            panel.set(xlabel="mean level, points")
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+    reduce_colours(path)
+
+
+def _points(of: Estimate | None) -> str:
+    if of is None:
+        return ""
+    said = f"{100 * of.mean:+.1f}"
+    if of.low is not None and of.high is not None:
+        said += f" ({100 * of.low:+.1f} to {100 * of.high:+.1f})"
+    return f"{said}, {of.n}".replace("-", "−")
+
+
+def _percent(of: Estimate | None) -> str:
+    if of is None:
+        return ""
+    half = "" if of.low is None or of.high is None else f" ± {50 * (of.high - of.low):.1f}"
+    return f"{100 * of.mean:.1f}{half}"
+
+
+def _mean(of: Sequence[Run], name: str) -> str:
+    found = [value for run in of if (value := mean_of(name)(run)) is not None]
+    estimate = mean_interval(found)
+    return "" if estimate is None else f"{estimate.mean:.2f}"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    found, tuned = (runs(read_csv(path)) if path.exists() else [] for path in (RESULTS, RATES))
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found, tuned), encoding="utf-8")
+    print(f"{PAGE}: {len(found)} runs, {len(tuned)} of learning rates")
+    for (length, method), rate in chosen(tuned).items():
+        print(f"{length}: RATE_{method.upper()} is {rate}")
+    if found:
+        draw(found, FIGURE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""studies/where_aem_helps.py: the tables by hand, the rule for learning rates, the page against the committed CSVs.
+
+Not covered: whether the CSVs come from the runs; how the figure looks.
+"""
+
+from __future__ import annotations
+
+import pytest
+import where_aem_helps
+from evidence_parts.runs import Run, runs
+
+from recipe.aem.tools.study.file import read_study
+from recipe.aem.tools.study.results import read_csv
+
+
+def made(length, method, seed, level, reliability=None):
+    series = {"success": [(0, 0.1), (10, 2 * level - 0.1)], "entropy": [(1, 0.5), (2, 0.7)]}
+    return Run(length, method, seed, series | ({"aem/reliability/mean": [(1, reliability)]} if reliability else {}))
+
+
+FOUND = [
+    *(made("long", "grpo", seed, 0.3 + seed / 100) for seed in (1, 2)),
+    *(made("long", "aem", seed, 0.34 + seed / 50, reliability=seed / 4) for seed in (1, 2)),
+    made("short", "grpo", 1, 0.3),
+    made("short", "aem", 1, 0.28),
+]
+
+
+def test_the_comparisons_by_hand():
+    lines = where_aem_helps.comparisons(FOUND).splitlines()
+    # differences 5 and 6 points: 5.5 ± 12.706 · 0.5
+    assert lines[0] == "|  | 12 tokens | 36 tokens | 102 tokens |"
+    assert lines[2] == "| AEM − GRPO | −2.0, 1 |  | +5.5 (−0.9 to +11.9), 2 |"
+    assert lines[-1].startswith("Not run yet: AEM − shuffled α; ")
+    assert where_aem_helps.comparisons([]) == where_aem_helps.NOTHING
+
+
+def test_the_levels_by_hand():
+    lines = where_aem_helps.levels(FOUND).splitlines()
+    assert lines[2] == "| `grpo` | 12 | 1 | 10.0 | 30.0 | 50.0 | 0.60 |  |"
+    assert lines[-1] == "| `aem` | 102 | 2 | 10.0 ± 0.0 | 37.0 ± 12.7 | 64.0 ± 25.4 | 0.60 | 0.38 |"
+
+
+def test_the_learning_rate_with_the_highest_mean_level_is_chosen():
+    found = [
+        made("long", f"aem_{name}", seed, level + seed / 1000)
+        for name, level in (("low", 0.3), ("middle", 0.32), ("high", 0.2))
+        for seed in (0, 2)
+    ]
+    assert where_aem_helps.chosen(found) == {("long", "aem"): "5e-4"}
+    assert where_aem_helps.chosen(found[:4]) == {}, "a rate has no run yet"
+    row = where_aem_helps.rates(found).splitlines()[2]
+    assert row == "| `aem` | 102 | 2 | 30.1 ± 1.3 | **32.1 ± 1.3** | 20.1 ± 1.3 |"
+
+
+def test_the_map_is_drawn(tmp_path):
+    where_aem_helps.draw(FOUND, tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 5_000
+
+
+@pytest.fixture
+def committed():
+    return [runs(read_csv(path)) if path.exists() else [] for path in (where_aem_helps.RESULTS, where_aem_helps.RATES)]
+
+
+def test_the_page_says_what_the_csvs_say(committed):
+    page = where_aem_helps.PAGE.read_text(encoding="utf-8")
+    assert where_aem_helps.fill(page, *committed) == page, "run studies/where_aem_helps.py"
+    assert ("where_aem_helps.png" in page) == bool(committed[0])
+
+
+def test_the_study_has_the_learning_rates_that_were_chosen(committed):
+    study = read_study(where_aem_helps.ROOT / "studies" / "market.yaml")
+    for (length, method), rate in where_aem_helps.chosen(committed[1]).items():
+        assert study.benchmarks[length].env[f"RATE_{method.upper()}"] == rate
+
+
+def test_every_comparison_is_of_methods_of_the_study():
+    study = read_study(where_aem_helps.ROOT / "studies" / "market.yaml")
+    assert {name for pair in where_aem_helps.COMPARISONS.values() for name in pair} == set(study.methods)
+    rates = read_study(where_aem_helps.ROOT / "studies" / "market_rates.yaml")
+    assert list(rates.benchmarks) == list(study.benchmarks) == list(where_aem_helps.LENGTHS)
+    for method, overrides in rates.methods.items():
+        assert overrides[1].endswith(f"lr={where_aem_helps.RATE_NAMES[method.rpartition('_')[2]]}")
