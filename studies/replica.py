@@ -104,7 +104,7 @@ def train(cell: Cell) -> float:
     training = training_of(cell)
     path = path_of(cell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # two that train the same cell must not write into one file
     with partial.open("w", encoding="utf-8") as file:
         for step, metrics in training.run():
             file.write(json.dumps({"step": step, "data": metrics}) + "\n")

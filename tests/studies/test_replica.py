@@ -295,7 +295,7 @@ def test_the_csv_holds_what_is_there(tmp_path, monkeypatch):
     done.write_text(
         "".join(json.dumps({"step": s, "data": {"val-core/echo/acc/mean@1": s / 4}}) + "\n" for s in (0, 1))
     )
-    done.with_name("seed2.partial").write_text('{"step": 0')
+    done.with_name("seed2.17.partial").write_text('{"step": 0')
     arguments = [str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--seeds", "3"]
     monkeypatch.setattr(sys, "argv", ["replica.py", *arguments, "--csv", str(tmp_path / "csv" / "toy.csv")])
     replica.main()
