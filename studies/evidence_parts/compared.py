@@ -24,7 +24,12 @@ def compared(found: Sequence[Run], methods: Sequence[str], seeds: Sequence[int])
         method: len(seeds) - len(values(found, BENCHMARK, method, PRIMARY).keys() & set(seeds)) for method in methods
     }
     todo = [f"`{method}` ({count} of {len(seeds)} seeds)" for method, count in lacking.items() if count]
-    said = f"Not run yet: {', '.join(todo)}." if todo else f"All methods have run with all {len(seeds)} seeds."
+    if not todo:
+        said = f"All methods have run with all {len(seeds)} seeds."
+    elif len(set(lacking.values())) == 1:
+        said = f"All methods have run with {len(seeds) - max(lacking.values())} of {len(seeds)} seeds so far."
+    else:
+        said = f"Not run yet: {', '.join(todo)}."
     return "\n".join([*lines, "", said])
 
 

@@ -98,6 +98,7 @@ def test_a_row_has_the_levels_the_difference_and_the_costs():
     assert lines[2] == "| `grpo` | 3 | 10 | 32 | 21.5 ± 1.9 |  | 0.17 | 10.0 | 0.50 % |"
     assert lines[3] == "| `aem` | 2 | 10 | 42 | 28.6 ± 4.8 | +7.5 (+7.5 to +7.5) | 0.17 | 10.0 | 0.50 % |"
     assert lines[-1] == "Not run yet: `aem` (1 of 3 seeds), `ppo` (3 of 3 seeds)."
+    assert compared(found[:3], ["grpo"], (1, 2, 3, 4)).endswith("\nAll methods have run with 3 of 4 seeds so far.")
     assert compared([], ["grpo"], (1,)) == "No cell has been run yet."
     own = {name: of for name, of in made("ppo", 1).series.items() if "method" not in name}
     rows = compared([Run("shop", "ppo", 1, own)], ["ppo"], (1,)).splitlines()
@@ -159,7 +160,8 @@ def test_the_committed_numbers_are_complete():
     assert f"in the sign of {shares[0]}, {shares[1]} and {shares[2]} of the responses" in text
     r = [f"{correlation['drgrpo', name]:.2f}" for name in ("grpo", "gigpo", "ecpo")]
     assert f"correlates with `grpo` at {r[0]}, and with `gigpo` and `ecpo` at {r[1]} and {r[2]}" in text
-    assert f"`grpo` is at {100 * inside['grpo', 'grpo']:.0f} %" in text
+    own = [f"{100 * inside[name, name]:.0f} %" for name in ("aem", "hgpo", "grpo")]
+    assert f"with {own[0]} of its variance there, and then by `hgpo` with {own[1]}. Under `grpo` it is {own[2]}" in text
     assert os.path.getsize(methods_compared.FIGURE) < 100_000
     page = methods_compared.PAGE.read_text(encoding="utf-8")
     assert f"({methods_compared.FIGURE.relative_to(ROOT / 'docs')})" in page
