@@ -1,7 +1,9 @@
 """The table and the figure of docs/methods_compared.md, made from the committed CSVs alone.
 
-    aem study table studies/methods.yaml --out outputs/methods --csv studies/results/methods.csv
+    aem study table studies/methods.yaml --out outputs/methods --csv studies/results/methods_seed1.csv
     python studies/methods_compared.py
+
+All `studies/results/methods_seed*.csv` count, so that seeds can be run on different machines.
 
 The figure's numbers are computed anew from a step that the replica of verl's loop plays, which takes a minute or two,
 or from a step of a training (`algorithm.dump.dir`):
@@ -22,17 +24,16 @@ from pathlib import Path
 from evidence_parts import advantages
 from evidence_parts.compared import compared
 from evidence_parts.first_step import first_step
-from evidence_parts.runs import Run, runs
+from evidence_parts.runs import Run, runs_of
 
 from recipe.aem.dump.reader import read_step
 from recipe.aem.tools.study.cells import cells
 from recipe.aem.tools.study.file import Study, read_study
-from recipe.aem.tools.study.results import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "studies" / "methods.yaml"
-RESULTS = ROOT / "studies" / "results" / "methods.csv"
-ADVANTAGES = ROOT / "studies" / "results" / "methods_advantages.csv"
+RESULTS, RUNS = ROOT / "studies" / "results", "methods_seed*.csv"
+ADVANTAGES = RESULTS / "methods_advantages.csv"
 PAGE = ROOT / "docs" / "methods_compared.md"
 FIGURE = ROOT / "docs" / "evidence" / "methods_advantages.png"
 PROMPTS = 32
@@ -52,7 +53,7 @@ def main() -> None:
     one.add_argument("--play", action="store_true", help="play the step of which the figure is to be")
     one.add_argument("--dump", type=Path, help="a dumped step, of which the figure is to be")
     options = parser.parse_args()
-    found = runs(read_csv(RESULTS)) if RESULTS.exists() else []
+    found = runs_of(RESULTS, RUNS)
     study = read_study(STUDY)
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), study, found), encoding="utf-8")
     print(f"{PAGE}: {len(found)} runs")

@@ -1,9 +1,10 @@
 """The tables and the map of docs/where_aem_helps.md, made from the committed CSVs of the second study alone.
 
-    for name in market market_rates; do
-        python studies/replica.py studies/$name.yaml --out outputs/$name --csv studies/results/$name.csv
-    done
+    python studies/replica.py studies/market_rates.yaml --out outputs/rates --csv studies/results/market_rates.csv
+    python studies/replica.py studies/market.yaml --out outputs/market --csv studies/results/market_seed11.csv
     python studies/where_aem_helps.py
+
+All `studies/results/market_seed*.csv` count, so that pairs can be run on different machines.
 
 Each table stands in the page between `<!-- NAME -->` and `<!-- end -->`.
 """
@@ -14,15 +15,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from evidence_parts.runs import PRIMARY, Run, difference, interval, mean_of, runs, values
+from evidence_parts.runs import PRIMARY, Run, difference, interval, mean_of, runs_of, values
 from palette import reduce_colours
 
 from recipe.aem.tools.report.style import COLOURS, drawing
 from recipe.aem.tools.statistics import Estimate, mean_interval
-from recipe.aem.tools.study.results import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS, RATES = (ROOT / "studies" / "results" / f"{name}.csv" for name in ("market", "market_rates"))
+RESULTS, RUNS, RATES = ROOT / "studies" / "results", "market_seed*.csv", "market_rates.csv"
 PAGE = ROOT / "docs" / "where_aem_helps.md"
 FIGURE = ROOT / "docs" / "evidence" / "where_aem_helps.png"
 LENGTHS = {"short": 12, "middle": 36, "long": 102}
@@ -181,7 +181,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    found, tuned = (runs(read_csv(path)) if path.exists() else [] for path in (RESULTS, RATES))
+    found, tuned = runs_of(RESULTS, RUNS), runs_of(RESULTS, RATES)
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found, tuned), encoding="utf-8")
     print(f"{PAGE}: {len(found)} runs, {len(tuned)} of learning rates")
     for (length, method), rate in chosen(tuned).items():

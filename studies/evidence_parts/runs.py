@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, variance
 
 import numpy as np
 from scipy import stats
 
 from recipe.aem.tools.statistics import Estimate, mean_interval, paired_difference, summarise, t_quantile
-from recipe.aem.tools.study.results import Row
+from recipe.aem.tools.study.results import Row, read_csv
 
 Series = Sequence[tuple[int, float]]
 RESAMPLES = 10_000
@@ -34,6 +35,24 @@ def runs(rows: Sequence[Row]) -> list[Run]:
         of = found.setdefault((row.benchmark, row.method, row.seed), {})
         of.setdefault(row.metric, []).append((row.step, row.value))
     return [Run(*key, series) for key, series in found.items()]
+
+
+def runs_of(folder: Path, pattern: str) -> list[Run]:
+    """Return the runs of all CSVs of a folder that match, which need not have been made on one machine.
+
+    Raises:
+        ValueError: two of them hold the same run.
+    """
+    found: dict[tuple[str, str, int], Run] = {}
+    for path in sorted(folder.glob(pattern)):
+        for run in runs(read_csv(path)):
+            key = run.benchmark, run.method, run.seed
+            if key in found:
+                raise ValueError(
+                    f"{path}: {'/'.join(map(str, key))} is in another of {pattern}, too; delete one of them"
+                )
+            found[key] = run
+    return list(found.values())
 
 
 def third(series: Series, which: int) -> float | None:

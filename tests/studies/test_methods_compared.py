@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from evidence_parts import advantages
 from evidence_parts.compared import compared
-from evidence_parts.runs import Run, runs
+from evidence_parts.runs import Run, runs_of
 
 pytest.importorskip("verl", reason="verl is not installed")
 
@@ -28,7 +28,6 @@ from recipe.aem.seam.checks import cautions, check_run
 from recipe.aem.tools import hydra_config
 from recipe.aem.tools.study.cells import cells
 from recipe.aem.tools.study.file import read_study
-from recipe.aem.tools.study.results import read_csv
 
 ROOT = methods_compared.ROOT
 STUDY = read_study(methods_compared.STUDY)
@@ -106,9 +105,8 @@ def test_a_row_has_the_levels_the_difference_and_the_costs():
 
 
 def test_the_page_says_what_the_csv_says():
-    if not methods_compared.RESULTS.exists():
-        pytest.skip(f"{methods_compared.RESULTS.name} is not there: no cell of the study has been run")
-    found = runs(read_csv(methods_compared.RESULTS))
+    found = runs_of(methods_compared.RESULTS, methods_compared.RUNS)
+    assert found
     page = methods_compared.PAGE.read_text(encoding="utf-8")
     assert methods_compared.fill(page, STUDY, found) == page, "run studies/methods_compared.py"
     assert {run.method for run in found} <= set(STUDY.methods)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import pytest
 import where_aem_helps
-from evidence_parts.runs import Run, runs
+from evidence_parts.runs import Run, runs_of
 
 from recipe.aem.tools.study.file import read_study
-from recipe.aem.tools.study.results import read_csv
 
 
 def made(length, method, seed, level, reliability=None):
@@ -53,6 +52,16 @@ def test_the_learning_rate_with_the_highest_mean_level_is_chosen():
     assert row == "| `aem` | 102 | 2 | 30.1 ± 1.3 | **32.1 ± 1.3** | 20.1 ± 1.3 |"
 
 
+def test_a_run_that_is_in_two_csvs_is_refused(tmp_path):
+    lines = "benchmark,method,seed,step,metric,value\nlong,aem,{seed},0,success,0.5\n"
+    (tmp_path / "a1.csv").write_text(lines.format(seed=1))
+    (tmp_path / "a2.csv").write_text(lines.format(seed=2))
+    assert [run.seed for run in runs_of(tmp_path, "a*.csv")] == [1, 2]
+    (tmp_path / "a3.csv").write_text(lines.format(seed=2))
+    with pytest.raises(ValueError, match=r"a3\.csv: long/aem/2 is in another of a\*\.csv"):
+        runs_of(tmp_path, "a*.csv")
+
+
 def test_the_map_is_drawn(tmp_path):
     where_aem_helps.draw(FOUND, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5_000
@@ -60,7 +69,7 @@ def test_the_map_is_drawn(tmp_path):
 
 @pytest.fixture
 def committed():
-    return [runs(read_csv(path)) if path.exists() else [] for path in (where_aem_helps.RESULTS, where_aem_helps.RATES)]
+    return [runs_of(where_aem_helps.RESULTS, pattern) for pattern in (where_aem_helps.RUNS, where_aem_helps.RATES)]
 
 
 def test_the_page_says_what_the_csvs_say(committed):
