@@ -8,6 +8,8 @@ from evidence_parts.runs import PRIMARY, Run, difference, interval, values
 from recipe.aem.tools.statistics import Estimate
 
 BENCHMARK, BASELINE = "shop", "grpo"
+OTHER_ENTROPY = {"drgrpo", "grpopp", "aem_grpopp"}
+"""Methods whose `actor/entropy` is not per token: verl aggregates it as the loss, here a sum over a fixed length."""
 HEAD = (
     *("method", "seeds", "before, %", "after, %", "mean level, %", "− GRPO, points"),
     *("entropy at the end, nats", "s a step", "own share"),
@@ -50,7 +52,7 @@ def _cells(found: Sequence[Run], method: str) -> list[str]:
         _mean(of["after"], ".0%"),
         f"{100 * level.mean:.1f}{half}",
         "" if gain is None else _points(gain.estimate),
-        _mean(of["entropy, last third"], ".2f"),
+        "–" if method in OTHER_ENTROPY else _mean(of["entropy, last third"], ".2f"),
         _mean(of["seconds"], ".1f"),
         _mean(of["method's share of step"], ".2%") or "–",
     ]

@@ -13,7 +13,7 @@ import methods_compared
 import numpy as np
 import pytest
 from evidence_parts import advantages
-from evidence_parts.compared import compared
+from evidence_parts.compared import OTHER_ENTROPY, compared
 from evidence_parts.runs import Run, runs_of
 
 pytest.importorskip("verl", reason="verl is not installed")
@@ -72,6 +72,8 @@ def test_every_cell_starts_with_an_equal_budget(method, surroundings):
     settings, terms = check_run(config, set(ADV_ESTIMATOR_REGISTRY), verl.__version__)
     assert not list(cautions(config, settings, terms))
     assert need_critic(config) == ("ppo" in method.split("_"))
+    summed = config.actor_rollout_ref.actor.loss_agg_mode == "seq-mean-token-sum-norm"
+    assert summed == (method in OTHER_ENTROPY), "its entropy is not per token"
     assert not (config.algorithm.get("filter_groups") or {}).get("enable"), "resamples"
     actor = config.actor_rollout_ref.actor
     budget = (config.data.train_batch_size, config.actor_rollout_ref.rollout.n, config.trainer.total_training_steps)
@@ -99,6 +101,7 @@ def test_a_row_has_the_levels_the_difference_and_the_costs():
     assert lines[-1] == "Not run yet: `aem` (1 of 3 seeds), `ppo` (3 of 3 seeds)."
     assert compared(found[:3], ["grpo"], (1, 2, 3, 4)).endswith("\nAll methods have run with 3 of 4 seeds so far.")
     assert compared([], ["grpo"], (1,)) == "No cell has been run yet."
+    assert compared([made("drgrpo", 1)], ["drgrpo"], (1,)).splitlines()[2].endswith("|  | – | 10.0 | 0.50 % |")
     own = {name: of for name, of in made("ppo", 1).series.items() if "method" not in name}
     rows = compared([Run("shop", "ppo", 1, own)], ["ppo"], (1,)).splitlines()
     assert rows[2].endswith("| 10.0 | – |") and rows[-1] == "All methods have run with all 1 seeds."
