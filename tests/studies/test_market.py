@@ -25,23 +25,13 @@ from recipe.aem.tools.demo.tiny_model import build_tokenizer
 from recipe.aem.tools.hydra_config import compose
 from recipe.aem.tools.study.cells import cells
 from recipe.aem.tools.study.file import read_study
+from studies.market import warm_start
 from studies.market.market import GOODS, HIDDEN, SHELVES, STALLS, WAIT, Market, Page
 
 ROOT = Path(__file__).parents[2]
-MARKET = ROOT / "studies" / "market"
 DIGITS = set("123456789")
 LENGTHS = {0: 12, 4: 36, 15: 102}
 """Tokens of a response with its end, by goods a stall."""
-
-
-@pytest.fixture(scope="module")
-def module():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("market_warm_start", MARKET / "warm_start.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cheapest(page):
@@ -100,10 +90,10 @@ def test_what_is_chosen_decides_what_comes_and_nothing_else_does():
 
 
 @pytest.mark.parametrize("goods", LENGTHS)
-def test_the_same_decisions_take_so_many_tokens(goods, module):
-    words = (*GOODS, *STALLS, WAIT, HIDDEN, *module.WRONG, *map(str, SHELVES))
-    tokenizer = build_tokenizer([" ".join(words)], "123456789", markup=module.MARKUP)
-    shown = module.demonstrations(Market(goods=goods), range(1000, 1020), seed=0)
+def test_the_same_decisions_take_so_many_tokens(goods):
+    words = (*GOODS, *STALLS, WAIT, HIDDEN, *warm_start.WRONG, *map(str, SHELVES))
+    tokenizer = build_tokenizer([" ".join(words)], "123456789", markup=warm_start.MARKUP)
+    shown = warm_start.demonstrations(Market(goods=goods), range(1000, 1020), seed=0)
     for one in shown:  # "wait" without a blank before it is two tokens
         length = len(tokenizer(one.response)["input_ids"]) + 1 - (WAIT in one.response)
         assert length == LENGTHS[goods]
@@ -111,18 +101,18 @@ def test_the_same_decisions_take_so_many_tokens(goods, module):
     assert len({len(tokenizer(one.prompt)["input_ids"]) for one in shown}) == 1
 
 
-def test_what_is_bought_follows_from_what_was_written(module):
-    for one in module.demonstrations(Market(goods=1), range(1000, 1200), seed=1):
+def test_what_is_bought_follows_from_what_was_written():
+    for one in warm_start.demonstrations(Market(goods=1), range(1000, 1200), seed=1):
         *notes, action = one.response.split()
         action = action.removeprefix("<action>").removesuffix("</action>")
-        assert notes[0] in module.WRONG
+        assert notes[0] in warm_start.WRONG
         written = Page(tuple((notes[4 * at + 2], notes[4 * at + 4]) for at in range(3)))
         assert str(written) == " ".join(notes[1:]) and HIDDEN not in notes
         # of equal prices the first
         assert action in (WAIT, cheapest(written))
 
 
-def test_how_much_is_wrong(module):
+def test_how_much_is_wrong():
     page = Market(goods=15).make()
     page.reset(3)
     shown = Page(tuple((HIDDEN, *of[1:]) for of in page.page.stalls))
@@ -131,7 +121,7 @@ def test_how_much_is_wrong(module):
         pairs = [
             (item, other)
             for _ in range(200)
-            for of, notes in zip(shown.stalls, module.written(shown, wrong, chance).stalls, strict=True)
+            for of, notes in zip(shown.stalls, warm_start.written(shown, wrong, chance).stalls, strict=True)
             for item, other in zip(of, notes, strict=True)
         ]
         assert all(other in DIGITS for item, other in pairs if item == HIDDEN)
@@ -141,7 +131,7 @@ def test_how_much_is_wrong(module):
 
 
 @pytest.mark.parametrize("study", ["market", "market_rates"])
-def test_the_replica_takes_every_cell(study, monkeypatch, module):
+def test_the_replica_takes_every_cell(study, monkeypatch):
     monkeypatch.chdir(ROOT)
     found = cells(read_study(ROOT / "studies" / f"{study}.yaml"), Path("unused"))
     first = [cell for cell in found if cell.seed == found[0].seed]
@@ -156,14 +146,17 @@ def test_the_replica_takes_every_cell(study, monkeypatch, module):
         assert actor.ppo_mini_batch_size * rollout_of.n == 128
         assert config.data.max_response_length > LENGTHS[int(os.environ["GOODS"])]
         played = EpisodeSettings.from_config(rollout_of.custom.episode)
-        assert Path(played.prompt).resolve() == Path(module.SETTINGS.prompt)
-        assert (played.max_turns, played.history_length) == (module.SETTINGS.max_turns, module.SETTINGS.history_length)
+        assert Path(played.prompt).resolve() == Path(warm_start.SETTINGS.prompt)
+        assert (played.max_turns, played.history_length) == (
+            warm_start.SETTINGS.max_turns,
+            warm_start.SETTINGS.history_length,
+        )
         if not {"alpha_of_kind", replica.ENTROPY_CURVE} & set(config.algorithm):
             validate_config(config, need_reference_policy(config), need_critic(config))
 
 
-def test_an_episode_can_be_played_by_its_configuration(module):
-    episode = Episode(Market(goods=4).make(), module.SETTINGS)
+def test_an_episode_can_be_played_by_its_configuration():
+    episode = Episode(Market(goods=4).make(), warm_start.SETTINGS)
     episode.reset(0)
     assert episode.prompt().split()[0] == "a"
     turn = episode.step(f"slowly {episode.environment.page} <action>{cheapest(episode.environment.page)}</action>")

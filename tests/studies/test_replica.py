@@ -306,6 +306,14 @@ def test_the_csv_holds_what_is_there(tmp_path, monkeypatch):
     ]
 
 
+def test_the_entropy_that_is_followed_is_of_a_finished_run(tmp_path):
+    path = tmp_path / "seed1.jsonl"
+    with pytest.raises(SystemExit, match=r"seed1\.jsonl is not there"):
+        replica.entropies(path)
+    path.write_text('{"step": 0, "data": {}}\n{"step": 1, "data": {"actor/entropy": 0.5}}\n')
+    assert replica.entropies(path) == {1: 0.5}
+
+
 def test_the_study_is_one_that_both_can_run(monkeypatch):
     monkeypatch.chdir(STUDIES.parent)
     study = replica.read_study(STUDIES / "study.yaml")
