@@ -11,6 +11,7 @@ import os
 
 # before torch is imported; also in whatever the tests start, but for the engine's runs (tests/e2e/engine.py)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # with Ray's 15 its workers wait for whatever else runs
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -99,6 +100,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several workers
         items.sort(key=lambda item: -LONG.get(unit_of_work(item.nodeid), 0))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let other workers give way to the one with the engine's runs, which ends last. It begins with them."""
+    if hasattr(item.config, "workerinput") and unit_of_work(item.nodeid) != "tests/e2e" and os.nice(0) == 0:
+        os.nice(5)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
