@@ -56,6 +56,7 @@ def check_step(
     metrics: dict[str, float] | None,
     base: Callable[[list[dict], list[Response]], None] | None = None,
     number: int = 0,
+    balanced: bool = False,
 ) -> Checked:
     """Compare what the workers' loss saw in a step, and what was logged, with the loops; returns what they found.
 
@@ -63,6 +64,7 @@ def check_step(
         metrics: what was logged; None where a step has several batches, whose metrics verl combines.
         base: sets the responses' base advantages; by default `standardise`.
         number: of the step's batches.
+        balanced: whether trajectories have equal shares of the loss (`algorithm.balance=trajectory`), over tokens.
     """
     label = f"{step:03d}_{number}" if number else f"{step:03d}"
     batch = json.loads((probes / f"step_{label}.json").read_text())
@@ -71,7 +73,10 @@ def check_step(
     responses = find_responses(rows)
     ranges, guarded = modulate(responses)
     (base or standardise)(rows, responses)
-    compare_rows(rows, on_tokens(rows, responses), seen, padding=len(batch) - len(rows))
+    values = on_tokens(rows, responses)
+    if balanced:
+        values = share_equally(rows, values, lambda row: sum(row["response_mask"]))
+    compare_rows(rows, values, seen, padding=len(batch) - len(rows))
     if metrics is not None:
         compare_metrics(responses, ranges, guarded, metrics)
     return Checked(responses, ranges, guarded, len(batch) - len(rows), len(rows))
@@ -161,6 +166,21 @@ def on_tokens(rows: list[dict], responses: list[Response]) -> list[list[float]]:
         for token in one.tokens:
             values[one.row][token] = one.alpha * one.base
     return values
+
+
+def share_equally(rows: list[dict], values: list[list[float]], units: Callable[[dict], int]) -> list[list[float]]:
+    """The values times the mean number of units of a trajectory over that of their own; not all may have equally many.
+
+    `units` of a row are its tokens, or 1, by what the loss weighs equally.
+    """
+    names = [row["key"].rsplit("_", 1)[0] for row in rows]
+    count = dict.fromkeys(names, 0)
+    for name, row in zip(names, rows, strict=True):
+        count[name] += units(row)
+    assert len(set(count.values())) > 1, "all trajectories are equally long"
+    mean = fmean(one for one in count.values() if one)
+    # a trajectory without a unit has no value but 0
+    return [[mean / (count[name] or 1) * one for one in of] for name, of in zip(names, values, strict=True)]
 
 
 def compare_rows(

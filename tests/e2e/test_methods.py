@@ -5,7 +5,7 @@
 * KL-Cov, with AEM over HGPO;
 * Clip-Cov, with ECPO.
 
-In each run a turn is a row. Not covered: several ranks, learning, balance over tokens (tests/recipe).
+In each run a turn is a row. Not covered: several ranks, learning, balance over tokens (test_trainers.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from by_hand import compare_rows, find_responses, modulate, on_tokens
+from by_hand import compare_rows, find_responses, modulate, on_tokens, share_equally
 from engine import ROOT, Run
 
 from agent_loops.dataset import write_parquet
@@ -187,11 +187,7 @@ def check_advantages(seen: Seen, base: Callable[[list[Turn]], list[float]], alph
     assert sum(abs(one.base) > 1e-3 for one in responses) > len(responses) / 20, "hardly any advantage"
     expected = on_tokens(seen.rows, responses)
     if balance:  # over rows, which SAMPO's loss weighs equally
-        names = [row["key"].rsplit("_", 1)[0] for row in seen.rows]
-        count = {name: names.count(name) for name in names}
-        assert len(set(count.values())) > 1, "all trajectories are equally long"
-        mean = fmean(count.values())
-        expected = [[mean / count[name] * one for one in values] for name, values in zip(names, expected, strict=True)]
+        expected = share_equally(seen.rows, expected, lambda row: 1)
     # returns of up to 10 cancel each other
     compare_rows(seen.rows, expected, seen.loss, seen.padding, rounding=2e-5)
 

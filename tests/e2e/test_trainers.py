@@ -50,10 +50,10 @@ def check_dump(folder: Path, batches: int) -> None:
 
 
 def test_colocate_async(train_mode, folder: Path):
-    """The trainer interrupts rollouts for its update, and they go on with the new weights."""
-    run = train_mode("colocate_async")
+    """The trainer interrupts rollouts for its update, and they go on with the new weights; trajectories weigh equally."""
+    run = train_mode("colocate_async", "algorithm.balance=trajectory")
     assert sorted(run.metrics) == [1, 2]
-    check_alpha([check_step(run.probes, step, run.metrics[step]) for step in (1, 2)])
+    check_alpha([check_step(run.probes, step, run.metrics[step], balanced=True) for step in (1, 2)])
     check_dump(folder / "colocate_async_dump", batches=1)
     # the step's trajectories were begun before the update of the step before
     assert run.metrics[2]["training/off_policy/trajectory_staleness_worst/max"] >= 1
