@@ -50,7 +50,7 @@ def check_dump(folder: Path, batches: int) -> None:
 
 
 def test_colocate_async(train_mode, folder: Path):
-    """The trainer interrupts rollouts for its update, and they go on with the new weights; trajectories weigh equally."""
+    """The trainer interrupts rollouts for its update, and they go on with new weights; trajectories weigh equally."""
     run = train_mode("colocate_async", "algorithm.balance=trajectory")
     assert sorted(run.metrics) == [1, 2]
     check_alpha([check_step(run.probes, step, run.metrics[step], balanced=True) for step in (1, 2)])
