@@ -3,7 +3,7 @@
 # beside them. Every stage runs, whatever failed before it.
 #
 #   bash scripts/test.sh                      # sets everything up (scripts/setup.sh --dev), then all but `--full`'s runs
-#   bash scripts/test.sh --full               # also the engine's runs that are marked `full`: what CI does
+#   bash scripts/test.sh --full               # everything; CI adds -m 'not release'
 #   bash scripts/test.sh --quick              # for the loop of work: sets nothing up, leaves out what is slow (markers
 #                                             # slow, full and e2e) and asks hypothesis for fewer examples
 #   bash scripts/test.sh --quick -k setup     # further arguments go to pytest

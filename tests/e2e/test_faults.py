@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.release, pytest.mark.timeout(900)]
 # seconds from the kill to the end of the run, with all of its processes, however busy the machine is; a run that hangs
 # would take the 600 of engine.TIMEOUT
 BOUND = 300

@@ -14,7 +14,7 @@ import pytest
 from by_hand import check_step
 from engine import HERE, Run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.release, pytest.mark.timeout(900)]
 
 CALL = '<tool_call>{"name": "roll", "arguments": {}}</tool_call>'
 

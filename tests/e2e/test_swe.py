@@ -165,12 +165,14 @@ def _executable(path: Path, text: str) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.release
 @two_nodes
 def test_two_nodes_under_slurm(swe, slurm: dict[str, str]):
     check_two_nodes(swe("slurm", "slurm_swe_32b.sh", *IN_TWO_NODES, env=slurm))
 
 
 @pytest.mark.full
+@pytest.mark.release
 @two_nodes
 def test_a_job_of_a_ray_cluster(swe):
     """The cluster's nodes have none of the script's variables; its job brings them."""

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.by_hand import alphas, messages, per_token
 from tests.helpers.surroundings import ROOT
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the run
+pytestmark = [pytest.mark.release, pytest.mark.timeout(900)]  # the first test waits for the run
 PAGE = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
 ((VERSION, GYM),) = set(re.findall(r"skyrl==([\d.]+) skyrl-gym==([\d.]+\d)", PAGE))
 

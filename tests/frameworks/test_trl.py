@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.by_hand import alphas, messages, per_token
 from tests.helpers.surroundings import ROOT
 
-pytestmark = pytest.mark.timeout(900)  # the first test waits for the run
+pytestmark = [pytest.mark.release, pytest.mark.timeout(900)]  # the first test waits for the run
 EXAMPLE = (ROOT / "examples" / "trl_aem.py").read_text(encoding="utf-8")
 (VERSION,) = re.findall(r"trl==([\d.]+)", EXAMPLE)
 
