@@ -37,7 +37,7 @@ LONG = {
     "tests/recipe/tools/test_cli_doctor.py": 60,
     "tests/packaging": 60,
     "tests/studies/test_methods_compared.py": 50,
-    "tests/recipe/test_methods.py": 50,
+    "tests/recipe/methods/test_method_configs.py": 50,
     "tests/aem_core/test_core_annotations.py": 50,
     "tests/frameworks/test_trl.py": 50,
     "tests/recipe/tools/test_cli_eval.py": 30,

@@ -540,7 +540,7 @@ METHODS = sorted(
 @pytest.mark.parametrize("machine", ["node", "cpu"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_composes_with_swe(method, machine):
-    """The other benchmarks' are in test_methods.py."""
+    """The other benchmarks' are in tests/recipe/methods."""
     import verl
 
     from recipe.aem.methods.registry import ESTIMATORS

@@ -1,7 +1,7 @@
 """A trajectory whose environment failed is not a lost one: every training statistic and estimator excludes it.
 
 Tested through the wrapped trainer over a fake queue (dumps.py), and `compute_advantages` alone. Not covered: DAPO's
-filter (test_methods.py), how the loop handles a fault (tests/agent_loops), the real queue (tests/e2e).
+filter (tests/recipe/methods), how the loop handles a fault (tests/agent_loops), the real queue (tests/e2e).
 """
 
 from __future__ import annotations

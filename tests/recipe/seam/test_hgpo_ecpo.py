@@ -1,6 +1,6 @@
 """HGPO and ECPO on rows of verl's batch: penalties, masked turns, both layouts, what they need, what is modulated.
 
-Not covered: their arithmetic (tests/aem_core), the shipped configurations (tests/recipe/test_methods.py).
+Not covered: their arithmetic (tests/aem_core), the shipped configurations (tests/recipe/methods).
 """
 
 from __future__ import annotations
