@@ -15,7 +15,7 @@ from aem_core.groups import check_turns, grpo_advantages, order_of_turns
 __all__ = ["HgpoStats", "hgpo"]
 
 _LENGTH_FIX = "Set `history_length` to the number of past turns that a prompt shows; 0 compares by observation alone."
-_POWER_FIX = "Set `weight_power` to 1 for the paper's weights, 0 for equal ones."
+_POWER_FIX = "Set `weight_power` to 1 for the published weights, 0 for equal ones."
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """The tables and the map of docs/where_aem_helps.md, made from the committed CSVs of the second study alone.
 
     python studies/replica.py studies/market_rates.yaml --out outputs/rates --csv studies/results/market_rates.csv
-    python studies/replica.py studies/market.yaml --out outputs/market --csv studies/results/market_seed11.csv
+    python studies/replica.py studies/market.yaml --out outputs/market --csv studies/results/market_seed11.csv --only …
     python studies/where_aem_helps.py
 
 All `studies/results/market_seed*.csv` count, so that pairs can be run on different machines.
@@ -38,8 +38,29 @@ COMPARISONS = {
     "AEM − GRPO in groups of 16": ("aem_16", "grpo_16"),
 }
 """What is compared with what, each at every length; the first at `long` is the primary comparison."""
+SEEDS = 2
+"""Held-apart seeds of each learning rate."""
 RATE_NAMES = {"low": "2.5e-4", "middle": "5e-4", "high": "1e-3"}
+SEEN = ("entropy", "aem/reliability/mean", "aem/groups/shift_mean")
+"""Of the columns of a method's levels, the series that are averaged over steps and runs."""
+FINGERPRINT = "validation/fingerprint"
 NOTHING = "No run of the study has been made yet."
+
+
+def check_clones(found: Sequence[Run]) -> None:
+    """Refuse runs of a pair that did not begin from the same clone: those that won other tasks before training.
+
+    Raises:
+        ValueError: names the first such pair.
+    """
+    of: dict[tuple[str, int], Run] = {}
+    for run in found:
+        first = of.setdefault((run.benchmark, run.seed), run)
+        if run.series[FINGERPRINT] != first.series[FINGERPRINT]:
+            raise ValueError(
+                f"{run.benchmark}/seed{run.seed}: {run.method} and {first.method} won other tasks before training, so "
+                "they began from different clones; make both on one machine"
+            )
 
 
 def differences(found: Sequence[Run], length: str) -> dict[str, Estimate]:
@@ -68,7 +89,7 @@ def levels(found: Sequence[Run]) -> str:
     """Tabulate for each method and length the mean level, and what AEM saw."""
     if not found:
         return NOTHING
-    head = ("method", "tokens", "runs", "before, %", "mean level, %", "after, %", "entropy, nats", "reliability of α")
+    head = ("method", "tokens", "runs", "before, %", "mean level, %", "end, %", "entropy, nats", "reliability", "shift")
     lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
     for method in dict.fromkeys(run.method for run in found):
         for length, tokens in LENGTHS.items():
@@ -76,9 +97,9 @@ def levels(found: Sequence[Run]) -> str:
             if level is None:
                 continue
             of = [run for run in found if (run.benchmark, run.method) == (length, method)]
-            before, after = (interval(found, length, method, name) for name in ("before", "after"))
-            cells = [f"`{method}`", str(tokens), str(level.n), _percent(before), _percent(level), _percent(after)]
-            lines.append(_row([*cells, *(_mean(of, name) for name in ("entropy", "aem/reliability/mean"))]))
+            before, end = (interval(found, length, method, name) for name in ("before", "end"))
+            cells = [f"`{method}`", str(tokens), str(level.n), _percent(before), _percent(level), _percent(end)]
+            lines.append(_row([*cells, *(_mean(of, name) for name in SEEN)]))
     return "\n".join(lines)
 
 
@@ -90,7 +111,7 @@ def chosen(found: Sequence[Run]) -> dict[tuple[str, str], str]:
             of = {
                 rate: level.mean
                 for name, rate in RATE_NAMES.items()
-                if (level := interval(found, length, f"{method}_{name}", PRIMARY)) is not None
+                if (level := interval(found, length, f"{method}_{name}", PRIMARY)) is not None and level.n == SEEDS
             }
             if len(of) == len(RATE_NAMES):
                 best[length, method] = max(of, key=lambda rate: of[rate])
@@ -182,6 +203,7 @@ def _row(cells: Sequence[str]) -> str:
 
 def main() -> None:
     found, tuned = runs_of(RESULTS, RUNS), runs_of(RESULTS, RATES)
+    check_clones(found)
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found, tuned), encoding="utf-8")
     print(f"{PAGE}: {len(found)} runs, {len(tuned)} of learning rates")
     for (length, method), rate in chosen(tuned).items():

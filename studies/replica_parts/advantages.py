@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aem_core import rescale_advantages
+from aem_core import aem_effect, rescale_advantages
 from recipe.aem.batch import Batch, first_tokens
-from recipe.aem.methods.aem import aem_metrics
+from recipe.aem.methods.aem import aem_metrics, effect_metrics
 from recipe.aem.methods.registry import Settings
 from recipe.aem.seam.advantage import AdvantageStep, Computed, compute_advantages
 from replica_parts.kinds import of_the_kind
@@ -49,5 +49,7 @@ def advantages(
     assert computed is not None
     base_BT, responses = computed.base_BT, batch.responses
     stats = of_the_kind(rows, computed)
-    metrics.update(aem_metrics(stats, base_BT.reshape(-1)[first_tokens(responses)], batch.group_B[responses.row_N]))
+    base_N = base_BT.reshape(-1)[first_tokens(responses)]
+    metrics.update(aem_metrics(stats, base_N, batch.group_B[responses.row_N]))
+    metrics.update(effect_metrics(aem_effect(base_N, stats, entropy_BT, responses), stats))
     return rescale_advantages(base_BT, stats.alpha_N, responses), replace(computed, stats=stats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,7 +20,8 @@ from aem_core import AemStats
 from agent_loops.environment import Benchmark, Task
 from agent_loops.episode import EpisodeSettings
 from recipe.aem.batch import Batch
-from recipe.aem.methods.registry import Settings, enabled_terms
+from recipe.aem.methods.registry import ESTIMATORS, Settings, enabled_terms
+from recipe.aem.seam.checks import GROUP_ESTIMATORS
 from recipe.aem.tools.report.turns import eta_squared
 from replica_parts.advantages import advantages
 from replica_parts.policy import mask_of, old_policy
@@ -29,6 +31,8 @@ from replica_parts.update import mini_batches, update
 # what this loop supports only one value of: the value that a configuration must have
 FIXED = {
     "algorithm.use_kl_in_reward": False,
+    "algorithm.balance": None,
+    "algorithm.updates_per_step": None,
     "algorithm.rollout_correction.bypass_mode": False,
     "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
     "actor_rollout_ref.actor.ppo_epochs": 1,
@@ -38,10 +42,16 @@ FIXED = {
     "actor_rollout_ref.actor.optim.lr_warmup_steps": -1,
     "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": 0.0,
     "actor_rollout_ref.actor.optim.lr_scheduler_type": "constant",
+    # log-probs are those of the model as it is
+    "actor_rollout_ref.rollout.temperature": 1.0,
+    "actor_rollout_ref.rollout.val_kwargs.do_sample": True,
     "actor_rollout_ref.rollout.top_p": 1.0,
     "actor_rollout_ref.rollout.top_k": -1,
     "actor_rollout_ref.rollout.custom.episode.layout": "turns",
+    "actor_rollout_ref.rollout.custom.episode.compact_filtering": False,
 }
+ROW_COUNTING = frozenset(GROUP_ESTIMATORS) - {"grpo"} - set(ESTIMATORS)
+"""verl's estimators that count every turn as a member of the group. Here advantages are computed once a trajectory."""
 
 
 class EntropyBonus:
@@ -72,6 +82,11 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"the replica knows {name}={value} only, and the configuration has {given}")
     if (OmegaConf.select(config, "algorithm.filter_groups") or {}).get("enable"):
         raise ValueError("the replica does not filter groups (algorithm.filter_groups.enable)")
+    if config.algorithm.adv_estimator in ROW_COUNTING:
+        raise ValueError(
+            f"algorithm.adv_estimator={config.algorithm.adv_estimator} counts rows in verl, and the replica does not: "
+            f"set {config.algorithm.adv_estimator}_trajectories"
+        )
 
 
 @dataclass
@@ -112,7 +127,7 @@ class Training:
         self.model.eval()
         trainer = self.config.trainer
         queue: list[Task] = []
-        yield 0, self._validate()
+        yield 0, self._validate(fingerprint=True)
         for step in range(1, trainer.total_training_steps + 1):
             started = time.perf_counter()
             prompts = self.config.data.train_batch_size
@@ -138,9 +153,11 @@ class Training:
             max_tokens=self.config.data.max_response_length,
         )
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, fingerprint: bool = False) -> dict[str, float]:
+        """Play the validation tasks once each; the fingerprint tells whether two runs won the same ones."""
         played = self.play(self.validation_tasks, 1, self._rollout.val_kwargs.temperature)
-        return {f"val-core/{self.benchmark.name}/acc/mean@1": fmean(played.won)}
+        metrics = {f"val-core/{self.benchmark.name}/acc/mean@1": fmean(played.won)}
+        return metrics | ({"validation/fingerprint": float(zlib.crc32(bytes(played.won)))} if fingerprint else {})
 
     def _step(self, step: int, tasks: Sequence[Task]) -> dict[str, float]:
         played = self.play(tasks, self._rollout.n, self._rollout.temperature)

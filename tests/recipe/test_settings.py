@@ -91,6 +91,7 @@ def test_gae_runs_with_a_critic():
         ("algorithm.empg.bonus", 1, r"algorithm\.empg\.bonus=1: expected true or false"),
         ("algorithm.empg.keta", 1, r"algorithm\.empg\.keta is not a setting .*did you mean `zeta`"),
         ("algorithm.aem.shuffle", True, r"algorithm\.aem\.shuffle=True: expected null or an integer seed"),
+        ("algorithm.aem.shuffle", -1, r"algorithm\.aem\.shuffle=-1: expected null or an integer seed, not negative"),
         ("algorithm.aem.lambda", 1.0, r"algorithm\.aem\.lambda is not a setting .*did you mean `lam`"),
     ],
 )

@@ -216,6 +216,10 @@ def test_alpha_of_the_kind_is_used_and_reported(make):
     assert whole[1]["training/success"] == kind[1]["training/success"], "the first step is on the same rollouts"
     assert kind[1]["aem/alpha/between_kinds"] > whole[1]["aem/alpha/between_kinds"]
     assert kind[1]["actor/grad_norm"] != whole[1]["actor/grad_norm"]
+    for steps in (whole, kind):  # one set has the shift of the α that is used: over grpo_rows, mean α·A
+        for metrics in steps[1:]:
+            assert metrics["aem/groups/shift_mean"] == pytest.approx(metrics["aem/advantage/modulated_mean"], abs=1e-6)
+    assert kind[1]["aem/groups/shift_mean"] != whole[1]["aem/groups/shift_mean"]
 
 
 def test_alpha_of_the_kind_is_a_mean_inside_its_group():
@@ -268,6 +272,12 @@ def test_it_learns(make):
         ("actor_rollout_ref.actor.kl_loss_type=kl", "kl_loss_type=low_var_kl only"),
         ("actor_rollout_ref.rollout.custom.episode.layout=transcript", "layout=turns only"),
         ("method=dapo", "knows|filter"),
+        ("algorithm.balance=trajectory", "balance=None only, and the configuration has trajectory"),
+        ("algorithm.updates_per_step=2", "updates_per_step=None only"),
+        ("actor_rollout_ref.rollout.temperature=0.5", "temperature=1.0 only"),
+        ("actor_rollout_ref.rollout.val_kwargs.do_sample=false", "do_sample=True only"),
+        ("actor_rollout_ref.rollout.custom.episode.compact_filtering=true", "compact_filtering=False only"),
+        ("algorithm.adv_estimator=rloo", "rloo counts rows in verl, .* set rloo_trajectories"),
     ],
 )
 def test_what_it_does_not_do_is_refused(make, override, message):

@@ -12,8 +12,9 @@ from evidence_parts.runs import Run, runs_of
 from recipe.aem.tools.study.file import read_study
 
 
-def made(length, method, seed, level, reliability=None):
+def made(length, method, seed, level, reliability=None, fingerprint=5.0):
     series = {"success": [(0, 0.1), (10, 2 * level - 0.1)], "entropy": [(1, 0.5), (2, 0.7)]}
+    series["validation/fingerprint"] = [(0, fingerprint)]
     return Run(length, method, seed, series | ({"aem/reliability/mean": [(1, reliability)]} if reliability else {}))
 
 
@@ -36,8 +37,8 @@ def test_the_comparisons_by_hand():
 
 def test_the_levels_by_hand():
     lines = where_aem_helps.levels(FOUND).splitlines()
-    assert lines[2] == "| `grpo` | 12 | 1 | 10.0 | 30.0 | 50.0 | 0.60 |  |"
-    assert lines[-1] == "| `aem` | 102 | 2 | 10.0 ± 0.0 | 37.0 ± 12.7 | 64.0 ± 25.4 | 0.60 | 0.38 |"
+    assert lines[2] == "| `grpo` | 12 | 1 | 10.0 | 30.0 | 30.0 | 0.60 |  |  |"
+    assert lines[-1] == "| `aem` | 102 | 2 | 10.0 ± 0.0 | 37.0 ± 12.7 | 37.0 ± 12.7 | 0.60 | 0.38 |  |"
 
 
 def test_the_learning_rate_with_the_highest_mean_level_is_chosen():
@@ -47,7 +48,7 @@ def test_the_learning_rate_with_the_highest_mean_level_is_chosen():
         for seed in (0, 2)
     ]
     assert where_aem_helps.chosen(found) == {("long", "aem"): "5e-4"}
-    assert where_aem_helps.chosen(found[:4]) == {}, "a rate has no run yet"
+    assert where_aem_helps.chosen(found[:5]) == {}, "a rate lacks a seed"
     row = where_aem_helps.rates(found).splitlines()[2]
     assert row == "| `aem` | 102 | 2 | 30.1 ± 1.3 | **32.1 ± 1.3** | 20.1 ± 1.3 |"
 
@@ -62,6 +63,13 @@ def test_a_run_that_is_in_two_csvs_is_refused(tmp_path):
         runs_of(tmp_path, "a*.csv")
 
 
+def test_runs_from_different_clones_are_no_pair():
+    where_aem_helps.check_clones(FOUND)
+    other = made("long", "aem_shuffled", 2, 0.3, fingerprint=6.0)
+    with pytest.raises(ValueError, match="long/seed2: aem_shuffled and grpo won other tasks before training"):
+        where_aem_helps.check_clones([*FOUND, other])
+
+
 def test_the_map_is_drawn(tmp_path):
     where_aem_helps.draw(FOUND, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5_000
@@ -73,6 +81,7 @@ def committed():
 
 
 def test_the_page_says_what_the_csvs_say(committed):
+    where_aem_helps.check_clones(committed[0])
     page = where_aem_helps.PAGE.read_text(encoding="utf-8")
     assert where_aem_helps.fill(page, *committed) == page, "run studies/where_aem_helps.py"
     assert ("where_aem_helps.png" in page) == bool(committed[0])

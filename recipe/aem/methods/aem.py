@@ -67,8 +67,8 @@ class AemSettings(Modulator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.shuffle is not None and not is_integer(self.shuffle):
-            self.refuse("shuffle", "null or an integer seed")
+        if self.shuffle is not None and not (is_integer(self.shuffle) and self.shuffle >= 0):
+            self.refuse("shuffle", "null or an integer seed, not negative")
 
     @property
     def measure(self) -> Measure:
