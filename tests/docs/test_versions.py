@@ -47,7 +47,7 @@ def test_every_tested_verl_has_its_lines_in_the_support_table_and_none_failed():
 
 
 def test_the_support_table_counts_by_group():
-    contract, loop = "tests/recipe/seam/test_contract_verl.py::a", "tests/agent_loops/test_loop.py::a"
+    contract, loop = "tests/recipe/seam/test_contract_trainer.py::a", "tests/agent_loops/test_loop.py::a"
     outcomes = {"passed": [contract, f"{contract}b"], "error": [contract], "failed": [], "skipped": [loop]}
     assert table("1.2", outcomes)[2:] == ["| 1.2 | contract | 2 | 1 | 0 |", "| 1.2 | loop `environment` | 0 | 0 | 1 |"]
 

@@ -3,7 +3,7 @@
 `verl.utils.model.load_valuehead_model` passes `attn_implementation="flash_attention_2"`, whatever
 `critic.model.override_config.attn_implementation` says. Where flash-attn is missing it then asks for a class that trl
 has removed. The engine loads the actor with the attention of its configuration; here the critic is loaded likewise.
-A test tells when verl does this itself (tests/recipe/seam/test_contract_verl.py); then this module can go.
+A test tells when verl does this itself (tests/recipe/seam/test_contract_machine.py); then this module can go.
 """
 
 from __future__ import annotations

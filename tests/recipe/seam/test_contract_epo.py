@@ -1,4 +1,4 @@
-"""What EPO depends on inside verl, one test per name; test_contract_verl.py has what AEM depends on.
+"""What EPO depends on inside verl, one test per name; the other test_contract_… files have what AEM depends on.
 
 Not covered: the engine around the loss with Ray and a real TransferQueue (tests/e2e/test_epo.py).
 """

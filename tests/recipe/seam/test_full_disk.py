@@ -37,7 +37,7 @@ class Disk:
 
 
 class FileLogger:
-    """As verl.utils.tracking has it: test_contract_verl.py holds it to that."""
+    """As verl.utils.tracking has it: test_contract_loading.py holds it to that."""
 
     def __init__(self, path, room):
         self.filepath, self.fp = str(path), Disk(path, room)

@@ -1,6 +1,6 @@
 """The critic's attention, with real classes of transformers and verl's engine around them.
 
-What verl does without the wrap is in test_contract_verl.py, a run with a critic in tests/e2e/test_ppo.py.
+What verl does without the wrap is in test_contract_machine.py, a run with a critic in tests/e2e/test_ppo.py.
 """
 
 from __future__ import annotations
