@@ -48,7 +48,7 @@ LONG = {
     "tests/recipe/tools/test_gpu_check.py": 20,
     "tests/recipe/tools/test_cli.py": 20,
     "tests/recipe/tools/test_replay.py": 20,
-    "tests/recipe/dump/test_dump.py": 20,
+    "tests/recipe/dump/test_dump_contents.py": 20,
     "tests/recipe/tools/doctor": 20,
 }
 
@@ -66,7 +66,7 @@ SLOW = (
     *(f"tests/recipe/seam/test_{what}.py" for what in ("epo_loss", "liveness", "full_disk")),
     *("tests/recipe/cpu/test_cpu.py", "tests/verl_aem/test_forkserver.py", "tests/models"),
     *("tests/recipe/test_configs.py", "tests/recipe/tools/test_evaluate.py::test_what_is_no_checkpoint"),
-    "tests/recipe/dump/test_dump.py::test_killed_in_mid_write",
+    "tests/recipe/dump/test_dump_faults.py::test_killed_in_mid_write",
     "tests/agent_loops/test_adapter_openenv.py::test_an_answer_that_is_late",
 )
 

@@ -23,9 +23,16 @@ verl_aem.load()
 
 from verl.trainer.ppo.v1 import trainer_base  # noqa: E402
 
+AEM = {"adv_estimator": "aem", "aem": {"base_estimator": "grpo_rows"}}
+EMPG = {"adv_estimator": "empg", "empg": {"base_estimator": "grpo_rows"}}
 ALGORITHM = {"gamma": 0.95, "lam": 0.9, "use_kl_in_reward": False, "norm_adv_by_std_in_grpo": True}
 FAULT = "turn 0: OSError: the machine is gone"
 NESTED = ("prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "entropy", "values", "advantages")
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Each once: a record may reach pytest's handler twice."""
+    return list({id(record): record.getMessage() for record in caplog.records}.values())
 
 
 class Batch(SimpleNamespace):

@@ -1,7 +1,7 @@
 """Replay of dumps: it reproduces the training's own advantages, and other methods match the estimators themselves.
 
 The dumps are made by verl's own `_compute_advantage` over a fake queue (dumps.py). Not covered: the real engine
-(tests/e2e/test_training.py), the command line (test_cli_replay.py), the file format (test_dump.py).
+(tests/e2e/test_training.py), the command line (test_cli_replay.py), the file format (tests/recipe/dump).
 """
 
 from __future__ import annotations
