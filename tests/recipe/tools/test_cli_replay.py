@@ -1,4 +1,4 @@
-"""`aem replay`: what it prints and writes, and its one-line errors. Not covered: numbers (test_replay.py), files (dump)."""
+"""`aem replay`: what it prints and writes, and its one-line errors. Numbers: test_replay.py; files: ../dump."""
 
 from __future__ import annotations
 
