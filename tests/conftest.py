@@ -27,7 +27,7 @@ SHARED = ("tests/e2e", "tests/gpu", "tests/packaging", "tests/agent_loops/scienc
 LONG = {
     "tests/e2e": 900,
     "tests/models": 120,
-    "tests/recipe/test_configs.py": 90,
+    "tests/recipe/configs/test_configs.py": 50,
     "tests/agent_loops/swe/test_swe_deceit.py": 70,
     "tests/agent_loops/swe/test_swe_faults.py": 60,
     "tests/agent_loops/swe/test_swe_sandbox_kernel.py": 60,
@@ -65,7 +65,7 @@ SLOW = (
     *(f"tests/recipe/tools/test_{what}.py" for what in ("report_browser", "tiny_model", "supervise", "gpu_check")),
     *(f"tests/recipe/seam/test_{what}.py" for what in ("epo_loss", "liveness", "full_disk")),
     *("tests/recipe/cpu/test_cpu.py", "tests/verl_aem/test_forkserver.py", "tests/models"),
-    *("tests/recipe/test_configs.py", "tests/recipe/tools/test_evaluate.py::test_what_is_no_checkpoint"),
+    *("tests/recipe/configs", "tests/recipe/tools/test_evaluate.py::test_what_is_no_checkpoint"),
     "tests/recipe/dump/test_dump_faults.py::test_killed_in_mid_write",
     "tests/agent_loops/test_adapter_openenv.py::test_an_answer_that_is_late",
 )

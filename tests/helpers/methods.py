@@ -30,7 +30,7 @@ METHODS = PLAIN + WITH_AEM
 # they have a loss of their own, which is tested elsewhere
 EPO = ("epo", "aem_epo", "epo_alfworld", "aem_epo_alfworld", "epo_scienceworld", "aem_epo_scienceworld")
 WITH_TERM = (*EPO, "skywork", "aer_like")
-# they have a critic, whose settings are in test_configs.py
+# they have a critic, whose settings are in tests/recipe/configs
 PPO = ("ppo", "aem_ppo", "epo_ppo", "epo_ppo_scienceworld")
 MACHINE = {
     "webshop_7b": "node",

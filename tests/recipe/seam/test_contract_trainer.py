@@ -2,7 +2,7 @@
 
 An incompatible verl fails here and in the other test_contract_… files, with a hint. Not covered: whether the real
 trainer behaves so with Ray, a real TransferQueue and vLLM (tests/e2e); what the shipped configurations say
-(test_configs.py).
+(tests/recipe/configs).
 """
 
 from __future__ import annotations
