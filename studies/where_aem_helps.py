@@ -130,7 +130,7 @@ def rates(found: Sequence[Run]) -> str:
             if not any(of):
                 continue
             said = [
-                f"**{_percent(one)}**" if best.get((length, method)) == rate else _percent(one)
+                f"**{_plain(one)}**" if best.get((length, method)) == rate else _plain(one)
                 for one, rate in zip(of, RATE_NAMES.values(), strict=True)
             ]
             lines.append(_row([f"`{method}`", str(tokens), str(min(one.n if one else 0 for one in of)), *said]))
@@ -182,6 +182,11 @@ def _points(of: Estimate | None) -> str:
     if of.low is not None and of.high is not None:
         said += f" ({100 * of.low:+.1f} to {100 * of.high:+.1f})"
     return f"{said}, {of.n}".replace("-", "−")
+
+
+def _plain(of: Estimate | None) -> str:
+    """Return a mean without its interval, which two seeds make as wide as the scale."""
+    return "" if of is None else f"{100 * of.mean:.1f}"
 
 
 def _percent(of: Estimate | None) -> str:
