@@ -42,15 +42,12 @@ def _cells(found: Sequence[Run], method: str) -> list[str]:
         for name in ("before", "after", PRIMARY, "entropy, last third", "seconds", "method's share of step")
     }
     gain = None if method == BASELINE else difference(levels, values(found, BENCHMARK, BASELINE, PRIMARY))
-    level = of[PRIMARY]
-    assert level is not None
-    half = "" if level.low is None or level.high is None else f" ± {50 * (level.high - level.low):.1f}"
     return [
         f"`{method}`",
         str(len(levels)),
         _mean(of["before"], ".0%"),
         _mean(of["after"], ".0%"),
-        f"{100 * level.mean:.1f}{half}",
+        _mean(of[PRIMARY], ".1%"),
         "" if gain is None else _points(gain.estimate),
         "–" if method in OTHER_ENTROPY else _mean(of["entropy, last third"], ".2f"),
         _mean(of["seconds"], ".1f"),
