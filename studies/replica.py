@@ -19,10 +19,12 @@ A cell is one file, `OUT/BENCHMARK/METHOD/seedN.jsonl`, which appears whole or n
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -114,11 +116,16 @@ def train(cell: Cell) -> float:
 
 
 def run_all(todo: list[Cell], jobs: int) -> None:
-    """Train cells, `jobs` at a time."""
+    """Train cells, `jobs` at a time, in processes that end with this one, however it ends."""
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=fresh, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs, fresh, _end_with_parent, max_tasks_per_child=1) as pool:
         for cell, seconds in zip(todo, pool.map(train, todo), strict=True):
             print(f"{datetime.now():%H:%M:%S} {cell.name} {seconds:.0f} s", flush=True)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def results(all_cells: list[Cell]) -> list[Result]:

@@ -131,6 +131,11 @@ def test_filters_that_are_none(only, said, study, tmp_path):
         select(study, cells(study, tmp_path), [only])
 
 
+def test_filters_without_a_common_axis_are_refused(study, tmp_path):
+    with pytest.raises(StudyError, match='for those of both: --only "seed=0,method=aem"'):
+        select(study, cells(study, tmp_path), ["seed=0", "method=aem"])
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

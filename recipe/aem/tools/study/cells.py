@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -122,7 +123,8 @@ def select(study: Study, all_cells: Sequence[Cell], only: Sequence[str]) -> list
     """Return the cells that match one of the filters `axis=value|value,axis=value`; all cells without a filter.
 
     Raises:
-        StudyError: a filter is malformed, or names something that the study does not have.
+        StudyError: a filter is malformed, or names something that the study does not have; or two filters have no axis
+            in common, which is hardly meant as "either".
     """
     if not only:
         return list(all_cells)
@@ -132,6 +134,12 @@ def select(study: Study, all_cells: Sequence[Cell], only: Sequence[str]) -> list
         "seed": [str(seed) for seed in study.seeds],
     }
     filters = [_filter(text, known) for text in only]
+    for (first, one), (second, other) in itertools.combinations(zip(only, filters, strict=True), 2):
+        if not one.keys() & other.keys():
+            raise StudyError(
+                f'--only {first} --only {second} would be all cells of either; for those of both: --only "{first},'
+                f'{second}"'
+            )
     return [
         cell
         for cell in all_cells
