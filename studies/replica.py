@@ -19,12 +19,10 @@ A cell is one file, `OUT/BENCHMARK/METHOD/seedN.jsonl`, which appears whole or n
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -32,6 +30,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent_loops.workers import die_with_parent
 from recipe.aem.tools.study.cells import Cell, cells, select
 from recipe.aem.tools.study.file import Study, read_study
 from recipe.aem.tools.study.results import Result, as_csv, rows
@@ -118,14 +117,16 @@ def train(cell: Cell) -> float:
 def run_all(todo: list[Cell], jobs: int) -> None:
     """Train cells, `jobs` at a time, in processes that end with this one, however it ends."""
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, fresh, _end_with_parent, max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(jobs, fresh, _end_with, (os.getpid(),), max_tasks_per_child=1) as pool:
         for cell, seconds in zip(todo, pool.map(train, todo), strict=True):
             print(f"{datetime.now():%H:%M:%S} {cell.name} {seconds:.0f} s", flush=True)
 
 
-def _end_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies (PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _end_with(parent: int) -> None:
+    """End this process when its parent ends, or now if it has ended already."""
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def results(all_cells: list[Cell]) -> list[Result]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -314,6 +315,16 @@ def test_the_csv_holds_what_is_there(tmp_path, monkeypatch):
         "echo,aem,1,0,success,0",
         "echo,aem,1,1,success,0.25",
     ]
+
+
+def test_a_worker_whose_parent_has_ended_ends_too():
+    """That the kernel ends it later is tested for the environments' workers, whose function this is."""
+    code = "import os, replica; replica._end_with({}); print('alive')"
+    for parent, status, said in (("os.getppid()", 0, "alive\n"), ("-1", 1, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(parent)], cwd=STUDIES, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (status, said), done.stderr
 
 
 def test_the_entropy_that_is_followed_is_of_a_finished_run(tmp_path):
