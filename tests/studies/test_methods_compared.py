@@ -161,8 +161,14 @@ def test_the_committed_numbers_are_complete():
     assert f"in the sign of {shares[0]}, {shares[1]} and {shares[2]} of the responses" in text
     r = [f"{correlation['drgrpo', name]:.2f}" for name in ("grpo", "gigpo", "ecpo")]
     assert f"correlates with `grpo` at {r[0]}, and with `gigpo` and `ecpo` at {r[1]} and {r[2]}" in text
-    own = [f"{100 * inside[name, name]:.0f} %" for name in ("aem", "hgpo", "grpo")]
-    assert f"with {own[0]} of its variance there, and then by `hgpo` with {own[1]}. Under `grpo` it is {own[2]}" in text
+    own = {name: f"{100 * inside[name, name]:.0f} %" for name in names}
+    assert own["aem_gigpo"] == own["aem"]
+    most = f"over `hgpo` {own['aem_hgpo']} of the variance is there, over `gigpo` and `grpo` {own['aem']}"
+    assert f"{most}, over `ecpo` {own['aem_ecpo']}. Of the others `hgpo` has most, {own['hgpo']}." in text
+    assert f"Under `grpo` it is {own['grpo']}" in text
+    others = [name for name in names if not name.startswith("aem")]
+    assert max(others, key=lambda name: inside[name, name]) == "hgpo"
+    assert max(names, key=lambda name: inside[name, name]) == "aem_hgpo"
     assert os.path.getsize(methods_compared.FIGURE) < 100_000
     page = methods_compared.PAGE.read_text(encoding="utf-8")
     assert f"({methods_compared.FIGURE.relative_to(ROOT / 'docs')})" in page
