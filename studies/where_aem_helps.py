@@ -199,7 +199,7 @@ def _percent(of: Estimate | None) -> str:
 def _mean(of: Sequence[Run], name: str) -> str:
     found = [value for run in of if (value := mean_of(name)(run)) is not None]
     estimate = mean_interval(found)
-    return "" if estimate is None else f"{estimate.mean:.2f}"
+    return "" if estimate is None else f"{round(estimate.mean, 2) + 0.0:.2f}".replace("-", "−")  # no −0.00
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -41,6 +41,12 @@ def test_the_levels_by_hand():
     assert lines[-1] == "| `aem` | 102 | 2 | 10.0 ± 0.0 | 37.0 ± 12.7 | 37.0 ± 12.7 | 0.60 | 0.38 |  |"
 
 
+def test_a_mean_that_rounds_to_zero_has_no_sign():
+    of = [Run("long", "aem", 1, {"aem/groups/shift_mean": [(1, value)]}) for value in (-0.001, -0.002)]
+    assert where_aem_helps._mean(of, "aem/groups/shift_mean") == "0.00"
+    assert where_aem_helps._mean([Run("long", "aem", 1, {"x": [(1, -0.5)]})], "x") == "−0.50"
+
+
 def test_the_learning_rate_with_the_highest_mean_level_is_chosen():
     found = [
         made("long", f"aem_{name}", seed, level + seed / 1000)
