@@ -48,19 +48,22 @@ NOTHING = "No run of the study has been made yet."
 
 
 def check_clones(found: Sequence[Run]) -> None:
-    """Refuse runs of a pair that did not begin from the same clone: those that won other tasks before training.
+    """Refuse to compare runs that did not begin from the same clone: those that won other tasks before training.
+
+    Runs that no comparison sets against each other may come from different machines, and so from different clones.
 
     Raises:
         ValueError: names the first such pair.
     """
-    of: dict[tuple[str, int], Run] = {}
-    for run in found:
-        first = of.setdefault((run.benchmark, run.seed), run)
-        if run.series[FINGERPRINT] != first.series[FINGERPRINT]:
-            raise ValueError(
-                f"{run.benchmark}/seed{run.seed}: {run.method} and {first.method} won other tasks before training, so "
-                "they began from different clones; make both on one machine"
-            )
+    of = {(run.benchmark, run.seed, run.method): run.series[FINGERPRINT] for run in found}
+    for length, seed in dict.fromkeys((run.benchmark, run.seed) for run in found):
+        for pair in COMPARISONS.values():
+            first, second = (of.get((length, seed, method)) for method in pair)
+            if first and second and first != second:
+                raise ValueError(
+                    f"{length}/seed{seed}: {pair[0]} and {pair[1]} won other tasks before training, so "
+                    "they began from different clones; make both on one machine"
+                )
 
 
 def differences(found: Sequence[Run], length: str) -> dict[str, Estimate]:

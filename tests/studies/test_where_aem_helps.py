@@ -72,8 +72,15 @@ def test_a_run_that_is_in_two_csvs_is_refused(tmp_path):
 def test_runs_from_different_clones_are_no_pair():
     where_aem_helps.check_clones(FOUND)
     other = made("long", "aem_shuffled", 2, 0.3, fingerprint=6.0)
-    with pytest.raises(ValueError, match="long/seed2: aem_shuffled and grpo won other tasks before training"):
+    with pytest.raises(ValueError, match="long/seed2: aem and aem_shuffled won other tasks before training"):
         where_aem_helps.check_clones([*FOUND, other])
+
+
+def test_a_comparison_of_its_own_may_come_from_a_clone_of_its_own():
+    factor = [made("long", method, 2, 0.3, fingerprint=6.0) for method in ("aem_kl", "grpo_kl")]
+    where_aem_helps.check_clones([*FOUND, *factor])
+    with pytest.raises(ValueError, match="long/seed2: aem_kl and grpo_kl"):
+        where_aem_helps.check_clones([*FOUND, factor[0], made("long", "grpo_kl", 2, 0.3)])
 
 
 def test_the_map_is_drawn(tmp_path):
