@@ -2,6 +2,8 @@
 
     python studies/replica.py studies/market_rates.yaml --out outputs/rates --csv studies/results/market_rates.csv
     python studies/replica.py studies/market.yaml --out outputs/market --csv studies/results/market_seed11.csv --only …
+    aem study run studies/market.yaml --out outputs/market_engine --only …
+    aem study table studies/market.yaml --out outputs/market_engine --csv studies/results/market_engine.csv
     python studies/where_aem_helps.py
 
 All `studies/results/market_seed*.csv` count, so that pairs can be run on different machines.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from evidence_parts.runs import PRIMARY, Run, difference, interval, mean_of, runs_of, values
@@ -23,6 +26,7 @@ from recipe.aem.tools.statistics import Estimate, mean_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, RUNS, RATES = ROOT / "studies" / "results", "market_seed*.csv", "market_rates.csv"
+ENGINE = "market_engine.csv"
 PAGE = ROOT / "docs" / "where_aem_helps.md"
 FIGURE = ROOT / "docs" / "evidence" / "where_aem_helps.png"
 LENGTHS = {"short": 12, "middle": 36, "long": 102}
@@ -140,18 +144,45 @@ def rates(found: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-TABLES: Mapping[str, Callable[[Sequence[Run], Sequence[Run]], str]] = {
-    "comparisons": lambda found, tuned: comparisons(found),
-    "levels": lambda found, tuned: levels(found),
-    "rates": lambda found, tuned: rates(tuned),
+def engine(found: Sequence[Run], replica: Sequence[Run]) -> str:
+    """Tabulate the differences of mean level in verl, beside those of the same seeds in the replica."""
+    if not found:
+        return NOTHING
+    lines = [_row(["", "tokens", "in verl", "the same seeds in the replica"]), _row(["---", *["---:"] * 3])]
+    for length, tokens in LENGTHS.items():
+        for name, one in differences(found, length).items():
+            seeds = {run.seed for run in found if (run.benchmark, run.method) == (length, COMPARISONS[name][0])}
+            same = differences([run for run in replica if run.seed in seeds], length).get(name)
+            lines.append(_row([name, str(tokens), _points(one), _points(same)]))
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the committed CSVs hold: the study's runs in the replica and in verl, and those of its learning rates."""
+
+    runs: Sequence[Run]
+    engine: Sequence[Run]
+    rates: Sequence[Run]
+
+    @classmethod
+    def read(cls, folder: Path = RESULTS) -> Found:
+        return cls(*(runs_of(folder, pattern) for pattern in (RUNS, ENGINE, RATES)))
+
+
+TABLES: Mapping[str, Callable[[Found], str]] = {
+    "comparisons": lambda found: comparisons(found.runs),
+    "engine": lambda found: engine(found.engine, found.runs),
+    "levels": lambda found: levels(found.runs),
+    "rates": lambda found: rates(found.rates),
 }
 
 
-def fill(page: str, found: Sequence[Run], tuned: Sequence[Run]) -> str:
-    """Return the page with its tables filled in from the runs of the study, and of its learning rates."""
+def fill(page: str, found: Found) -> str:
+    """Return the page with its tables filled in."""
     for name, table in TABLES.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page = block.sub(lambda block, table=table: f"{block[1]}{table(found, tuned)}\n{block[2]}", page)
+        page = block.sub(lambda block, table=table: f"{block[1]}{table(found)}\n{block[2]}", page)
     return page
 
 
@@ -210,14 +241,14 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def main() -> None:
-    found, tuned = runs_of(RESULTS, RUNS), runs_of(RESULTS, RATES)
-    check_clones(found)
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found, tuned), encoding="utf-8")
-    print(f"{PAGE}: {len(found)} runs, {len(tuned)} of learning rates")
-    for (length, method), rate in chosen(tuned).items():
+    found = Found.read()
+    check_clones(found.runs)
+    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+    print(f"{PAGE}: {len(found.runs)} runs, {len(found.engine)} in verl, {len(found.rates)} of learning rates")
+    for (length, method), rate in chosen(found.rates).items():
         print(f"{length}: RATE_{method.upper()} is {rate}")
-    if found:
-        draw(found, FIGURE)
+    if found.runs:
+        draw(found.runs, FIGURE)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Composes each shipped configuration once."""
+"""Composes each shipped configuration once; a small model, and the variables that configurations read."""
 
 from __future__ import annotations
 
@@ -33,3 +33,26 @@ def composed_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hydra, "compose", once)
         yield
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A model of two layers that has learned nothing."""
+    from recipe.aem.tools.demo import tiny_model
+
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_model.build_tokenizer(["hello"], [], max_words=10)
+    tiny_model.save(tiny_model.build_model(tokenizer, hidden=16, layers=2), tokenizer, folder, {})
+    return folder
+
+
+@pytest.fixture
+def variables(monkeypatch, model_dir):
+    """Set what every shipped configuration must be told, and nothing that it may be told."""
+    monkeypatch.setenv("AEM_MODEL", str(model_dir))
+    for benchmark in ("WEBSHOP", "ALFWORLD", "SCIENCEWORLD", "TEXTWORLD_EXPRESS", "SWE", "SEARCH"):
+        monkeypatch.setenv(f"{benchmark}_PARQUET", f"/parquet/{benchmark.lower()}")
+    for name in ("WEBSHOP_DATA", "ALFWORLD_DATA", "SWE_TASKS", "SEARCH_DATA"):
+        monkeypatch.setenv(name, f"/data/{name.partition('_')[0].lower()}")
+    for name in ("SWE_VALIDATION", "SWE_BACKEND", "SEARCH_URL", "VERL_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)

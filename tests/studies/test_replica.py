@@ -6,10 +6,12 @@ Not covered: that its curves resemble the engine's; docs/evidence/learning.md co
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -315,6 +317,25 @@ def test_the_csv_holds_what_is_there(tmp_path, monkeypatch):
         "echo,aem,1,0,success,0",
         "echo,aem,1,1,success,0.25",
     ]
+
+
+def test_a_cell_leaves_nothing_to_those_after_it(tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    seen = []
+
+    def stand_in(cell):
+        seen.append(os.environ.get("ECHOED"))
+        os.environ["ECHOED"] = str(cell.seed)
+        return SimpleNamespace(run=lambda: iter([(0, {"said": float(os.environ["ECHOED"])})]))
+
+    monkeypatch.setattr(replica, "training_of", stand_in)
+    study = replica.study_of(tmp_path / "study.yaml", [1, 2])
+    todo = replica.cells(study, tmp_path / "out")
+    for cell in todo:
+        assert replica.train(cell) >= 0
+        assert json.loads(replica.path_of(cell).read_text())["data"] == {"said": cell.seed}
+    assert seen == [None] * len(todo) and len(todo) > 1
+    assert not list((tmp_path / "out").rglob("*.partial"))
 
 
 def test_a_worker_whose_parent_has_ended_ends_too():

@@ -83,6 +83,13 @@ def test_a_comparison_of_its_own_may_come_from_a_clone_of_its_own():
         where_aem_helps.check_clones([*FOUND, factor[0], made("long", "grpo_kl", 2, 0.3)])
 
 
+def test_the_engine_stands_beside_the_same_seeds_of_the_replica():
+    verl = [made("long", method, 1, level) for method, level in (("grpo", 0.4), ("aem", 0.43))]
+    lines = where_aem_helps.engine(verl, FOUND).splitlines()
+    assert lines[2:] == ["| AEM − GRPO | 102 | +3.0, 1 | +5.0, 1 |"]
+    assert where_aem_helps.engine([], FOUND) == where_aem_helps.NOTHING
+
+
 def test_the_map_is_drawn(tmp_path):
     where_aem_helps.draw(FOUND, tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5_000
@@ -90,19 +97,22 @@ def test_the_map_is_drawn(tmp_path):
 
 @pytest.fixture
 def committed():
-    return [runs_of(where_aem_helps.RESULTS, pattern) for pattern in (where_aem_helps.RUNS, where_aem_helps.RATES)]
+    return where_aem_helps.Found.read()
 
 
 def test_the_page_says_what_the_csvs_say(committed):
-    where_aem_helps.check_clones(committed[0])
+    where_aem_helps.check_clones(committed.runs)
     page = where_aem_helps.PAGE.read_text(encoding="utf-8")
-    assert where_aem_helps.fill(page, *committed) == page, "run studies/where_aem_helps.py"
-    assert ("where_aem_helps.png" in page) == bool(committed[0])
+    assert where_aem_helps.fill(page, committed) == page, "run studies/where_aem_helps.py"
+    assert ("where_aem_helps.png" in page) == bool(committed.runs)
+    assert all(f"<!-- {name} -->" in page for name in where_aem_helps.TABLES)
 
 
 def test_the_study_has_the_learning_rates_that_were_chosen(committed):
     study = read_study(where_aem_helps.ROOT / "studies" / "market.yaml")
-    for (length, method), rate in where_aem_helps.chosen(committed[1]).items():
+    chosen = where_aem_helps.chosen(committed.rates)
+    assert len(chosen) == 2 * len(where_aem_helps.LENGTHS)
+    for (length, method), rate in chosen.items():
         assert study.benchmarks[length].env[f"RATE_{method.upper()}"] == rate
 
 

@@ -196,8 +196,8 @@ def test_swes_knobs(monkeypatch):
     assert (benchmark["tasks"], benchmark["validation"]) == ("/data/swe", "/data/verified.parquet")
     assert benchmark["sandbox"]["backend"] == "docker" and benchmark["sandbox"]["options"] == {"network": "none"}
     assert (config.data.train_files, config.data.val_files) == (
-        "/data/tasks/train.parquet",
-        "/data/tasks/validation.parquet",
+        "/parquet/swe/train.parquet",
+        "/parquet/swe/validation.parquet",
     )
 
 

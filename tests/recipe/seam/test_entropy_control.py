@@ -103,11 +103,9 @@ def test_it_goes_with_epo():
 
 
 @pytest.mark.parametrize("rule", ["skywork", "aer_like"])
-def test_the_shipped_settings_are_the_defaults(monkeypatch, rule):
+def test_the_shipped_settings_are_the_defaults(variables, rule):
     import hydra
 
-    for variable in ("AEM_MODEL", "WEBSHOP_DATA", "WEBSHOP_PARQUET"):
-        monkeypatch.setenv(variable, "x")
     with hydra.initialize_config_module("recipe.aem.config", version_base=None):
         config = hydra.compose("webshop_7b", [f"method={rule}"])
     assert check_terms(config, "0.9.1") == [EntropyControlSettings(enable=True, rule=rule)]

@@ -427,11 +427,9 @@ def test_the_legacy_trainer_refuses_before_it_starts(verl_trainer):
         RayPPOTrainer(OmegaConf.create({"algorithm": GOOD["algorithm"]}), None, {}, None)
 
 
-def test_the_shipped_settings_are_all_of_them(monkeypatch):
+def test_the_shipped_settings_are_all_of_them(variables):
     import hydra
 
-    for variable in ("AEM_MODEL", "WEBSHOP_DATA", "WEBSHOP_PARQUET"):
-        monkeypatch.setenv(variable, "x")
     with hydra.initialize_config_module("recipe.aem.config", version_base=None):
         config = hydra.compose("webshop_7b", ["method=aem_epo", "algorithm.epo.coef=0.01"])
     assert check_terms(config, "0.9.1") == [EpoSettings(enable=True, coef=0.01)]

@@ -20,19 +20,9 @@ from verl.utils.model import load_valuehead_model  # noqa: E402
 from verl.workers.config import HFModelConfig  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from recipe.aem.tools.demo import tiny_model
-
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_model.build_tokenizer(["hello"], [], max_words=10)
-    tiny_model.save(tiny_model.build_model(tokenizer, hidden=16, layers=2), tokenizer, folder, {})
-    return folder
-
-
-def critic(folder, attention):
+def critic(model_dir, attention):
     """As verl's FSDP engine makes it (workers/engine/fsdp/transformer_impl.py:295)."""
-    config = HFModelConfig(path=str(folder), override_config={"attn_implementation": attention})
+    config = HFModelConfig(path=str(model_dir), override_config={"attn_implementation": attention})
     config.hf_config.num_labels = 1
     torch.manual_seed(0)
     model = load_valuehead_model(
@@ -42,18 +32,18 @@ def critic(folder, attention):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_critic_takes_the_configured_attention(folder, attention):
-    model = critic(folder, attention)
+def test_a_critic_takes_the_configured_attention(model_dir, attention):
+    model = critic(model_dir, attention)
     assert model.config._attn_implementation == attention
     assert model.dtype == torch.float32 and model.score.out_features == 1
-    actor = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    actor = transformers.AutoModelForCausalLM.from_pretrained(model_dir)
     for name, weight in actor.model.state_dict().items():
         assert torch.equal(model.model.state_dict()[name], weight), name
 
 
-def test_flash_attention_is_left_to_verl(folder):
+def test_flash_attention_is_left_to_verl(model_dir):
     with pytest.raises(RuntimeError, match="please install trl"):
-        critic(folder, "flash_attention_2")
+        critic(model_dir, "flash_attention_2")
 
 
 def test_a_model_without_a_token_classifier_is_named():
@@ -62,8 +52,8 @@ def test_a_model_without_a_token_classifier_is_named():
         load_valuehead_model("nowhere", torch.float32, config, False)
 
 
-def test_packed_rows_have_the_values_of_padded_ones(folder):
-    model = critic(folder, "sdpa")
+def test_packed_rows_have_the_values_of_padded_ones(model_dir):
+    model = critic(model_dir, "sdpa")
     rows = [torch.tensor([5, 3, 8, 2]), torch.tensor([7, 1])]
 
     def values(tokens: Tensor, **given: Tensor) -> Tensor:
