@@ -49,6 +49,7 @@ SEEN = ("entropy", "aem/reliability/mean", "aem/groups/shift_mean")
 """Of the columns of a method's levels, the series that are averaged over steps and runs."""
 FINGERPRINT = "validation/fingerprint"
 NOTHING = "No run of the study has been made yet."
+NOTHING_IN_VERL = "Not run yet."
 
 
 def check_clones(found: Sequence[Run]) -> None:
@@ -147,7 +148,7 @@ def rates(found: Sequence[Run]) -> str:
 def engine(found: Sequence[Run], replica: Sequence[Run]) -> str:
     """Tabulate the differences of mean level in verl, beside those of the same seeds in the replica."""
     if not found:
-        return NOTHING
+        return NOTHING_IN_VERL
     lines = [_row(["", "tokens", "in verl", "the same seeds in the replica"]), _row(["---", *["---:"] * 3])]
     for length, tokens in LENGTHS.items():
         for name, one in differences(found, length).items():

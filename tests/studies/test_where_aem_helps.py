@@ -87,7 +87,7 @@ def test_the_engine_stands_beside_the_same_seeds_of_the_replica():
     verl = [made("long", method, 1, level) for method, level in (("grpo", 0.4), ("aem", 0.43))]
     lines = where_aem_helps.engine(verl, FOUND).splitlines()
     assert lines[2:] == ["| AEM − GRPO | 102 | +3.0, 1 | +5.0, 1 |"]
-    assert where_aem_helps.engine([], FOUND) == where_aem_helps.NOTHING
+    assert where_aem_helps.engine([], FOUND) == where_aem_helps.NOTHING_IN_VERL
 
 
 def test_the_map_is_drawn(tmp_path):

@@ -213,9 +213,9 @@ def test_swes_settings_are_the_sandboxs():
 @pytest.mark.parametrize(
     ("name", "files", "splits"),
     [
-        ("alfworld_7b", "/data/games", ["valid_seen", "valid_unseen"]),
-        ("scienceworld_7b", "/data/science", ["dev", "test"]),
-        ("textworld_express_7b", "/data/express", ["dev", "test"]),
+        ("alfworld_7b", "/parquet/alfworld", ["valid_seen", "valid_unseen"]),
+        ("scienceworld_7b", "/parquet/scienceworld", ["dev", "test"]),
+        ("textworld_express_7b", "/parquet/textworld_express", ["dev", "test"]),
     ],
 )
 def test_one_override_chooses_the_split_to_validate_on(name, files, splits):
