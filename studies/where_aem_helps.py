@@ -41,7 +41,9 @@ COMPARISONS = {
     "AEM − GRPO with KL": ("aem_kl", "grpo_kl"),
     "AEM − GRPO in groups of 16": ("aem_16", "grpo_16"),
 }
-"""What is compared with what, each at every length; the first at `long` is the primary comparison."""
+"""What is compared with what, each at every length."""
+DECIDED = ("AEM − GRPO", "long")
+"""The protocol's primary comparison."""
 SEEDS = 2
 """Held-apart seeds of each learning rate."""
 RATE_NAMES = {"low": "2.5e-4", "middle": "5e-4", "high": "1e-3"}
@@ -188,7 +190,10 @@ def fill(page: str, found: Found) -> str:
 
 
 def draw(found: Sequence[Run], path: Path) -> None:
-    """Draw the differences of mean level with their intervals: a line a comparison, a panel a length."""
+    """Draw the differences of mean level with their intervals: a line a comparison, a panel a length.
+
+    The primary comparison is in colour.
+    """
     names = [name for name in COMPARISONS if any(name in differences(found, length) for length in LENGTHS)]
     with drawing() as plt:
         figure, panels = plt.subplots(
@@ -197,7 +202,7 @@ def draw(found: Sequence[Run], path: Path) -> None:
         for panel, (length, tokens) in zip(panels, LENGTHS.items(), strict=True):
             panel.axvline(0, color="0.6", linewidth=0.8)
             for name, of in differences(found, length).items():
-                colour = COLOURS[0] if name == names[0] else "0.45"
+                colour = COLOURS[0] if (name, length) == DECIDED else "0.45"
                 if of.low is not None and of.high is not None:
                     panel.plot([100 * of.low, 100 * of.high], [names.index(name)] * 2, color=colour, linewidth=1.6)
                 panel.plot([100 * of.mean], [names.index(name)], "o", color=colour, markersize=5)
