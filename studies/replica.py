@@ -101,7 +101,7 @@ def entropies(path: Path) -> dict[int, float]:
 
 
 def train(cell: Cell) -> float:
-    """Train a cell in a worker; return the seconds it took. Nothing of it is left to the cells that come after it."""
+    """Train a cell in a worker; return the seconds it took. The environment is left as it was."""
     started = time.perf_counter()
     with mock.patch.dict(os.environ):  # which the configuration reads, and `training_of` sets
         training = training_of(cell)
