@@ -14,7 +14,7 @@ Each table stands in the page between `<!-- NAME -->` and `<!-- end -->`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,19 +31,23 @@ PAGE = ROOT / "docs" / "where_aem_helps.md"
 FIGURE = ROOT / "docs" / "evidence" / "where_aem_helps.png"
 LENGTHS = {"short": 12, "middle": 36, "long": 102}
 """Tokens of a response; waiting takes one more."""
-COMPARISONS = {
-    "AEM − GRPO": ("aem", "grpo"),
-    "AEM − shuffled α": ("aem", "aem_shuffled"),
-    "reversed α − GRPO": ("aem_reversed", "grpo"),
-    "α of the kind of turn − GRPO": ("aem_of_kind", "grpo"),
-    "AEM's entropy by a bonus − GRPO": ("entropy_of_aem", "grpo"),
+FRESH = 27
+"""The first seed of the fresh pairs, which the protocol's change 8 names; those before it are the map's."""
+BOTH = {"AEM − GRPO": ("aem", "grpo"), "AEM − shuffled α": ("aem", "aem_shuffled")}
+MAPPED = BOTH | {
     "AEM − GRPO over trajectories": ("aem_trajectories", "grpo_trajectories"),
     "AEM − GRPO with KL": ("aem_kl", "grpo_kl"),
     "AEM − GRPO in groups of 16": ("aem_16", "grpo_16"),
 }
-"""What is compared with what, each at every length."""
-DECIDED = ("AEM − GRPO", "long")
-"""The protocol's primary comparison."""
+CONTROLS = BOTH | {
+    "reversed α − GRPO": ("aem_reversed", "grpo"),
+    "α of the kind of turn − GRPO": ("aem_of_kind", "grpo"),
+    "AEM's entropy by a bonus − GRPO": ("entropy_of_aem", "grpo"),
+}
+"""What is compared with what: by the map's pairs, and by the fresh ones."""
+COMPARISONS = MAPPED | CONTROLS
+PRIMARY_COMPARISON, CONFIRMATION = ("AEM − GRPO", "long"), ("AEM − shuffled α", "middle")
+"""Those that the protocol named before their runs: of the map's pairs, and of the fresh ones."""
 SEEDS = 2
 """Held-apart seeds of each learning rate."""
 RATE_NAMES = {"low": "2.5e-4", "middle": "5e-4", "high": "1e-3"}
@@ -82,17 +86,17 @@ def differences(found: Sequence[Run], length: str) -> dict[str, Estimate]:
     return {name: one.estimate for name, one in of.items() if one is not None}
 
 
-def comparisons(found: Sequence[Run]) -> str:
-    """Tabulate the differences of mean level, in points, with intervals and numbers of pairs."""
-    if not found:
+def comparisons(found: Sequence[Run], names: Iterable[str]) -> str:
+    """Tabulate the differences of mean level, in points, with intervals and numbers of pairs.
+
+    Lengths that have no run are left out; "not run" stands for a comparison without a pair.
+    """
+    of = {length: differences(found, length) for length in LENGTHS if any(run.benchmark == length for run in found)}
+    if not of:
         return NOTHING
-    of = {length: differences(found, length) for length in LENGTHS}
-    lines = [_row(["", *(f"{tokens} tokens" for tokens in LENGTHS.values())]), _row(["---"] + ["---:"] * len(LENGTHS))]
-    for name in COMPARISONS:
-        if any(name in one for one in of.values()):
-            lines.append(_row([name, *(_points(one.get(name)) for one in of.values())]))
-    lacking = [name for name in COMPARISONS if not any(name in one for one in of.values())]
-    return "\n".join([*lines, "", f"Not run yet: {'; '.join(lacking)}." if lacking else "All comparisons have runs."])
+    lines = [_row(["", *(f"{LENGTHS[length]} tokens" for length in of)]), _row(["---"] + ["---:"] * len(of))]
+    lines += [_row([name, *(_points(one.get(name)) or "not run" for one in of.values())]) for name in names]
+    return "\n".join(lines)
 
 
 def levels(found: Sequence[Run]) -> str:
@@ -164,7 +168,7 @@ def engine(found: Sequence[Run], replica: Sequence[Run]) -> str:
 class Found:
     """What the committed CSVs hold: the study's runs in the replica and in verl, and those of its learning rates."""
 
-    runs: Sequence[Run]
+    replica: Sequence[Run]
     engine: Sequence[Run]
     rates: Sequence[Run]
 
@@ -172,11 +176,21 @@ class Found:
     def read(cls, folder: Path = RESULTS) -> Found:
         return cls(*(runs_of(folder, pattern) for pattern in (RUNS, ENGINE, RATES)))
 
+    @property
+    def mapped(self) -> Sequence[Run]:
+        return [run for run in self.replica if run.seed < FRESH]
+
+    @property
+    def fresh(self) -> Sequence[Run]:
+        return [run for run in self.replica if run.seed >= FRESH]
+
 
 TABLES: Mapping[str, Callable[[Found], str]] = {
-    "comparisons": lambda found: comparisons(found.runs),
-    "engine": lambda found: engine(found.engine, found.runs),
-    "levels": lambda found: levels(found.runs),
+    "comparisons": lambda found: comparisons(found.mapped, MAPPED),
+    "fresh": lambda found: comparisons(found.fresh, CONTROLS),
+    "engine": lambda found: engine(found.engine, found.mapped),
+    "levels": lambda found: levels(found.mapped),
+    "fresh levels": lambda found: levels(found.fresh),
     "rates": lambda found: rates(found.rates),
 }
 
@@ -189,23 +203,25 @@ def fill(page: str, found: Found) -> str:
     return page
 
 
-def draw(found: Sequence[Run], path: Path) -> None:
+def draw(found: Found, path: Path) -> None:
     """Draw the differences of mean level with their intervals: a line a comparison, a panel a length.
 
-    The primary comparison is in colour.
+    Below the map's comparisons stand those of the fresh pairs. What was named before its runs is in colour.
     """
-    names = [name for name in COMPARISONS if any(name in differences(found, length) for length in LENGTHS)]
+    parts = ((found.mapped, MAPPED, "", PRIMARY_COMPARISON), (found.fresh, CONTROLS, "fresh pairs: ", CONFIRMATION))
+    names = [mark + name for runs, names, mark, _ in parts if runs for name in names]
     with drawing() as plt:
         figure, panels = plt.subplots(
             1, len(LENGTHS), figsize=(10.5, 1.2 + 0.34 * len(names)), sharey=True, sharex=True
         )
         for panel, (length, tokens) in zip(panels, LENGTHS.items(), strict=True):
             panel.axvline(0, color="0.6", linewidth=0.8)
-            for name, of in differences(found, length).items():
-                colour = COLOURS[0] if (name, length) == DECIDED else "0.45"
-                if of.low is not None and of.high is not None:
-                    panel.plot([100 * of.low, 100 * of.high], [names.index(name)] * 2, color=colour, linewidth=1.6)
-                panel.plot([100 * of.mean], [names.index(name)], "o", color=colour, markersize=5)
+            for runs, _, mark, named in parts:
+                for name, of in differences(runs, length).items():
+                    colour, place = COLOURS[0] if (name, length) == named else "0.45", names.index(mark + name)
+                    if of.low is not None and of.high is not None:
+                        panel.plot([100 * of.low, 100 * of.high], [place] * 2, color=colour, linewidth=1.6)
+                    panel.plot([100 * of.mean], [place], "o", color=colour, markersize=5)
             panel.set_title(f"{tokens} tokens", fontsize=10, loc="left")
             panel.set(xlabel="mean level, points")
         panels[0].set_yticks(range(len(names)), names)
@@ -248,13 +264,13 @@ def _row(cells: Sequence[str]) -> str:
 
 def main() -> None:
     found = Found.read()
-    check_clones(found.runs)
+    check_clones(found.replica)
     PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
-    print(f"{PAGE}: {len(found.runs)} runs, {len(found.engine)} in verl, {len(found.rates)} of learning rates")
+    print(f"{PAGE}: {len(found.replica)} runs, {len(found.engine)} in verl, {len(found.rates)} of learning rates")
     for (length, method), rate in chosen(found.rates).items():
         print(f"{length}: RATE_{method.upper()} is {rate}")
-    if found.runs:
-        draw(found.runs, FIGURE)
+    if found.replica:
+        draw(found, FIGURE)
 
 
 if __name__ == "__main__":

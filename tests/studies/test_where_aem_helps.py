@@ -5,9 +5,12 @@ Not covered: whether the CSVs come from the runs; how the figure looks.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import where_aem_helps
-from evidence_parts.runs import Run, runs_of
+from evidence_parts import runs
+from evidence_parts.runs import PRIMARY, Run, runs_of, values
 
 from recipe.aem.tools.study.file import read_study
 
@@ -27,12 +30,22 @@ FOUND = [
 
 
 def test_the_comparisons_by_hand():
-    lines = where_aem_helps.comparisons(FOUND).splitlines()
+    lines = where_aem_helps.comparisons(FOUND, where_aem_helps.BOTH).splitlines()
     # differences 5 and 6 points: 5.5 ± 12.706 · 0.5
-    assert lines[0] == "|  | 12 tokens | 36 tokens | 102 tokens |"
-    assert lines[2] == "| AEM − GRPO | −2.0, 1 |  | +5.5 (−0.9 to +11.9), 2 |"
-    assert lines[-1].startswith("Not run yet: AEM − shuffled α; ")
-    assert where_aem_helps.comparisons([]) == where_aem_helps.NOTHING
+    assert lines[0] == "|  | 12 tokens | 102 tokens |", "36 tokens have no run"
+    assert lines[2] == "| AEM − GRPO | −2.0, 1 | +5.5 (−0.9 to +11.9), 2 |"
+    assert lines[3:] == ["| AEM − shuffled α | not run | not run |"]
+    assert where_aem_helps.comparisons([], where_aem_helps.BOTH) == where_aem_helps.NOTHING
+
+
+def test_fresh_pairs_stand_apart_from_those_of_the_map():
+    fresh = [made("long", method, seed, 0.3) for method in ("grpo", "aem") for seed in (27, 42)]
+    found = where_aem_helps.Found([*FOUND, *fresh], [], [])
+    assert (found.mapped, found.fresh) == (FOUND, fresh)
+    page = where_aem_helps.fill("<!-- comparisons -->\n<!-- end -->\n<!-- fresh -->\n<!-- end -->\n", found)
+    of_map, of_fresh = page.split("<!-- fresh -->")
+    assert "+5.5 (−0.9 to +11.9), 2 |" in of_map
+    assert "| AEM − GRPO | +0.0 (+0.0 to +0.0), 2 |" in of_fresh
 
 
 def test_the_levels_by_hand():
@@ -91,7 +104,7 @@ def test_the_engine_stands_beside_the_same_seeds_of_the_replica():
 
 
 def test_the_map_is_drawn(tmp_path):
-    where_aem_helps.draw(FOUND, tmp_path / "map.png")
+    where_aem_helps.draw(where_aem_helps.Found(FOUND, [], []), tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5_000
 
 
@@ -101,10 +114,10 @@ def committed():
 
 
 def test_the_page_says_what_the_csvs_say(committed):
-    where_aem_helps.check_clones(committed.runs)
+    where_aem_helps.check_clones(committed.replica)
     page = where_aem_helps.PAGE.read_text(encoding="utf-8")
     assert where_aem_helps.fill(page, committed) == page, "run studies/where_aem_helps.py"
-    assert ("where_aem_helps.png" in page) == bool(committed.runs)
+    assert ("where_aem_helps.png" in page) == bool(committed.replica)
     assert all(f"<!-- {name} -->" in page for name in where_aem_helps.TABLES)
 
 
@@ -123,3 +136,23 @@ def test_every_comparison_is_of_methods_of_the_study():
     assert list(rates.benchmarks) == list(study.benchmarks) == list(where_aem_helps.LENGTHS)
     for method, overrides in rates.methods.items():
         assert overrides[1].endswith(f"lr={where_aem_helps.RATE_NAMES[method.rpartition('_')[2]]}")
+
+
+def test_the_intervals_in_sentences_are_those_of_the_csvs(committed):
+    """Sentences are written by hand; an interval in them that no comparison has is one of earlier runs."""
+    measured = {
+        where_aem_helps._points(difference.estimate).partition("(")[2].partition(")")[0].replace("+", "")
+        for found in (committed.mapped, committed.fresh, committed.engine)
+        for length in where_aem_helps.LENGTHS
+        for pair in where_aem_helps.COMPARISONS.values()
+        for measure in (PRIMARY, "end")
+        if (difference := runs.difference(*(values(found, length, method, measure) for method in pair)))
+    }
+    page = where_aem_helps.PAGE.read_text(encoding="utf-8")
+    readme = (where_aem_helps.ROOT / "README.md").read_text(encoding="utf-8")
+    sentence = re.search(r"With responses of 12,.*?where_aem_helps", readme, re.DOTALL)
+    assert sentence, "the README has its sentence on where AEM helps"
+    found = re.findall(r"([+−]?\d+\.\d)\s+to\s+([+−]?\d+\.\d)", page + sentence[0])
+    said = {f"{low.lstrip('+')} to {high.lstrip('+')}" for low, high in found}
+    assert len(said) > 5
+    assert said <= measured
