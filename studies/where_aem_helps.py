@@ -43,10 +43,12 @@ CONTROLS = BOTH | {
     "reversed α − GRPO": ("aem_reversed", "grpo"),
     "α of the kind of turn − GRPO": ("aem_of_kind", "grpo"),
     "AEM's entropy by a bonus − GRPO": ("entropy_of_aem", "grpo"),
+    "AEM − GRPO over trajectories": MAPPED["AEM − GRPO over trajectories"],
 }
 """What is compared with what: by the map's pairs, and by the fresh ones."""
 COMPARISONS = MAPPED | CONTROLS
-PRIMARY_COMPARISON, CONFIRMATION = ("AEM − GRPO", "long"), ("AEM − shuffled α", "middle")
+PRIMARY_COMPARISON = {("AEM − GRPO", "long")}
+CONFIRMATIONS = {("AEM − shuffled α", "middle"), ("AEM − GRPO over trajectories", "middle")}
 """Those that the protocol named before their runs: of the map's pairs, and of the fresh ones."""
 SEEDS = 2
 """Held-apart seeds of each learning rate."""
@@ -208,7 +210,7 @@ def draw(found: Found, path: Path) -> None:
 
     Below the map's comparisons stand those of the fresh pairs. What was named before its runs is in colour.
     """
-    parts = ((found.mapped, MAPPED, "", PRIMARY_COMPARISON), (found.fresh, CONTROLS, "fresh pairs: ", CONFIRMATION))
+    parts = ((found.mapped, MAPPED, "", PRIMARY_COMPARISON), (found.fresh, CONTROLS, "fresh pairs: ", CONFIRMATIONS))
     names = [mark + name for runs, names, mark, _ in parts if runs for name in names]
     with drawing() as plt:
         figure, panels = plt.subplots(
@@ -218,7 +220,7 @@ def draw(found: Found, path: Path) -> None:
             panel.axvline(0, color="0.6", linewidth=0.8)
             for runs, _, mark, named in parts:
                 for name, of in differences(runs, length).items():
-                    colour, place = COLOURS[0] if (name, length) == named else "0.45", names.index(mark + name)
+                    colour, place = COLOURS[0] if (name, length) in named else "0.45", names.index(mark + name)
                     if of.low is not None and of.high is not None:
                         panel.plot([100 * of.low, 100 * of.high], [place] * 2, color=colour, linewidth=1.6)
                     panel.plot([100 * of.mean], [place], "o", color=colour, markersize=5)
