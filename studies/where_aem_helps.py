@@ -154,15 +154,19 @@ def rates(found: Sequence[Run]) -> str:
 
 
 def engine(found: Sequence[Run], replica: Sequence[Run]) -> str:
-    """Tabulate the differences of mean level in verl, beside those of the same seeds in the replica."""
+    """Tabulate the differences of mean level in verl, beside those of the same seeds in the replica, and each pair."""
     if not found:
         return NOTHING_IN_VERL
-    lines = [_row(["", "tokens", "in verl", "the same seeds in the replica"]), _row(["---", *["---:"] * 3])]
+    lines = [_row(["", "tokens", "in", "difference", "pair by pair"]), _row(["---", "---:", "---", "---:", "---"])]
     for length, tokens in LENGTHS.items():
-        for name, one in differences(found, length).items():
+        for name in differences(found, length):
             seeds = {run.seed for run in found if (run.benchmark, run.method) == (length, COMPARISONS[name][0])}
-            same = differences([run for run in replica if run.seed in seeds], length).get(name)
-            lines.append(_row([name, str(tokens), _points(one), _points(same)]))
+            same = [run for run in replica if run.seed in seeds]
+            for place, runs in (("verl", found), ("the replica", same)):
+                first, second = (values(runs, length, method, PRIMARY) for method in COMPARISONS[name])
+                pairs = [_signed(first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())]
+                one = differences(runs, length).get(name)
+                lines.append(_row([name, str(tokens), place, _points(one), ", ".join(pairs)]))
     return "\n".join(lines)
 
 
@@ -236,10 +240,14 @@ def draw(found: Found, path: Path) -> None:
 def _points(of: Estimate | None) -> str:
     if of is None:
         return ""
-    said = f"{100 * of.mean:+.1f}"
+    said = _signed(of.mean)
     if of.low is not None and of.high is not None:
-        said += f" ({100 * of.low:+.1f} to {100 * of.high:+.1f})"
-    return f"{said}, {of.n}".replace("-", "−")
+        said += f" ({_signed(of.low)} to {_signed(of.high)})"
+    return f"{said}, {of.n}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _plain(of: Estimate | None) -> str:

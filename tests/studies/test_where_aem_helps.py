@@ -99,7 +99,10 @@ def test_a_comparison_of_its_own_may_come_from_a_clone_of_its_own():
 def test_the_engine_stands_beside_the_same_seeds_of_the_replica():
     verl = [made("long", method, 1, level) for method, level in (("grpo", 0.4), ("aem", 0.43))]
     lines = where_aem_helps.engine(verl, FOUND).splitlines()
-    assert lines[2:] == ["| AEM − GRPO | 102 | +3.0, 1 | +5.0, 1 |"]
+    assert lines[2:] == [
+        "| AEM − GRPO | 102 | verl | +3.0, 1 | +3.0 |",
+        "| AEM − GRPO | 102 | the replica | +5.0, 1 | +5.0 |",
+    ]
     assert where_aem_helps.engine([], FOUND) == where_aem_helps.NOTHING_IN_VERL
 
 
