@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from evidence_parts.runs import PRIMARY, Run, difference, interval, mean_of, runs_of, values
 from palette import reduce_colours
@@ -39,14 +40,15 @@ MAPPED = BOTH | {
     "AEM − GRPO with KL": ("aem_kl", "grpo_kl"),
     "AEM − GRPO in groups of 16": ("aem_16", "grpo_16"),
 }
-CONTROLS = BOTH | {
+ON_FRESH_PAIRS = BOTH | {
     "reversed α − GRPO": ("aem_reversed", "grpo"),
+    "reversed α − AEM": ("aem_reversed", "aem"),
     "α of the kind of turn − GRPO": ("aem_of_kind", "grpo"),
     "AEM's entropy by a bonus − GRPO": ("entropy_of_aem", "grpo"),
     "AEM − GRPO over trajectories": MAPPED["AEM − GRPO over trajectories"],
 }
 """What is compared with what: by the map's pairs, and by the fresh ones."""
-COMPARISONS = MAPPED | CONTROLS
+COMPARISONS = MAPPED | ON_FRESH_PAIRS
 PRIMARY_COMPARISON = {("AEM − GRPO", "long")}
 CONFIRMATIONS = {("AEM − shuffled α", "middle"), ("AEM − GRPO over trajectories", "middle")}
 """Those that the protocol named before their runs: of the map's pairs, and of the fresh ones."""
@@ -99,6 +101,23 @@ def comparisons(found: Sequence[Run], names: Iterable[str]) -> str:
     lines = [_row(["", *(f"{LENGTHS[length]} tokens" for length in of)]), _row(["---"] + ["---:"] * len(of))]
     lines += [_row([name, *(_points(one.get(name)) or "not run" for one in of.values())]) for name in names]
     return "\n".join(lines)
+
+
+def entropy_followed(found: Sequence[Run]) -> str:
+    """Say how far entropies were from those of the pair's AEM run, in nats a step, with the bonus and without."""
+    of = {(run.benchmark, run.seed, run.method): dict(run.series["entropy"]) for run in found}
+    pairs = [key[:2] for key in of if key[2] == "entropy_of_aem"]
+    if not pairs:
+        return NOTHING
+
+    def distance(method: str) -> float:
+        steps = [(of[*pair, method], of[*pair, "aem"]) for pair in pairs]
+        return fmean(fmean(abs(own[step] - aem[step]) for step in own) for own, aem in steps)
+
+    return (
+        f"Mean distance from the entropy of the pair's AEM run, {len(pairs)} pairs: {distance('entropy_of_aem'):.2f} nats "
+        f"a step with the bonus, {distance('grpo'):.2f} with GRPO alone."
+    )
 
 
 def levels(found: Sequence[Run]) -> str:
@@ -165,8 +184,8 @@ def engine(found: Sequence[Run], replica: Sequence[Run]) -> str:
             for place, runs in (("verl", found), ("the replica", same)):
                 first, second = (values(runs, length, method, PRIMARY) for method in COMPARISONS[name])
                 pairs = [_signed(first[seed] - second[seed]) for seed in sorted(first.keys() & second.keys())]
-                one = differences(runs, length).get(name)
-                lines.append(_row([name, str(tokens), place, _points(one), ", ".join(pairs)]))
+                one = difference(first, second)
+                lines.append(_row([name, str(tokens), place, _points(one and one.estimate), ", ".join(pairs)]))
     return "\n".join(lines)
 
 
@@ -193,7 +212,8 @@ class Found:
 
 TABLES: Mapping[str, Callable[[Found], str]] = {
     "comparisons": lambda found: comparisons(found.mapped, MAPPED),
-    "fresh": lambda found: comparisons(found.fresh, CONTROLS),
+    "fresh": lambda found: comparisons(found.fresh, ON_FRESH_PAIRS),
+    "entropy": lambda found: entropy_followed(found.fresh),
     "engine": lambda found: engine(found.engine, found.mapped),
     "levels": lambda found: levels(found.mapped),
     "fresh levels": lambda found: levels(found.fresh),
@@ -214,7 +234,10 @@ def draw(found: Found, path: Path) -> None:
 
     Below the map's comparisons stand those of the fresh pairs. What was named before its runs is in colour.
     """
-    parts = ((found.mapped, MAPPED, "", PRIMARY_COMPARISON), (found.fresh, CONTROLS, "fresh pairs: ", CONFIRMATIONS))
+    parts = (
+        (found.mapped, MAPPED, "", PRIMARY_COMPARISON),
+        (found.fresh, ON_FRESH_PAIRS, "fresh pairs: ", CONFIRMATIONS),
+    )
     names = [mark + name for runs, names, mark, _ in parts if runs for name in names]
     with drawing() as plt:
         figure, panels = plt.subplots(

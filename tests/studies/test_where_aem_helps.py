@@ -9,8 +9,7 @@ import re
 
 import pytest
 import where_aem_helps
-from evidence_parts import runs
-from evidence_parts.runs import PRIMARY, Run, runs_of, values
+from evidence_parts.runs import PRIMARY, Run, difference, runs_of, values
 
 from recipe.aem.tools.study.file import read_study
 
@@ -46,6 +45,14 @@ def test_fresh_pairs_stand_apart_from_those_of_the_map():
     of_map, of_fresh = page.split("<!-- fresh -->")
     assert "+5.5 (−0.9 to +11.9), 2 |" in of_map
     assert "| AEM − GRPO | +0.0 (+0.0 to +0.0), 2 |" in of_fresh
+
+
+def test_the_distance_of_entropies_by_hand():
+    entropies = {"aem": [0.5, 0.7], "grpo": [0.6, 0.4], "entropy_of_aem": [0.5, 0.8]}
+    found = [Run("middle", method, 27, {"entropy": list(enumerate(series))}) for method, series in entropies.items()]
+    said = where_aem_helps.entropy_followed(found)
+    assert "1 pairs: 0.05 nats a step with the bonus, 0.20 with GRPO alone" in said
+    assert where_aem_helps.entropy_followed(found[:2]) == where_aem_helps.NOTHING
 
 
 def test_the_levels_by_hand():
@@ -144,12 +151,12 @@ def test_every_comparison_is_of_methods_of_the_study():
 def test_the_intervals_in_sentences_are_those_of_the_csvs(committed):
     """Sentences are written by hand; an interval in them that no comparison has is one of earlier runs."""
     measured = {
-        where_aem_helps._points(difference.estimate).partition("(")[2].partition(")")[0].replace("+", "")
+        where_aem_helps._points(one.estimate).partition("(")[2].partition(")")[0].replace("+", "")
         for found in (committed.mapped, committed.fresh, committed.replica, committed.engine)
         for length in where_aem_helps.LENGTHS
         for pair in where_aem_helps.COMPARISONS.values()
         for measure in (PRIMARY, "end")
-        if (difference := runs.difference(*(values(found, length, method, measure) for method in pair)))
+        if (one := difference(*(values(found, length, method, measure) for method in pair)))
     }
     page = where_aem_helps.PAGE.read_text(encoding="utf-8")
     sentences = re.sub(r"<!-- .*?<!-- end -->", "", page, flags=re.DOTALL)
