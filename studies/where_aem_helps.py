@@ -114,9 +114,10 @@ def entropy_followed(found: Sequence[Run]) -> str:
         steps = [(of[*pair, method], of[*pair, "aem"]) for pair in pairs]
         return fmean(fmean(abs(own[step] - aem[step]) for step in own) for own, aem in steps)
 
+    bonus, alone = distance("entropy_of_aem"), distance("grpo")
     return (
-        f"Mean distance from the entropy of the pair's AEM run, {len(pairs)} pairs: {distance('entropy_of_aem'):.2f} nats "
-        f"a step with the bonus, {distance('grpo'):.2f} with GRPO alone."
+        f"Mean distance from the entropy of the pair's AEM run, {len(pairs)} pairs: "
+        f"{bonus:.2f} nats a step with the bonus, {alone:.2f} with GRPO alone."
     )
 
 
